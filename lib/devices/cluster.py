@@ -1,0 +1,105 @@
+"""P simulated devices that all run the same program."""
+
+import contextvars
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from lib.devices.exchange import Exchange
+from lib.devices.group import Group
+from lib.devices.meters import Meters
+from lib.devices.turns import Turns
+
+
+class Cluster:
+    """`size` simulated devices.
+
+        outputs = Cluster(4).run(program, x, w)     # program(group, x, w) on each device; a list, one result per rank
+
+    After a run, failed or not, `meters` holds what each device sent and received.
+    """
+
+    def __init__(self, size: int):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"Cluster(size={size!r}): the number of devices must be an integer of at least 1")
+        self.size = size
+        self.meters = Meters(size)
+
+    def __repr__(self) -> str:
+        return f"Cluster({self.size})"
+
+    def run(self, program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Runs `program(group, *args, **kwargs)` once per device; returns the results in rank order.
+
+        The arguments are handed to every device as they are, not copied: treat them as read-only. The caller's modes
+        (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device, and every
+        device's random stream starts where the caller's stands; afterwards the caller's goes on where rank 0's stopped.
+
+        What a program raises is raised here, with a note of the rank. Devices that wait for ever raise DeadlockError,
+        devices that disagree raise MismatchError, and an interrupt stops all.
+        """
+        _check_program(program, args, kwargs)
+        self.meters = Meters(self.size)
+        exchange = Exchange(self.size, self.meters)
+        outputs: list[Any] = [None] * self.size
+        with_modes = _modes_of_the_caller()
+
+        def device(rank: int) -> None:
+            outputs[rank] = program(Group(exchange, rank, range(self.size)), *args, **kwargs)
+            exchange.ended.add(rank)
+
+        turns = exchange.turns = Turns(self.size, with_modes(device), exchange.stuck)
+        stream = torch.default_generator.get_state()
+        try:
+            turns.run()
+            stream = turns.streams[0]
+        finally:
+            exchange.turns = None  # the groups are dead now, and nothing keeps the threads
+            torch.default_generator.set_state(stream)
+        exchange.check_mail()
+        return outputs
+
+
+def _check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
+    if not callable(program):
+        raise TypeError(f"Cluster.run needs a program, a function of (group, ...), not {type(program).__name__}")
+    try:
+        signature = inspect.signature(program)
+    except (TypeError, ValueError):
+        return  # some built-in functions do not tell their arguments
+    try:
+        signature.bind("group", *args, **kwargs)
+    except TypeError as error:
+        name = getattr(program, "__name__", type(program).__name__)
+        raise TypeError(
+            f"{name}{signature} cannot be called as {name}(group, ...) with the {len(args)} positional and "
+            f"{len(kwargs)} keyword argument(s) after the program: {error}. "
+            "Every device is handed its group first, then what follows the program in Cluster.run(program, ...)"
+        ) from None
+
+
+def _modes_of_the_caller() -> Callable[[Callable[[int], None]], Callable[[int], None]]:
+    """PyTorch keeps its modes per thread. Returns a wrapper that makes a function run in the modes of this thread."""
+    context = contextvars.copy_context()
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    device = torch.get_default_device()
+    autocast = torch.is_autocast_enabled("cpu")
+    autocast_dtype, autocast_cache = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
+
+    def with_modes(function: Callable[[int], None]) -> Callable[[int], None]:
+        def call(rank: int) -> None:
+            with ExitStack() as modes:
+                modes.enter_context(torch.inference_mode(inference))
+                modes.enter_context(torch.set_grad_enabled(grad))
+                if autocast:
+                    modes.enter_context(torch.autocast("cpu", autocast_dtype, cache_enabled=autocast_cache))
+                if device.type != "cpu":  # the default; entering it would cost a little at every operation
+                    modes.enter_context(device)
+                function(rank)
+
+        return lambda rank: context.copy().run(call, rank)  # a context can be entered by one thread only
+
+    return with_modes

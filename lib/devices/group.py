@@ -1,0 +1,161 @@
+"""What a program sees: its rank, and the verbs by which it talks to the other devices of its group."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lib.devices import collectives as c
+from lib.devices.exchange import Exchange
+from lib.devices.explain import short_ranks
+
+
+class Group:
+    """Some devices that talk, seen from one of them.
+
+    `rank` is this device's number in the group and `size` how many there are; `ranks` are the members' ranks in the
+    cluster, in the order of the group. On a device that is not a member, `rank` is None and every verb is refused.
+
+    The verbs are named as in `torch.distributed` and mean the same, but they are functional: each returns a new tensor
+    and never writes into the one it was given. `src` and `dst` are ranks in the group. All devices of the group must
+    make the same calls in the same order.
+
+    Verbs know nothing of gradients, so a tensor that requires one is refused; `lib.parallel.conjugates` holds the
+    differentiable functions.
+    """
+
+    def __init__(self, exchange: Exchange, me: int, ranks: Sequence[int], key: int = 0):
+        self.ranks = tuple(ranks)
+        self.size = len(self.ranks)
+        self.rank = self.ranks.index(me) if me in self.ranks else None
+        self._me, self._exchange, self._key = me, exchange, key
+        self._times_made: dict[tuple[int, ...], int] = {}
+
+    def __repr__(self) -> str:
+        return f"Group(rank={self.rank}, size={self.size}, ranks={self.ranks})"
+
+    # ---- collectives: every device of the group takes part ----
+
+    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+        """The element-by-element sum ("max", "min") of all tensors, on every device. Shape as `x`."""
+        return self._meet(c.AllReduce(op), x)
+
+    def all_gather(self, x: Tensor, dim: int = 0) -> Tensor:
+        """All tensors concatenated along `dim` in rank order, on every device. Lengths along `dim` may differ."""
+        return self._meet(c.AllGather(self._dim(x, dim, "all_gather")), x)
+
+    def reduce_scatter(self, x: Tensor, dim: int = 0, op: str = "sum") -> Tensor:
+        """The sum of all tensors cut along `dim` (see `shard_sizes`); this device's piece."""
+        return self._meet(c.ReduceScatter(self._dim(x, dim, "reduce_scatter"), op), x)
+
+    def all_to_all(self, x: Tensor, split_dim: int = 0, concat_dim: int = 0) -> Tensor:
+        """Piece j of `x` along `split_dim` goes to device j; what arrives is concatenated along `concat_dim`."""
+        split, concat = self._dim(x, split_dim, "all_to_all"), self._dim(x, concat_dim, "all_to_all")
+        return self._meet(c.AllToAll(split, concat), x)
+
+    def broadcast(self, x: Tensor | None, src: int = 0) -> Tensor:
+        """The tensor of device `src`, on every device. The others may pass None, or a tensor of the same shape."""
+        self._member(src, "src", "broadcast")
+        return self._meet(c.Broadcast(src), x, needed=self.rank == src)
+
+    def reduce(self, x: Tensor, dst: int = 0, op: str = "sum") -> Tensor | None:
+        """The sum ("max", "min") of all tensors on device `dst`; None on the others."""
+        self._member(dst, "dst", "reduce")
+        return self._meet(c.Reduce(dst, op), x)
+
+    def scatter(self, x: Tensor | None, dim: int = 0, src: int = 0) -> Tensor:
+        """This device's piece of the tensor of device `src`, cut along `dim`. The others may pass None."""
+        self._member(src, "src", "scatter")
+        self._dim(x, dim, "scatter")
+        return self._meet(c.Scatter(src, dim), x, needed=self.rank == src)
+
+    def gather(self, x: Tensor, dim: int = 0, dst: int = 0) -> Tensor | None:
+        """All tensors concatenated along `dim` in rank order on device `dst`; None on the others."""
+        self._member(dst, "dst", "gather")
+        return self._meet(c.Gather(dst, self._dim(x, dim, "gather")), x)
+
+    def barrier(self) -> None:
+        """Returns when every device of the group has called it."""
+        self._meet(c.Barrier(), None, needed=False)
+
+    # ---- messages: two devices ----
+
+    def send(self, x: Tensor, dst: int, tag: int = 0) -> None:
+        """Sends `x` to device `dst`. Does not wait until it is received."""
+        self._member(dst, "dst", "send")
+        self._check(x, "send")
+        self._exchange.send(self._key, self.ranks, self.rank, dst, tag, x.detach())
+
+    def recv(self, src: int, tag: int = 0) -> Tensor:
+        """The next tensor that device `src` sends to this one under `tag`. Waits for it."""
+        self._member(src, "src", "recv")
+        return self._exchange.recv(self._key, self.ranks, self.rank, src, tag)
+
+    # ---- smaller groups ----
+
+    def split(self, parts: int | Sequence[Sequence[int]]) -> "Group":
+        """The sub-group that this device belongs to; costs no communication.
+
+        `parts` is a number (so many groups of consecutive ranks, which must divide evenly) or a list of lists of ranks
+        of this group, e.g. [[0, 2], [1, 3]]. A device in none of the lists gets a group whose verbs are refused.
+        """
+        lists = self._consecutive(parts) if isinstance(parts, int) else [list(part) for part in parts]
+        named = [rank for part in lists for rank in part]
+        for rank in named:
+            self._member(rank, "rank", "split")
+        if len(set(named)) < len(named):
+            raise ValueError(f"split({lists}): a rank is named twice; each may be in one sub-group at most")
+        ranks = tuple(self.ranks[r] for r in next((part for part in lists if self.rank in part), ()))
+        # The same devices may be asked for again: each time is a group of its own, with its own meetings.
+        times = self._times_made[ranks] = self._times_made.get(ranks, 0) + 1
+        return Group(self._exchange, self._me, ranks, self._exchange.key_for(self._key, ranks, times))
+
+    def _consecutive(self, parts: int) -> list[range]:
+        if parts < 1 or self.size % parts:
+            raise ValueError(f"{self.size} devices cannot be split into {parts} equal groups: {parts} must divide {self.size}")
+        each = self.size // parts
+        return [range(start, start + each) for start in range(0, self.size, each)]
+
+    # ---- checks: a mistake is named before anything runs ----
+
+    def _meet(self, verb: c.Collective, x: Tensor | None, needed: bool = True) -> Tensor | None:
+        self._member(self.rank, "rank", verb.name)
+        if getattr(verb, "op", "sum") not in c.COMBINE:
+            raise ValueError(f"{verb.name}: op={verb.op!r} is not one of {', '.join(map(repr, c.COMBINE))}")
+        if x is not None or needed:
+            self._check(x, verb.name, verb.partners)
+            x = x.detach()
+        return self._exchange.meet(self._key, self.ranks, self.rank, verb, x)
+
+    def _check(self, x: Tensor, verb: str, partners: str = "") -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)} needs a torch.Tensor, not {type(x).__name__}")
+        if x.requires_grad and torch.is_grad_enabled():
+            instead = f"use {partners} of lib.parallel, which knows the backward, or " if partners else ""
+            raise RuntimeError(
+                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: this {tuple(x.shape)} tensor requires grad, and {verb} "
+                f"would lose its gradient. Instead {instead}pass x.detach() if no gradient is wanted"
+            )
+
+    def _dim(self, x: Tensor, dim: int, verb: str) -> int:
+        if not isinstance(x, Tensor):
+            return dim  # refused later, or no tensor is needed here
+        if not -x.ndim <= dim < x.ndim:
+            has = f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"
+            raise IndexError(
+                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: dim {dim} is out of range for a tensor of shape "
+                f"{tuple(x.shape)}; {has}"
+            )
+        return dim % x.ndim
+
+    def _member(self, rank: int | None, what: str, verb: str) -> None:
+        if self.rank is None:
+            raise ValueError(
+                f"{verb}: rank {self._me} is not a member of this group. Only members may call its verbs: "
+                "guard the call with `if group.rank is not None`"
+            )
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < self.size:
+            raise ValueError(
+                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: {what}={rank!r} is not in the group; "
+                f"its ranks are 0 to {self.size - 1}"
+            )

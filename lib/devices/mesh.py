@@ -1,0 +1,46 @@
+"""Devices in a grid: `Mesh(group, dp=2, tp=4)` gives each device one named sub-group per axis."""
+
+import math
+
+from lib.devices.group import Group
+
+
+class Mesh:
+    """Cuts `group` into a grid. `mesh.tp` is the sub-group of the devices that differ from this one only along `tp`.
+
+    Ranks run through the grid like the numbers in a printed page: the last axis fastest. So the devices of the last
+    axis have neighboring ranks; give that place to the axis that talks most (Megatron-LM: tensor parallelism).
+
+    Raises ValueError when the sizes do not multiply to the size of the group.
+    """
+
+    def __init__(self, group: Group, **axes: int):
+        for name, size in axes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"Mesh: {name}={size!r} is not a number of devices; it must be an integer of at least 1")
+        product = math.prod(axes.values())
+        if not axes or product != group.size:
+            grid = " x ".join(f"{name}={size}" for name, size in axes.items()) or "no axes"
+            raise ValueError(
+                f"Mesh on rank {group.rank}: {grid} needs {product} devices, but the group has {group.size}. "
+                "The sizes of all axes must multiply to the size of the group"
+            )
+        self.group, self.axes = group, dict(axes)
+        self.coordinates: dict[str, int] = {}
+        self._groups: dict[str, Group] = {}
+        stride = group.size
+        for name, size in axes.items():
+            stride //= size
+            self.coordinates[name] = group.rank // stride % size
+            # One list per line of the grid along this axis: start anywhere at coordinate 0, then step by `stride`.
+            starts = [r for r in range(group.size) if r // stride % size == 0]
+            self._groups[name] = group.split([[start + i * stride for i in range(size)] for start in starts])
+
+    def __getattr__(self, name: str) -> Group:
+        groups = self.__dict__.get("_groups", {})
+        if name not in groups:
+            raise AttributeError(f"this mesh has no axis {name!r}; its axes are {', '.join(groups)}")
+        return groups[name]
+
+    def __repr__(self) -> str:
+        return f"Mesh({', '.join(f'{name}={self.coordinates[name]} of {size}' for name, size in self.axes.items())})"

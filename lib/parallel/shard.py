@@ -1,0 +1,46 @@
+"""Cutting a tensor into shards, and putting shards together again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lib.devices import Group
+from lib.devices.pieces import cut, shard_sizes
+
+__all__ = ["shard", "shard_sizes", "unshard"]
+
+
+def shard(x: Tensor, group: Group, dim: int) -> Tensor:
+    """This device's piece of `x` along `dim`: a view, no copy. Replicate -> Shard(dim), and it costs nothing.
+
+    The sizes are those of `shard_sizes`: the first `length % size` devices get one more. Devices may get an empty piece.
+    """
+    _check_dim(x, dim, f"shard on rank {group.rank}")
+    return cut(x, group.size, dim)[group.rank]
+
+
+def unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
+    """The tensor that `shards`, in rank order, are the pieces of. For looking at results outside of a program;
+    inside one, `group.all_gather` does this with communication.
+
+    Raises ValueError when the pieces do not have the sizes that `shard` would have cut.
+    """
+    if not shards:
+        raise ValueError("unshard: there are no shards; pass the list of all pieces in rank order")
+    _check_dim(shards[0], dim, "unshard")
+    sizes = [x.shape[dim] for x in shards]
+    expected = shard_sizes(sum(sizes), len(sizes))
+    if sizes != expected:
+        raise ValueError(
+            f"unshard: {len(sizes)} shards of {sum(sizes)} along dim {dim} have sizes {expected}, not {sizes}. "
+            "Are they in rank order, and is this the dim they were cut along?"
+        )
+    return torch.cat(list(shards), dim)
+
+
+def _check_dim(x: Tensor, dim: int, who: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who} needs a torch.Tensor, not {type(x).__name__}; convert with torch.as_tensor(...)")
+    if not -x.ndim <= dim < x.ndim:
+        raise IndexError(f"{who}: dim {dim} is out of range for a tensor of shape {tuple(x.shape)} with {x.ndim} dims")
