@@ -109,6 +109,7 @@ class Exchange:
         """The error for the moment when nobody can move."""
         frames = sys._current_frames()
         places = {rank: where(self.turns.frame_of(rank, frames)) for rank in self._waits_for}
+        del frames  # this frame is among them: such a cycle would keep the devices' tensors alive
         calls = {rank: f"{call} in group {short_ranks(ranks)}" for rank, (call, ranks) in self._waits_for.items()}
         return DeadlockError(table_of_the_stuck(self.size, calls, places, self.ended))
 
@@ -141,6 +142,7 @@ class Exchange:
                     f"  rank {ranks[r]}: {describe(v, t)}, in {where(self.turns.frame_of(ranks[r], frames))}"
                     for r, v, t in sorted(calls, key=lambda call: call[0])
                 ]
+                del frames  # as in `stuck`
                 raise MismatchError("\n".join([f"in group {short_ranks(ranks)} {what}.", *lines]))
         if first is None or meeting.tensors[first] is None and x is not None:
             meeting.measure = rank  # not everyone must bring a tensor: the first who does is the better measure

@@ -22,7 +22,7 @@ def different_random(group: Group) -> Iterator[None]:
 
     Costs no communication. New numbers at every use; the same ones again after the same `torch.manual_seed`.
     """
-    seed = int(torch.randint(_SEEDS, ()))
+    seed = int(torch.randint(_SEEDS, (), device="cpu"))
     with _stream((seed + 0x9E3779B97F4A7C15 * group.rank) % _SEEDS):  # seeds far apart, and rank 0 keeps `seed`
         yield
 
@@ -33,7 +33,7 @@ def same_random(group: Group) -> Iterator[None]:
 
     Rank 0 sends the others a seed: one broadcast of 8 bytes.
     """
-    seed = torch.randint(_SEEDS, ())
+    seed = torch.randint(_SEEDS, (), device="cpu")
     with _stream(int(group.broadcast(seed))):
         yield
 

@@ -26,28 +26,30 @@ class Turns:
         self._threads = [
             threading.Thread(target=self._live, args=(rank,), name=f"device {rank}", daemon=True) for rank in range(size)
         ]
-        self._may_run = [threading.Lock() for _ in range(size)]  # a closed gate per device; the turn opens it
-        for gate in self._may_run:
+        self._may_run = [threading.Lock() for _ in range(size)]  # a gate per device; the turn opens it
+        for gate in self._may_run[1:]:  # rank 0 has the first turn
             gate.acquire()
         self._all_ended = threading.Lock()
         self._all_ended.acquire()
-        self._ready = deque(range(size))
+        self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
         # PyTorch has one random stream per process. Here each device has its own, laid aside while others run.
         self.streams = [torch.default_generator.get_state()] * size
-        self.running: int | None = None
+        self.running: int | None = 0
         self.failure: BaseException | None = None
 
     def run(self) -> None:
         """Blocks until every device has ended. Re-raises what made the run fail; leaves no thread behind."""
-        for thread in self._threads:
-            thread.start()
-        self._pass_turn()
         try:
+            for thread in reversed(self._threads):  # rank 0 last: it begins at once
+                thread.start()
             self._all_ended.acquire()
         except BaseException as interrupt:  # Ctrl-C, or the notebook's stop button
             self.failure = interrupt
+            for thread in reversed(self._threads):
+                if not thread.is_alive() and thread.ident is None:
+                    thread.start()  # even a device that never began must pass the turn on
             while not self._all_ended.acquire(timeout=0.05):
                 self._interrupt_running_device()
         for thread in self._threads:
@@ -102,7 +104,10 @@ class Turns:
 
     def _pass_turn(self) -> None:
         if not self._ready and self._waiting and self.failure is None:
-            self.failure = self._stuck()
+            try:
+                self.failure = self._stuck()
+            except Exception as error:  # whatever happens while the error is worded, the run must end
+                self.failure = error
         if self.failure is not None:  # wake all who wait: each raises Stopped and unwinds, still one at a time
             self._ready.extend(sorted(self._waiting))
             self._waiting.clear()

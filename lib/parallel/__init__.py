@@ -1,6 +1,14 @@
 """How a model is split: one file per idea."""
 
-from lib.parallel.conjugates import all_gather, all_to_all, copy_to, gather_from, reduce_from, reduce_scatter, scatter_to
+from lib.parallel.conjugates import (
+    all_gather,
+    all_to_all,
+    copy_to,
+    gather_from,
+    reduce_from,
+    reduce_scatter,
+    scatter_to,
+)
 from lib.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from lib.parallel.placement import Partial, Placement, Replicate, Shard
 from lib.parallel.shard import shard, shard_sizes, unshard

@@ -23,12 +23,9 @@ def draw_bars(values: Mapping[str, float] | Sequence[float], title: str, unit: s
         raise ValueError(f"nothing to draw for {title!r}: pass one value or more")
     for key, value in named.items():
         if not 0 <= value < float("inf"):
-            raise ValueError(
-                f"cannot draw a bar of {value!r} for {key!r}: values must be finite and not negative"
-            )
+            raise ValueError(f"cannot draw a bar of {value!r} for {key!r}: values must be finite and not negative")
     texts = {
-        k: (f"{v:,}" if isinstance(v, int) else f"{v:,.4g}") + (f" {unit}" if unit else "")
-        for k, v in named.items()
+        k: (f"{v:,}" if isinstance(v, int) else f"{v:,.4g}") + (f" {unit}" if unit else "") for k, v in named.items()
     }
     left = MARGIN + (TAG if ranked else min(180.0, max(7.8 * len(k) for k in named))) + 10
     room = WIDTH - MARGIN - left - max(7.6 * len(t) for t in texts.values()) - 8

@@ -10,9 +10,7 @@ from .language import PAPER, paint
 from .svg import LOCAL_ID, element, number
 
 Look = Literal["sharded", "replicated", "partial"]
-MOST_CELLS = (
-    12  # a longer dimension is drawn as if it had this many cells, and without the lines between them
-)
+MOST_CELLS = 12  # a longer dimension is drawn as if it had this many cells, and without the lines between them
 
 
 def cells(length: int) -> int:
@@ -62,9 +60,7 @@ def block(
     if values is not None:
         # Over a hatch the digits get a halo of paper, so that no stroke crosses them.
         halo = (
-            {"stroke": PAPER, "stroke_width": 4, "paint_order": "stroke"}
-            if look == "partial"
-            else {"stroke": "none"}
+            {"stroke": PAPER, "stroke_width": 4, "paint_order": "stroke"} if look == "partial" else {"stroke": "none"}
         )
         group.append(
             element(
@@ -167,9 +163,7 @@ def label(
     x: float, y: float, text: str, anchor: str | None = None, bold: bool = False, size: float | None = None
 ) -> Element:
     """Text with its baseline at (x, y); anchor "middle" or "end" centers it or ends it there."""
-    return element(
-        "text", text, x=x, y=y, text_anchor=anchor, font_weight=600 if bold else None, font_size=size
-    )
+    return element("text", text, x=x, y=y, text_anchor=anchor, font_weight=600 if bold else None, font_size=size)
 
 
 def arrow(*points: tuple[float, float]) -> Element:

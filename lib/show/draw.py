@@ -44,9 +44,7 @@ def draw_tensor(
     rows_dim, cols_dim = len(shape) - 2, len(shape) - 1
     if isinstance(placement, Shard):
         if not -len(shape) <= placement.dim < len(shape):
-            raise ValueError(
-                f"cannot draw {placement} of {name} {shape_text(shape)}: it has {len(shape)} dimensions"
-            )
+            raise ValueError(f"cannot draw {placement} of {name} {shape_text(shape)}: it has {len(shape)} dimensions")
         dim = placement.dim % len(shape)
         rows_dim = min(dim, rows_dim)
         ranges = pieces(shape[dim], devices)
@@ -88,13 +86,7 @@ def draw_tensor(
         body.append(label(MARGIN, bottom + 8, f"added up, element by element: {name} {shape_text(shape)}"))
         bottom += 20
     explained, height = legend(MARGIN, bottom + 6, [look]) if key else ([], 0)
-    argument = (
-        dim
-        if isinstance(placement, Shard)
-        else ""
-        if getattr(placement, "op", "sum") == "sum"
-        else placement.op
-    )
+    argument = dim if isinstance(placement, Shard) else "" if getattr(placement, "op", "sum") == "sum" else placement.op
     where = f"{type(placement).__name__}({argument}) on {count(devices, 'device')}"
     heading = [
         label(MARGIN, 24, f"{name} {shape_text(shape)}", bold=True, size=15),
@@ -119,7 +111,7 @@ def _flow(held, extents, size, look, lines, texts) -> tuple[list[Element], float
     """Blocks side by side, each under its rank and over its shape; a full line goes on below."""
     body: list[Element] = []
     plus = look == "partial"
-    x, y, gap = MARGIN + 1.0, 44.0, 22 if plus else 10
+    x, y, gap = MARGIN + 1.0, 44.0, 22 if plus else 6
     rows = max(r for r, _ in extents)
     step = 30 + rows * size[1] + 38
     for rank, (shape, (r, c)) in enumerate(zip(held, extents, strict=True)):

@@ -9,7 +9,8 @@ const find = (what) => root.querySelector(what);
 const {chunks, frames, says, points} = JSON.parse(find(".omd-data").textContent);
 const nth = [...document.querySelectorAll(".omd-explore")].indexOf(root);
 const inputs = [...root.querySelectorAll("input")], frame = find(".omd-frame"), status = find(".omd-status");
-const own = (html) => html.replace(/omd-#(\d+)-/g, `omd-${root.dataset.uid}-${nth}-$1-`);
+const swap = (text) => text.replace(/["']/g, (mark) => (mark === '"' ? "'" : '"'));
+const own = (html) => swap(html).replace(/omd-#(\d+)-/g, `omd-${root.dataset.uid}-${nth}-$1-`);
 const show = () => {
   const at = [...root.querySelectorAll("input[type=range],input:checked")].map((input) => {
     const values = JSON.parse(input.dataset.values || "null"), value = values ? values[input.value] : input.value;

@@ -104,9 +104,7 @@ class Exploration:
         return box
 
 
-def explore(
-    draw: Callable[..., Any], /, *, question: str | None = None, **axes: Sequence[Any]
-) -> Exploration:
+def explore(draw: Callable[..., Any], /, *, question: str | None = None, **axes: Sequence[Any]) -> Exploration:
     """Call `draw(name=value, ...)` on every point of the grid of `axes` and show the pictures with their
     controls.
 
@@ -121,9 +119,7 @@ def explore(
     if not callable(draw):
         raise TypeError(f"explore needs a function that draws one point, got {draw!r}")
     if not axes:
-        raise ValueError(
-            "explore has nothing to vary: pass the values of each control, e.g. devices=[1, 2, 4]"
-        )
+        raise ValueError("explore has nothing to vary: pass the values of each control, e.g. devices=[1, 2, 4]")
     for name, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(f"{name} must be a list of values, e.g. {name}=[{values!r}], got {values!r}")

@@ -21,16 +21,13 @@ PALETTE = (
     ("#56B4E9", "#1A1A1A", "#1A6C9C", "#86CDF3"),  # sky
     ("#B84E00", "#FFFFFF", "#A34500", "#F59256"),  # vermillion
     ("#F0E442", "#1A1A1A", "#6B6300", "#F0E442"),  # yellow
-    ("#666B72", "#FFFFFF", "#50555B", "#B4BAC2"),  # gray
+    ("#44484D", "#FFFFFF", "#50555B", "#B4BAC2"),  # gray: near Okabe and Ito's black
 )
 COLORS = len(PALETTE)
 LIGHT_PAPER, DARK_PAPER = "#FFFFFF", "#14181E"
 LIGHT_INK, DARK_INK = "#1B1F24", "#E6E9ED"
 
-_DARK = (
-    "".join(f"--omd-ink-{i}:{dark};" for i, (_, _, _, dark) in enumerate(PALETTE))
-    + f"--omd-paper:{DARK_PAPER}"
-)
+_DARK = "".join(f"--omd-ink-{i}:{dark};" for i, (_, _, _, dark) in enumerate(PALETTE)) + f"--omd-paper:{DARK_PAPER}"
 
 # Every use in a drawing has the light value as its fallback, so only the dark page needs rules. They define
 # variables and nothing else: harmless if a page carries them twice. (book; JupyterLab; VS Code)
@@ -83,10 +80,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def _luminance(color: str) -> float:
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-        for c in (v / 255 for v in _channels(color))
-    ]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _channels(color))]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 

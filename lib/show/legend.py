@@ -31,8 +31,6 @@ def legend(x: float, y: float, looks: Sequence[str], width: float = 464) -> tupl
         if look == "arrow":
             drawn.append(arrow((left, middle), (left + 24, middle)))
         else:
-            drawn.append(
-                element("rect", x=left, y=middle - 7, width=24, height=14, stroke="currentColor", **style)
-            )
+            drawn.append(element("rect", x=left, y=middle - 7, width=24, height=14, stroke="currentColor", **style))
         drawn.append(label(left + 32, middle + 4.5, MEANING[look]))
     return drawn, 22 * ((len(looks) + 1) // 2)

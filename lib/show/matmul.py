@@ -50,9 +50,7 @@ def draw_matmul(
     """
     (batch, inner), (rows, out) = _two(shape_of(x), "x"), _two(shape_of(w), "w")
     if inner != rows:
-        raise ValueError(
-            f"x {shape_text((batch, inner))} times w {shape_text((rows, out))}: {inner} is not {rows}"
-        )
+        raise ValueError(f"x {shape_text((batch, inner))} times w {shape_text((rows, out))}: {inner} is not {rows}")
     if split not in ("column", "row"):
         raise ValueError(f'split must be "column" or "row", got {split!r}')
     devices, column = check_devices(devices), split == "column"
@@ -66,9 +64,7 @@ def draw_matmul(
     nest = 4 * (min(devices, 8) - 1) if gather else 0  # the outlines of the copies around the result
     # Room for 4 or 8 outlines, so that the matrices keep their size while the reader changes the device
     # count.
-    side = min(
-        24, (WIDTH - LEFT - 2 * GAP - BUS - MARGIN - (12 if devices <= 4 else 28)) // max(k + 2 * n, 1)
-    )
+    side = min(24, (WIDTH - LEFT - 2 * GAP - BUS - MARGIN - (12 if devices <= 4 else 28)) // max(k + 2 * n, 1))
     tall = max(6, min(side, (96 if devices <= 4 else 56) // max(m, k, 1)))
     # A column of the picture is as wide as its matrix or its longest label.
     x_room, w_room = (
@@ -80,9 +76,7 @@ def draw_matmul(
     band = max(m, k) * tall
     body: list[Element] = []
 
-    def piece(
-        left: float, shape: tuple[int, int], cut: int | None, rank: int, look: str
-    ) -> list[Element | None]:
+    def piece(left: float, shape: tuple[int, int], cut: int | None, rank: int, look: str) -> list[Element | None]:
         """One device's part of a matrix, inside the outline of the whole; `cut` is the dim that is split."""
         r, c = cells(shape[0]) * tall, cells(shape[1]) * side
         start, stop = ranges[rank] if cut is not None else (0, 0)
@@ -108,9 +102,7 @@ def draw_matmul(
         mids.append(y + TOP + m * tall / 2)
         row = [
             tag(MARGIN, middle, rank),
-            *piece(
-                lefts[0], (batch, inner), None if column else 1, rank, "replicated" if column else "sharded"
-            ),
+            *piece(lefts[0], (batch, inner), None if column else 1, rank, "replicated" if column else "sharded"),
             *piece(lefts[1], (inner, out), 1 if column else 0, rank, "sharded"),
             *piece(lefts[2], (batch, out), 1 if column else None, rank, "sharded" if column else "partial"),
         ]
@@ -120,9 +112,7 @@ def draw_matmul(
         for left, sign in ((lefts[1], "×"), (lefts[2], "=")):
             row.append(label(left - GAP / 2, middle + 5, sign, "middle", size=16))
         if not column and rank + 1 < devices:
-            row.append(
-                label(lefts[2] + n * side / 2, TOP + (band + m * tall) / 2 + 17, "+", "middle", True, 17)
-            )
+            row.append(label(lefts[2] + n * side / 2, TOP + (band + m * tall) / 2 + 17, "+", "middle", True, 17))
         body.append(element("g", *row, transform=f"translate(0 {number(y)})"))
         y += step
 
@@ -132,9 +122,7 @@ def draw_matmul(
     if gather:
         top = y + 34 + nest
         if devices > 1:
-            stubs = "".join(
-                f"M{number(lefts[2] + n * side + 5)} {number(mid)}H{number(right)}" for mid in mids
-            )
+            stubs = "".join(f"M{number(lefts[2] + n * side + 5)} {number(mid)}H{number(right)}" for mid in mids)
             body.append(element("path", d=stubs, fill="none", stroke="currentColor", stroke_width=2))
             goal = top + m * tall / 2
             body.append(arrow((right, mids[0] - 1), (right, goal), (lefts[2] + n * side + nest + 4, goal)))

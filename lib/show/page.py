@@ -21,31 +21,19 @@ from .language import THEME_CSS
 
 HERE = Path(__file__)
 PAGE_CSS = re.sub(r"/\*.*?\*/|\n", "", HERE.with_name("explore.css").read_text(encoding="utf-8"))
-SCRIPT = re.sub(
-    r"^//.*\n|^ +", "", HERE.with_name("explore.js").read_text(encoding="utf-8"), flags=re.M
-).strip()
+SCRIPT = re.sub(r"^//.*\n|^ +", "", HERE.with_name("explore.js").read_text(encoding="utf-8"), flags=re.M).strip()
 
 
-def page(
-    axes: Mapping[str, Sequence[Any]], points: Sequence[str], frames: Sequence[Any], question: str | None
-) -> str:
+def page(axes: Mapping[str, Sequence[Any]], points: Sequence[str], frames: Sequence[Any], question: str | None) -> str:
     """The widget as one piece of HTML. `frames` (html, says, still) go with `points`, in the same order."""
     table: dict[str, int] = {}  # repeated parts of the frames (a device's tag, a legend) are stored once
-    indices = [
-        [table.setdefault(chunk, len(table)) for chunk in _chunks(_anonymous(frame.html))] for frame in frames
-    ]
-    data = {
-        "chunks": list(table),
-        "frames": indices,
-        "says": [frame.says for frame in frames],
-        "points": list(points),
-    }
-    # "<" as an escape: the text of a data script may contain neither "</script" nor "<!--".
-    packed = (
-        json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        .replace("</", "<\\/")
-        .replace("<!--", "\\u003c!--")
-    )
+    indices = [[table.setdefault(chunk, len(table)) for chunk in _chunks(_anonymous(frame.html))] for frame in frames]
+    # The two quotation marks change places: HTML is full of ", each of which would cost a backslash in JSON.
+    chunks = [chunk.translate(str.maketrans("\"'", "'\"")) for chunk in table]
+    data = {"chunks": chunks, "frames": indices, "says": [f.says for f in frames], "points": list(points)}
+    packed = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    # The text of a data script may contain neither "</script" nor "<!--".
+    packed = packed.replace("</", "<\\/").replace("<!--", "\\u003c!--")
     uid = hashlib.sha256(packed.encode()).hexdigest()[:8]
     controls = "".join(_control(name, values, uid) for name, values in axes.items() if len(values) > 1)
     asked = f'<p class="omd-question">{html.escape(question)}</p>' if question else ""
@@ -92,7 +80,8 @@ def _control(name: str, values: Sequence[Any], uid: str) -> str:
         )
     radios = "".join(
         f'<label><input type="radio" name="omd-{uid}-{shown}" data-axis="{shown}" '
-        f'value="{html.escape(str(value))}" autocomplete="off"{" checked data-first" if i == 0 else ""}> {html.escape(str(value))}</label>'
+        f'value="{html.escape(str(value))}" autocomplete="off"'
+        f"{' checked data-first' if i == 0 else ''}> {html.escape(str(value))}</label>"
         for i, value in enumerate(values)
     )
     return f"<fieldset><legend>{shown}</legend>{radios}</fieldset>"

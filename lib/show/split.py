@@ -30,14 +30,10 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
     Errors: TypeError for anything else, ValueError for a negative length.
     """
     shape = getattr(tensor, "shape", tensor)
-    if not isinstance(shape, Sequence) or not all(
-        isinstance(n, int) and not isinstance(n, bool) for n in shape
-    ):
+    if not isinstance(shape, Sequence) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise TypeError(f"expected a tensor or a shape such as (4, 6), got {tensor!r}")
     if not shape or min(shape) < 0:
-        raise ValueError(
-            f"cannot draw the shape {shape_text(shape)}: it needs one length or more, none negative"
-        )
+        raise ValueError(f"cannot draw the shape {shape_text(shape)}: it needs one length or more, none negative")
     return tuple(shape)
 
 
@@ -76,8 +72,6 @@ def holdings(shapes: Sequence[Sequence[int]]) -> str:
         if n == 1:
             clauses.append(f"rank {rank} holds {shape_text(shape)}")
         else:
-            clauses.append(
-                f"ranks {rank} {'and' if n == 2 else 'to'} {rank + n - 1} hold {shape_text(shape)} each"
-            )
+            clauses.append(f"ranks {rank} {'and' if n == 2 else 'to'} {rank + n - 1} hold {shape_text(shape)} each")
         rank += n
     return "; ".join(clauses)

@@ -24,9 +24,7 @@ def element(tag: str, *children: Element | str | None, **attributes: object) -> 
     node = Element(tag)
     for name, value in attributes.items():
         if value is not None:
-            node.set(
-                name.rstrip("_").replace("_", "-"), number(value) if isinstance(value, float) else str(value)
-            )
+            node.set(name.rstrip("_").replace("_", "-"), number(value) if isinstance(value, float) else str(value))
     for child in children:
         if isinstance(child, str):
             node.text = (node.text or "") + child

@@ -1,0 +1,145 @@
+"""Draws every static figure of the book: `python figures/make.py`. The same bytes every time; a test compares
+them.
+
+One function per figure. What a figure shows is computed: shapes by the split rule, numbers by a run of the
+engine.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lib import Cluster, Group
+from lib.parallel import Partial, Replicate, Shard
+from lib.show import Picture, draw_matmul, draw_tensor, element, stack
+from lib.show.blocks import arrow, block, hatches, label, tag
+from lib.show.language import paint
+from lib.show.split import shape_text
+
+
+def column_sharding() -> Picture:
+    """W [4, 6] whole, then as two [4, 3]: each device makes half of the columns, and they are set side by
+    side."""
+    before = draw_matmul((3, 4), (4, 6), devices=1, split="column", gather=False, key=False)
+    return stack("Column sharding, before and after", before, draw_matmul((3, 4), (4, 6), devices=2, split="column"))
+
+
+def row_sharding() -> Picture:
+    """W [4, 6] whole, then as two [2, 6], X split to match: each device makes a partial sum, and they are
+    added."""
+    before = draw_matmul((3, 4), (4, 6), devices=1, split="column", gather=False, key=False)
+    return stack("Row sharding, before and after", before, draw_matmul((3, 4), (4, 6), devices=2, split="row"))
+
+
+def placements() -> Picture:
+    """The same small tensor as Shard, Replicate and Partial over 2 devices."""
+    x = torch.arange(1, 9).reshape(2, 4)  # (2, 4)
+    first = torch.tensor([[1, 1, 2, 2], [3, 3, 4, 4]])  # (2, 4)  any split of the sum will do
+    return stack(
+        "The three placements of a tensor on 2 devices",
+        draw_tensor(x, "X", Shard(1), 2),
+        draw_tensor(x, "X", Replicate(), 2),
+        draw_tensor(x, "X", Partial(), 2, local=[first, x - first]),
+    )
+
+
+def program(group: Group, x: torch.Tensor) -> torch.Tensor:
+    y = x * (group.rank + 1)
+    return group.all_reduce(y)
+
+
+def one_program_many_devices(devices: int = 4) -> Picture:
+    """One program text, the devices that run it, the group through which they talk, and the list of
+    results."""
+    x = torch.tensor([1, 2])  # (2,)
+    locals_ = Cluster(devices).run(lambda group, x: x * (group.rank + 1), x)
+    outputs = Cluster(devices).run(program, x)
+    code = [
+        "def program(group, x):",
+        *inspect.getsource(program).splitlines()[1:],
+        "",
+        f"outputs = Cluster({devices}).run(program, x)",
+    ]
+    pitch, size = 464 / devices, (32, 26)
+    body = [
+        hatches(range(devices)),
+        label(8, 24, "One program, many devices", bold=True, size=15),
+        label(472, 24, f"x = {x.tolist()}", "end"),
+        element(
+            "rect",
+            x=8,
+            y=40,
+            width=464,
+            height=24 + 19 * len(code),
+            rx=6,
+            fill="currentColor",
+            fill_opacity=".07",
+        ),
+        element(
+            "g",
+            *[element("text", line, x=22, y=64 + 19 * i, style="white-space:pre") for i, line in enumerate(code)],
+            font_family="ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace",
+        ),
+    ]
+    top = 64 + 19 * len(code)
+    bus = top + 156
+    for rank in range(devices):
+        middle = 8 + pitch * (rank + 0.5)
+        left = middle - size[0]
+        body += [
+            arrow((middle, top), (middle, top + 28)),
+            element(
+                "rect",
+                x=middle - 52,
+                y=top + 32,
+                width=104,
+                height=96,
+                rx=6,
+                fill="none",
+                stroke=paint(rank).ink,
+                stroke_width=1.5,
+            ),
+            tag(middle - 28, top + 50, rank),
+            label(middle, top + 82, f"y {shape_text(locals_[rank].shape)}", "middle"),
+            block(left, top + 92, 1, 2, size, "partial", rank, values=[[str(v) for v in locals_[rank].tolist()]]),
+            arrow((middle, top + 130), (middle, bus - 2)),
+            arrow((middle, bus + 30), (middle, bus + 56)),
+            block(
+                left,
+                bus + 62,
+                1,
+                2,
+                size,
+                "replicated",
+                rank,
+                values=[[str(v) for v in outputs[rank].tolist()]],
+            ),
+            label(middle, bus + 106, f"outputs[{rank}]", "middle"),
+        ]
+    body += [
+        element("rect", x=8, y=bus, width=464, height=30, rx=6, fill="none", stroke="currentColor", stroke_width=2),
+        label(240, bus + 20, f"group of {devices}: all_reduce adds the y of all ranks", "middle"),
+    ]
+    desc = (
+        f"The same program runs on {devices} devices. Each computes its own y: "
+        + ", ".join(f"rank {rank} has {y.tolist()}" for rank, y in enumerate(locals_))
+        + f". Through their group they add them up (all-reduce), and every rank "
+        f"returns {outputs[0].tolist()}: the run gives a list of {devices} results, one per rank."
+    )
+    return Picture(480, bus + 120, "One program, many devices", desc, [node for node in body if node is not None])
+
+
+FIGURES: tuple[Callable[[], Picture], ...] = (
+    column_sharding,
+    row_sharding,
+    placements,
+    one_program_many_devices,
+)
+
+if __name__ == "__main__":
+    for figure in FIGURES:
+        figure().save(Path(__file__).with_name(f"{figure.__name__}.svg"))

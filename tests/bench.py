@@ -1,0 +1,75 @@
+"""`make bench`: what the simulator costs, as ratios measured in one run, interleaved. Prints tables for a note.
+
+    python tests/bench.py            about three minutes on two cores
+    python tests/bench.py --quick    toy sizes, seconds: proves that the bench works, says nothing about speed
+
+The work lies in tests/bench/. Each part runs in a fresh process: OpenMP keeps a team of workers per thread, and a peak
+of memory never falls, so nothing may be left over from the part before.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+from bench.plan import FULL, QUICK, progress
+from bench.tables import tables
+
+
+def part(name: str, quick: bool, **options: int) -> object:
+    """Runs one part in a process of its own."""
+    progress(f"{name} {options or ''}")
+    command = [sys.executable, __file__, "--part", json.dumps({"name": name, **options}), *["--quick"] * quick]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def run_part(plan, name: str, **options: int) -> object:
+    """Inside of the fresh process. The imports are late: the process that starts the parts must stay small."""
+    if name == "layers":
+        from bench.layers import measure
+    elif name == "collectives":
+        from bench.collectives import measure
+    elif name == "memory":
+        from bench.memory import measure
+    else:
+        import torch
+
+        return {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return measure(plan, **options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="toy sizes, a few seconds")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the numbers instead of tables")
+    chosen = parser.parse_args()
+    plan = QUICK if chosen.quick else FULL
+    if chosen.part:
+        print(json.dumps(run_part(plan, **json.loads(chosen.part))))
+        return
+
+    machine = part("machine", chosen.quick)
+    machine["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine["load"] = os.getloadavg()[0]
+    default = machine["threads"]
+    jobs = [("layers", {"threads": n, "processes": n == default}) for n in sorted({default, 1, 2})]
+    jobs += [("collectives", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
+    # One after the other: side by side they would disturb each other. The quick bench does not care.
+    with ThreadPoolExecutor(4 if chosen.quick else 1) as pool:
+        results = list(pool.map(lambda job: (job[0], part(job[0], chosen.quick, **job[1])), jobs))
+    found = {
+        "plan": asdict(plan),
+        "machine": machine,
+        "layers": [row for name, rows in results if name == "layers" for row in rows],
+        "collectives": next(rows for name, rows in results if name == "collectives"),
+        "memory": [row for name, row in results if name == "memory"],
+    }
+    print(json.dumps(found) if chosen.json else tables(found))
+
+
+if __name__ == "__main__":
+    main()

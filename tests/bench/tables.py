@@ -1,0 +1,113 @@
+"""The numbers as markdown."""
+
+TARGETS = {4: 1.15, 12: 1.35}  # MLP, forward + backward, simulated, times the dense time
+TARGET_COLLECTIVE = 50  # microseconds per device
+HOWS = ("simulated", "fresh run per step", "processes")
+
+
+def tables(found: dict) -> str:
+    """All tables of one bench; `found` is what tests/bench.py gathers."""
+    parts = [head(found), targets(found), layers(found), faults(found), collectives(found), memory(found)]
+    return "\n\n".join(parts)
+
+
+def head(found: dict) -> str:
+    plan, machine = found["plan"], found["machine"]
+    return (
+        f"MLP {plan['width']} -> {plan['hidden']} -> {plan['width']}, batch {plan['batch']} x {plan['tokens']}, "
+        f"float32; torch {machine['torch']}, {machine['cores']} core(s), load {machine['load']:.1f} at the start; "
+        f"{plan['rounds']} interleaved rounds, median (quartiles)."
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def spread(value: dict, digits: int = 2) -> str:
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
+
+
+def targets(found: dict) -> str:
+    rows = []
+    for row in found["layers"]:
+        if row["work"] == "MLP" and row["backward"] and row["how"] == "simulated" and row["devices"] in TARGETS:
+            what = f"MLP forward + backward, {row['devices']} devices, {row['threads']} thread(s)"
+            rows.append(
+                [*verdict(what, TARGETS[row["devices"]], row["ratio"], 2, " x dense"), spread(row["cpu ratio"])]
+            )
+    largest = max(row["devices"] for row in found["collectives"])
+    for row in found["collectives"]:
+        if row["devices"] == largest and row["what"] in ("all_reduce", "barrier"):
+            what = f"{row['what']}, {row['devices']} devices"
+            rows.append([*verdict(what, TARGET_COLLECTIVE, row["microseconds"], 1, " µs per device"), ""])
+    for row in found["memory"]:
+        if row["devices"]:
+            kept = f"{row['shared shards'] / 2**20:.1f} MiB more for {row['weights'] / 2**20:.1f} MiB of weights"
+            met = "yes" if row["all shared"] else "NO"
+            rows.append([f"shards under no_grad, {row['devices']} devices", "same memory", kept, met, ""])
+    return table(["target", "wanted", "reached", "met", "cpu time / dense"], rows)
+
+
+def verdict(what: str, wanted: float, reached: dict, digits: int, unit: str) -> list[str]:
+    met = "yes" if reached["median"] <= wanted else "NO"
+    return [what, f"<= {wanted}{unit}", f"{spread(reached, digits)}{unit}", met]
+
+
+def by_work(found: dict, cell) -> list[tuple[list[str], dict]]:
+    """Rows of a table with one column per device count; cells by `cell(row)`."""
+    rows: dict[tuple, dict] = {}
+    for row in found["layers"]:
+        name = (row["work"], "fwd + bwd" if row["backward"] else "fwd", str(row["threads"]))
+        rows.setdefault((*name, row["how"]), {})[row["devices"]] = cell(row)
+    return [(list(name), cells) for name, cells in rows.items()]
+
+
+def layers(found: dict) -> str:
+    devices = found["plan"]["devices"]
+    header = ["time / dense", "pass", "threads", "how", *(f"{n} dev" for n in devices)]
+    dense = {
+        (row["work"], row["backward"], row["threads"]): row["milliseconds"]["median"]
+        for row in found["layers"]
+        if row["how"] == "dense"
+    }
+    rows = [
+        [*name, *(cells.get(n, "") for n in devices)]
+        for name, cells in by_work(found, lambda row: spread(row["ratio"]))
+        if name[-1] in HOWS
+    ]
+    note = "; ".join(
+        f"{work} {'fwd + bwd' if backward else 'fwd'} at {threads}: {ms:.1f}"
+        for (work, backward, threads), ms in dense.items()
+    )
+    return f"{table(header, rows)}\n\nDense, ms per step at so many threads: {note}."
+
+
+def faults(found: dict) -> str:
+    devices = found["plan"]["devices"]
+    header = ["page faults per step", "pass", "threads", "how", *(f"{n} dev" for n in devices)]
+    rows = [
+        [*name, *(cells.get(n, "") for n in devices)]
+        for name, cells in by_work(found, lambda row: f"{row['faults']['median']:,.0f}")
+        if name[0] == "MLP"
+    ]
+    return table(header, rows)
+
+
+def collectives(found: dict) -> str:
+    cells = {(row["what"], row["devices"]): spread(row["microseconds"], 1) for row in found["collectives"]}
+    sizes = sorted({size for _, size in cells})
+    names = list(dict.fromkeys(what for what, _ in cells))
+    rows = [[what, *(cells.get((what, size), "") for size in sizes)] for what in names]
+    return table(["µs per device and call", *(f"{size} dev" for size in sizes)], rows)
+
+
+def memory(found: dict) -> str:
+    dense = next(row for row in found["memory"] if not row["devices"])["peak"]
+    rows = [["dense", f"{dense / 2**20:.1f}", "1.00"]]
+    for row in found["memory"]:
+        if row["devices"]:
+            mib, ratio = row["peak"] / 2**20, row["peak"] / max(dense, 1)
+            rows.append([f"{row['devices']} device(s)", f"{mib:.1f}", f"{ratio:.2f}"])
+    return table(["peak memory that forward + backward adds", "MiB", "x dense"], rows)

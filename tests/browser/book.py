@@ -1,0 +1,69 @@
+"""The built book as the browser tests see it: its pages, and everything that goes wrong on one of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page
+
+HTML = Path(__file__).resolve().parents[2] / "_build" / "html"
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+
+def pages() -> list[str]:
+    """Every page, as a path below _build/html. Not in _static, whose .html files are templates of the theme."""
+    if not (HTML / "index.html").exists():
+        raise FileNotFoundError("the book is not built: run `make book`, or `make test`, which builds it first")
+    found = (path.relative_to(HTML) for path in HTML.rglob("*.html"))
+    return sorted(str(path) for path in found if path.parts[0] != "_static" and str(path) != "index.html")
+
+
+def one_of_each() -> list[str]:
+    """All pages but the listings of lib's source, of which one stands for all: for tests of what the theme makes."""
+    listings = [path for path in pages() if path.startswith("_modules/")]
+    return [path for path in pages() if path not in listings[1:]]
+
+
+@dataclass
+class Opened:
+    page: Page
+    foreign: list[str] = field(default_factory=list)  # requests to another host, all of them blocked
+    problems: list[str] = field(default_factory=list)  # console errors and warnings, exceptions, failed requests
+    responses: list = field(default_factory=list)
+
+    def clean(self) -> None:
+        assert self.foreign == []
+        assert self.problems == []
+
+
+def open_page(browser: Browser, url: str, viewport=None, scheme="light", **context) -> Opened:
+    """Open `url` in a fresh context that lets nothing out of its own origin, and record what happens."""
+    home = urlsplit(url)
+    page = browser.new_context(viewport=viewport or DESK, color_scheme=scheme, **context).new_page()
+    opened = Opened(page)
+
+    def gate(route):
+        target = urlsplit(route.request.url)
+        if target.scheme in ("data", "blob") or (target.scheme, target.netloc) == (home.scheme, home.netloc):
+            route.continue_()
+        else:
+            opened.foreign.append(route.request.url)
+            route.abort()
+
+    def console(message):
+        if message.type in ("error", "warning", "assert"):
+            opened.problems.append(f"console {message.type}: {message.text} ({message.location.get('url')})")
+
+    page.route("**/*", gate)
+    page.on("console", console)
+    page.on("pageerror", lambda error: opened.problems.append(f"exception: {error}"))
+    page.on("requestfailed", lambda request: opened.problems.append(f"failed: {request.url}"))
+    page.on("response", lambda response: opened.responses.append(response))
+    page.on("websocket", lambda socket: opened.foreign.append(socket.url))
+    page.goto(url, wait_until="load")
+    return opened
+
+
+def close(opened: Opened) -> None:
+    opened.page.context.close()

@@ -1,0 +1,108 @@
+"""Menu, search, previous and next, light and dark: what a reader uses to find the way."""
+
+import re
+
+import pytest
+import yaml
+from browser.book import HTML, PHONE, one_of_each
+
+ROOT = HTML.parents[1]
+
+
+def order() -> list[str]:
+    """The pages in reading order, from _toc.yml."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return [f"{name}.html" for name in (toc["root"], *chapters)]
+
+
+def test_next_and_previous_walk_through_the_whole_book(visit, site):
+    opened = visit(order()[0])
+    page = opened.page
+    walked = [page.url.removeprefix(site)]
+    while page.locator("a.right-next").count():
+        page.locator("a.right-next").click()
+        page.wait_for_load_state()
+        walked.append(page.url.removeprefix(site))
+    assert walked == order()
+    for before in reversed(order()[:-1]):
+        page.locator("a.left-prev").click()
+        page.wait_for_load_state()
+        assert page.url.removeprefix(site) == before
+    opened.clean()
+
+
+@pytest.mark.parametrize("path", one_of_each())
+def test_the_menu_opens_on_a_phone(visit, path):
+    opened = visit(path, viewport=PHONE)
+    page = opened.page
+    link = page.locator("nav.bd-docs-nav a").last
+    assert not link.is_visible()
+    buttons = [one for one in page.locator(".primary-toggle").all() if one.is_visible()]
+    assert len(buttons) == 1, "a phone needs exactly one menu button"
+    buttons[0].click()
+    link.wait_for(state="visible")
+    page.keyboard.press("Escape")
+    link.wait_for(state="hidden")
+    buttons[0].focus()
+    page.keyboard.press("Enter")
+    link.wait_for(state="visible")
+    target = link.get_attribute("href")
+    link.click()
+    page.wait_for_load_state()
+    assert page.url.endswith(target.lstrip("./#")) or target == "#"
+    opened.clean()
+
+
+def test_the_menu_folds_on_a_desk(visit):
+    page = visit(order()[1]).page
+    sidebar = page.locator("#pst-primary-sidebar")
+    assert sidebar.is_visible()
+    page.locator(".primary-toggle:visible").click()
+    page.wait_for_function("document.querySelector('#pst-primary-sidebar').getBoundingClientRect().right <= 0 "
+                           "|| !document.querySelector('#pst-primary-sidebar').checkVisibility()")
+
+
+@pytest.mark.parametrize("base", ["http", "file"])
+def test_search_finds_a_word(visit, site, base):
+    opened = visit("intro.html", base=site if base == "http" else HTML.as_uri() + "/")
+    page = opened.page
+    assert page.locator("input[type=search]:visible").count() == 0
+    page.locator(".search-button__button:visible").first.click()
+    page.locator("input[type=search]:visible").fill("all-reduce")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("search.html"))
+    result = page.locator("#search-results li a").first
+    result.wait_for()
+    assert page.locator("#search-results li a", has_text=re.compile("glossary", re.I)).count() >= 1
+    page.wait_for_load_state("networkidle")
+    result.click()
+    page.wait_for_load_state()
+    assert "search.html" not in page.url
+    opened.clean()
+
+
+def test_search_says_when_there_is_nothing(visit):
+    page = visit("search.html?q=zzqqxx").page
+    page.get_by_text(re.compile("did not match any documents")).wait_for()
+
+
+def test_the_color_button_changes_and_remembers(visit):
+    opened = visit("intro.html")
+    page = opened.page
+    seen = set()
+    for _ in range(3):
+        page.locator(".theme-switch-button:visible").first.click()
+        seen.add(page.evaluate("document.documentElement.dataset.mode"))
+    assert seen == {"light", "dark", "auto"}
+    while page.evaluate("document.documentElement.dataset.mode") != "dark":
+        page.locator(".theme-switch-button:visible").first.click()
+    page.goto(page.url.replace("intro", "glossary"))
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    opened.clean()
+
+
+def test_the_skip_link_comes_first(visit):
+    page = visit(order()[1]).page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#main-content"

@@ -1,0 +1,73 @@
+"""Every built page: nothing from another host, no error, a modest weight, no sideways scrolling."""
+
+import gzip
+
+import pytest
+from browser.book import HTML, PHONE, one_of_each, pages
+
+PAGES = pages()
+COMPRESSED = (".woff2", ".woff", ".png", ".jpg", ".webp")
+LIMIT_KB = 500
+
+
+def test_the_book_has_its_pages():
+    assert {"intro.html", "glossary.html", "bibliography.html", "reference.html", "search.html"} <= set(PAGES)
+    assert [page for page in PAGES if page.startswith("chapters/")]
+
+
+def scroll_through(page) -> None:
+    """A reader's way down the page, so that whatever loads late is loaded as well."""
+    page.evaluate(
+        """async () => {
+        window.scrollTo(0, document.body.scrollHeight);
+        await document.fonts.ready;
+        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }"""
+    )
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_loads_cleanly_and_light(visit, path):
+    opened = visit(path)
+    scroll_through(opened.page)
+    opened.clean()
+    weights = {}
+    for response in opened.responses:
+        body = response.body()
+        name = response.url.split("?")[0]
+        weights[name] = len(body) if name.endswith(COMPRESSED) else len(gzip.compress(body, 6))
+    heaviest = sorted(weights.items(), key=lambda pair: -pair[1])[:5]
+    assert sum(weights.values()) < LIMIT_KB * 1000, f"{sum(weights.values()) / 1000:.0f} kB, mostly {heaviest}"
+    assert len(weights) > 5, "the page's scripts and styles were not counted"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_opens_from_the_disk_on_a_phone_and_never_scrolls_sideways(visit, path):
+    opened = visit(path, base=HTML.as_uri() + "/", viewport=PHONE)
+    page = opened.page
+    scroll_through(page)
+    opened.clean()
+    # Named, because "the page is 391 wide" does not say what to mend.
+    wide = page.evaluate(
+        """() => document.documentElement.scrollWidth <= window.innerWidth ? [] :
+        [...document.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > window.innerWidth + 1)
+        .map(e => e.outerHTML.slice(0, 120)).slice(0, 5).concat(document.documentElement.scrollWidth)"""
+    )
+    assert wide == []
+
+
+@pytest.mark.parametrize("path", one_of_each())
+def test_prints_without_the_frame(visit, path):
+    page = visit(path).page
+    page.emulate_media(media="print", color_scheme="dark")
+    for part in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".prev-next-footer", ".bd-header-article"):
+        for box in page.locator(part).all():
+            assert not box.is_visible(), part
+    color = page.evaluate("getComputedStyle(document.querySelector('main article, main h1')).color")
+    assert color == "rgb(0, 0, 0)"
+
+
+def test_index_leads_to_the_book(visit):
+    page = visit("index.html").page
+    page.wait_for_url("**/intro.html")
+    assert page.locator("h1").count() >= 1

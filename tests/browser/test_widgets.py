@@ -1,0 +1,170 @@
+"""Every widget of every page, with no kernel: keyboard, mouse, no JavaScript, from the disk, on a phone."""
+
+import json
+from itertools import pairwise, product
+
+import pytest
+from browser.book import HTML, PHONE, pages
+from bs4 import BeautifulSoup
+
+
+def widgets() -> list[tuple[str, int]]:
+    return [
+        (path, number)
+        for path in pages()
+        for number in range(len(BeautifulSoup((HTML / path).read_text("utf-8"), "html.parser").select(".omd-explore")))
+    ]
+
+
+WIDGETS = widgets()
+each_widget = pytest.mark.parametrize(("path", "number"), WIDGETS)
+
+
+def test_the_book_has_widgets():
+    assert {path for path, _ in WIDGETS if path.startswith("chapters/")}
+
+
+class Widget:
+    """One `.omd-explore` on an open page, operated as a reader does."""
+
+    def __init__(self, page, number: int):
+        self.root = page.locator(".omd-explore").nth(number)
+        self.root.scroll_into_view_if_needed()
+        self.page = page
+        self.frame = self.root.locator(".omd-frame")
+        data = json.loads(self.root.locator("script.omd-data").text_content())
+        self.said = dict(zip(data["points"], data["says"], strict=True))
+        self.axes: dict[str, list[str]] = {}
+        for point in data["points"]:
+            for name, value in (part.split("=", 1) for part in point.split(";")):
+                if value not in self.axes.setdefault(name, []):
+                    self.axes[name].append(value)
+        self.turning = [name for name, values in self.axes.items() if len(values) > 1]
+
+    def controls(self, name: str):
+        return self.root.locator(f"input[data-axis='{name}']")
+
+    def is_slider(self, name: str) -> bool:
+        return self.controls(name).first.get_attribute("type") == "range"
+
+    def step(self, name: str, forward: bool) -> None:
+        """One arrow key on the control of this axis."""
+        if self.is_slider(name):
+            self.controls(name).press("ArrowRight" if forward else "ArrowLeft")
+        else:
+            self.root.locator(f"input[data-axis='{name}']:checked").press("ArrowDown" if forward else "ArrowUp")
+
+    def click(self, name: str, index: int) -> None:
+        """The mouse on the stop `index` of a slider, or on the word beside a radio button."""
+        if not self.is_slider(name):
+            self.controls(name).nth(index).locator("xpath=ancestor::label").click()
+            return
+        box = self.controls(name).bounding_box()
+        share = index / (len(self.axes[name]) - 1)
+        thumb = 16  # the middle of the thumb travels the slider's width less the thumb's
+        x = box["x"] + thumb / 2 + share * (box["width"] - thumb)
+        self.page.mouse.click(x, box["y"] + box["height"] / 2)
+
+    def shown(self) -> str:
+        return self.frame.inner_html()
+
+    def shows(self, **point: str) -> None:
+        """The frame and the status say that they are this point."""
+        expected = ";".join(f"{name}={value}" for name, value in point.items())
+        assert self.frame.get_attribute("data-point") == expected
+        assert self.root.locator(".omd-status").inner_text() == self.said[expected]
+        box = self.frame.bounding_box()
+        assert self.frame.is_visible()
+        assert box["height"] > 10
+
+
+def snake(lengths: list[int]):
+    """Every point of a grid, each one step from the one before: as arrow keys can go."""
+    rows = [()]
+    for length in lengths:
+        rows = [
+            (*row, step)
+            for count, row in enumerate(rows)
+            for step in (range(length) if count % 2 == 0 else reversed(range(length)))
+        ]
+    return rows
+
+
+def test_a_snake_visits_every_point_in_single_steps():
+    points = snake([2, 3, 4])
+    assert sorted(points) == list(product(range(2), range(3), range(4)))
+    assert all(sum(abs(a - b) for a, b in zip(*pair, strict=True)) == 1 for pair in pairwise(points))
+
+
+@each_widget
+def test_arrow_keys_reach_every_point(visit, path, number):
+    opened = visit(path)
+    widget = Widget(opened.page, number)
+    assert widget.turning, "a widget without a control"
+    first = {name: values[0] for name, values in widget.axes.items()}
+    widget.shows(**first)
+    frames = {}
+    for before, now in pairwise([None, *snake([len(widget.axes[name]) for name in widget.turning])]):
+        if before is not None:
+            moved = next(i for i in range(len(now)) if now[i] != before[i])
+            widget.step(widget.turning[moved], forward=now[moved] > before[moved])
+        values = {name: widget.axes[name][at] for name, at in zip(widget.turning, now, strict=True)}
+        widget.shows(**{**first, **values})
+        frames[now] = widget.shown()
+    assert len(set(frames.values())) == len(frames), "two points of the grid show the same frame"
+    opened.clean()
+
+
+@each_widget
+def test_the_mouse_works_every_control(visit, path, number):
+    opened = visit(path)
+    widget = Widget(opened.page, number)
+    point = {name: values[0] for name, values in widget.axes.items()}
+    for name in widget.turning:
+        for index in (len(widget.axes[name]) - 1, 0):
+            before = widget.shown()
+            widget.click(name, index)
+            point[name] = widget.axes[name][index]
+            widget.shows(**point)
+            assert widget.shown() != before
+    opened.clean()
+
+
+@each_widget
+def test_every_control_has_a_name_and_can_be_reached(visit, path, number):
+    widget = Widget(visit(path).page, number)
+    for name in widget.turning:
+        for control in widget.controls(name).all():
+            assert control.is_visible()
+            assert control.is_enabled()
+            box = control.bounding_box()
+            assert min(box["width"], box["height"]) >= 24, "too small for a finger"
+        widget.step(name, forward=True)
+        focused = widget.page.evaluate("document.activeElement.dataset.axis")
+        assert focused == name, "an arrow key takes the focus away"
+
+
+@each_widget
+def test_the_first_frame_shows_without_javascript(visit, path, number):
+    page = visit(path, java_script_enabled=False).page
+    widget = page.locator(".omd-explore").nth(number)
+    frame = widget.locator(".omd-frame")
+    assert frame.is_visible()
+    assert frame.bounding_box()["height"] > 10
+    assert widget.locator(".omd-status").inner_text()
+    for control in widget.locator("input, select").all():
+        assert not control.is_visible(), "a control that cannot work"
+
+
+@each_widget
+def test_reacts_from_the_disk_and_on_a_phone(visit, path, number):
+    opened = visit(path, base=HTML.as_uri() + "/", viewport=PHONE, has_touch=True)
+    widget = Widget(opened.page, number)
+    before = widget.shown()
+    name = widget.turning[-1]
+    widget.click(name, len(widget.axes[name]) - 1)
+    assert widget.shown() != before
+    box = widget.frame.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= PHONE["width"]
+    opened.clean()

@@ -1,0 +1,134 @@
+"""The stop button: KeyboardInterrupt ends a run wherever it is, and the next run works.
+
+The signal is what Ctrl-C and Jupyter send. A program sends it to itself, so that no test has to wait for the right
+moment; what it does afterwards would never end by itself.
+"""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+
+import pytest
+import torch
+
+from lib.devices import Cluster
+
+
+def press_stop():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop(program, size=4):
+    with pytest.raises(KeyboardInterrupt):
+        Cluster(size).run(program)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("device ")]
+    assert Cluster(size).run(lambda group: int(group.all_reduce(torch.tensor(1)))) == [size] * size
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_while_one_device_computes_and_the_others_wait(rank):
+    def program(group):
+        if group.rank == rank:
+            press_stop()
+            while True:
+                sum(range(100))
+        group.barrier()
+
+    stop(program)
+
+
+def test_while_devices_talk_for_ever():
+    def program(group):
+        for step in range(10**9):
+            if step == 20 and group.rank == 2:
+                press_stop()
+            group.barrier()
+
+    stop(program)
+
+
+def test_while_messages_go_round_for_ever():
+    def program(group):
+        if group.rank == 0:
+            press_stop()
+        while True:
+            group.send(torch.ones(1), dst=(group.rank + 1) % group.size)
+            group.recv(src=(group.rank - 1) % group.size)
+
+    stop(program)
+
+
+def test_before_any_device_has_reached_a_verb():
+    def program(group):
+        press_stop()
+        while True:
+            pass
+
+    stop(program)
+
+
+def test_from_outside_by_a_timer():
+    timer = threading.Timer(0.05, press_stop)
+
+    def program(group):
+        if group.rank == 0:
+            timer.start()
+        while True:
+            group.all_reduce(torch.ones(10))
+
+    stop(program)
+
+
+def test_one_device():
+    def program(group):
+        press_stop()
+        while True:
+            group.barrier()
+
+    stop(program, size=1)
+
+
+def test_a_program_that_swallows_the_first_interrupt_is_interrupted_again():
+    def program(group):
+        press_stop()
+        for _ in range(2):
+            with suppress(BaseException):
+                while True:
+                    sum(range(100))
+        while True:
+            sum(range(100))
+
+    stop(program, size=1)
+
+
+def test_devices_clean_up_before_they_go():
+    cleaned = []
+
+    def program(group):
+        try:
+            if group.rank == 1:
+                press_stop()
+                while True:
+                    sum(range(100))
+            group.barrier()
+        finally:
+            cleaned.append(group.rank)
+
+    stop(program, size=3)
+    assert sorted(cleaned) == [0, 1]  # device 2 had not begun
+
+
+def test_the_caller_s_random_stream_stays_where_it_was():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+
+    def program(group):
+        torch.rand(100)
+        press_stop()
+        while True:
+            sum(range(100))
+
+    with pytest.raises(KeyboardInterrupt):
+        Cluster(2).run(program)
+    assert torch.equal(torch.random.get_rng_state(), before)

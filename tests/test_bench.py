@@ -1,0 +1,85 @@
+"""The bench works: every row appears, and the numbers can be true. Speeds are for `make bench` on a quiet machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench.layers import WORKS, dense_work, device_work, step
+from bench.plan import QUICK, Reading, spent, summary
+from bench.tables import tables
+
+from lib import Cluster
+
+BENCH = Path(__file__).parent / "bench.py"
+
+
+@pytest.fixture(scope="module")
+def found():
+    run = subprocess.run([sys.executable, BENCH, "--quick", "--json"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_every_layer_is_measured(found):
+    threads = sorted({found["machine"]["threads"], 1, 2})
+    measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["layers"]}
+    both = (False, True)
+    wanted = {(w, b, t, "dense", 1) for w in WORKS for b in both for t in threads}
+    wanted |= {(w, b, t, "simulated", n) for w in WORKS for b in both for t in threads for n in QUICK.devices}
+    wanted |= {("MLP", b, t, "fresh run per step", n) for b in both for t in threads for n in QUICK.devices}
+    default = found["machine"]["threads"]
+    wanted |= {("MLP", b, default, "processes", n) for b in both for n in QUICK.processes}
+    assert measured == wanted
+
+
+def test_ratios_can_be_true(found):
+    for row in found["layers"]:
+        ratio = row["ratio"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+        assert ratio["median"] == 1 or row["how"] != "dense"
+        assert row["milliseconds"]["low"] > 0
+        assert row["cpu ratio"]["low"] > 0
+        assert row["faults"]["low"] >= 0
+
+
+def test_every_collective_is_measured(found):
+    measured = {(row["what"], row["devices"]): row["microseconds"] for row in found["collectives"]}
+    names = ("bare hand-over", "all_reduce", "barrier", "start of a run")
+    assert measured.keys() == {(what, size) for what in names for size in QUICK.clusters}
+    assert all(0 < value["low"] <= value["median"] <= value["high"] for value in measured.values())
+
+
+def test_memory_is_measured(found):
+    assert [row["devices"] for row in found["memory"]] == [0, *QUICK.in_memory]
+    assert all(row["peak"] >= 0 for row in found["memory"])
+    assert all(row["all shared"] for row in found["memory"][1:])
+
+
+def test_tables_show_target_and_reached(found):
+    text = tables(found)
+    assert "| target | wanted | reached | met | cpu time / dense |" in text
+    for row in ("MLP forward + backward, 4 devices, 1 thread(s) | <= 1.15 x dense", "all_reduce, 8 devices | <= 50"):
+        assert f"| {row}" in text
+    widths = [len({line.count("|") for line in block.splitlines()}) for block in text.split("\n\n") if block[0] == "|"]
+    assert widths == [1] * 5, "five tables, each with as many cells in every line"
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_the_layers_that_are_timed_do_the_dense_work(work):
+    dense = dense_work(work, QUICK)
+    dim = {"column": None, "row": -1, "MLP": None}[work]  # the gradient of the row-parallel input is sharded
+    grads = Cluster(4).run(lambda group: step(*device_work(work, group, *dense), backward=True))
+    expected = step(*dense, backward=True).tensor_split(4, dim) if dim else [step(*dense, backward=True)] * 4
+    for grad, wanted in zip(grads, expected, strict=True):
+        assert (grad - wanted).abs().max() < 1e-5
+
+
+def test_spent_is_from_the_first_start_to_the_last_end():
+    marks = [(Reading(1.0, 7.0, 10), Reading(2.0, 9.0, 30)), (Reading(0.5, 8.0, 20), Reading(3.0, 8.5, 25))]
+    assert spent(marks) == Reading(wall=2.5, cpu=2.0, faults=20)
+
+
+def test_summary_of_one_value():
+    assert summary([3.0]) == {"median": 3.0, "low": 3.0, "high": 3.0}

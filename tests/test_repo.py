@@ -1,0 +1,128 @@
+"""What every later chapter has to keep: files that belong together stay together."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from execute import normal_form, notebooks
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+FRONT_MATTER = {"description": str, "objectives": list, "prerequisites": list, "minutes": int, "lib": list}
+each_notebook = pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def test_the_book_has_chapters():
+    assert CHAPTERS
+
+
+@each_notebook
+def test_every_cell_was_executed_in_order(path):
+    # nbval skips a cell without a count in silence.
+    counts = [cell["execution_count"] for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert counts
+
+
+@each_notebook
+def test_outputs_are_clean(path):
+    for cell in code_cells(path):
+        stored = json.dumps(cell["outputs"])
+        assert '"stderr"' not in stored
+        assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work|farm|usr|opt)/", stored)
+        assert "site-packages" not in stored
+        assert not re.search(r" at 0x[0-9a-f]{6,}", stored), "an address changes with every run"
+        assert not (cell["source"] and "".join(cell["source"]).rstrip().endswith(";"))
+
+
+@each_notebook
+def test_is_stored_in_normal_form(path):
+    text = path.read_text("utf-8")
+    assert text == normal_form(json.loads(text)), "run `make outputs`"
+
+
+@each_chapter
+def test_front_matter_is_complete(path):
+    notebook = json.loads(path.read_text("utf-8"))
+    front = notebook["metadata"].get("book", {})
+    assert {key: type(value) for key, value in front.items()} == FRONT_MATTER
+    assert 40 <= len(front["description"]) <= 200
+    assert front["description"].endswith(".")
+    assert front["objectives"]
+    assert front["lib"]
+    for file in front["lib"]:
+        assert (ROOT / file).is_file(), file
+    assert "".join(notebook["cells"][0]["source"]).startswith("# ")
+
+
+def test_toc_lists_every_chapter():
+    toc = yaml.safe_load(read("_toc.yml"))
+    listed = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    assert {f"chapters/{path.stem}" for path in CHAPTERS} == {name for name in listed if name.startswith("chapters/")}
+    assert len(listed) == len(set(listed))
+
+
+def test_reference_shows_every_module_of_lib():
+    shown = set(re.findall(r"automodule:: (lib[\w.]*)", read("reference.md")))
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / "lib").rglob("*.py")]
+    # A package's __init__ only gathers names whose modules are shown.
+    assert shown == {".".join(names) for names in parts if names[-1] != "__init__"}
+
+
+def test_figures_come_with_their_use():
+    pages = "".join(path.read_text("utf-8") for path in [*ROOT.glob("*.md"), *notebooks()])
+    for figure in (ROOT / "figures").glob("*.svg"):
+        assert f"figures/{figure.name}" in pages, f"{figure.name} is in no page"
+
+
+def test_readme_names_commands_that_exist():
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", read("README.md"), re.M))
+    assert {"book", "test", "bench"} <= named <= targets
+    assert read(".ci/run").rstrip().endswith("make test")
+    assert "run: make test" in read(".github/workflows/book.yml")
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (line.split("#")[0].strip() for line in read(name).splitlines())
+    found = {}
+    for line in filter(None, lines):
+        if not line.startswith("--"):
+            package, version = line.split("==")  # a line without a pin fails here
+            found[package.lower().replace("_", "-")] = version
+    return found
+
+
+def test_every_requirement_is_pinned():
+    assert pins("requirements.txt")["torch"] == "2.13.0"
+    wanted = (line.split("#")[0].split("==")[0].strip() for line in read("requirements.in").splitlines())
+    assert set(filter(None, wanted)) <= pins("requirements.txt").keys()
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert {name.split("==")[0] for name in project["dependencies"]} <= pins("requirements.txt").keys()
+
+
+def test_binder_is_in_step():
+    everything = pins("requirements.txt")
+    binder = pins("binder/requirements.txt")
+    assert binder.pop("torch") == everything["torch"] + "+cpu"
+    assert binder
+    assert binder.items() <= everything.items()
+    assert read("binder/runtime.txt").strip() == "python-3.11"
+
+
+def test_licenses_stand():
+    assert read("LICENSE").startswith("MIT License")
+    assert "Creative Commons Attribution 4.0" in read("LICENSE-text")
+    assert "LICENSE-text" in read("README.md")
