@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from docutils import nodes
+from lib.show.language import THEME_CSS
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
@@ -20,6 +21,10 @@ ElementTree.register_namespace("", SVG)
 def inline(text: str, prefix: str, alt: str) -> str:
     """The SVG as an accessible image whose ids cannot meet those of another figure on the page."""
     root = ElementTree.fromstring(text)
+    # As a file the drawing brings its paper and its colors; in the page it takes those of the page.
+    for element in list(root):
+        if element.tag == f"{{{SVG}}}style" or element.get("class") == "omd-paper":
+            root.remove(element)
     ids = {element.get("id") for element in root.iter() if element.get("id")}
     for element in root.iter():
         for name, value in element.attrib.items():
@@ -36,9 +41,11 @@ def inline(text: str, prefix: str, alt: str) -> str:
         root.set("aria-label", alt)
     root.set("role", "img")
     root.set("class", (root.get("class", "") + " book-figure").strip())
-    width = root.attrib.pop("width", None) or root.get("viewBox", "0 0 720 0").split()[2]
-    root.attrib.pop("height", None)  # the viewBox keeps the proportions at every width
-    root.set("style", f"--figure-width: {float(re.sub('[a-z]+$', '', width)):g}px")
+    limit = re.search(r"max-width: *([\d.]+)px", root.get("style", ""))
+    width = limit[1] if limit else root.get("viewBox").split()[2]
+    for name in ("width", "height"):  # the viewBox keeps the proportions at every width
+        root.attrib.pop(name, None)
+    root.set("style", f"--figure-width: {float(width):g}px")
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -49,10 +56,9 @@ class InlineFigures(SphinxPostTransform):
     formats = ("html",)
 
     def run(self, **kwargs) -> None:
-        for count, image in enumerate(list(self.document.findall(nodes.image))):
+        figures = [image for image in self.document.findall(nodes.image) if re.match(r"figures/.*\.svg$", image["uri"])]
+        for count, image in enumerate(figures):
             path = Path(image["uri"])
-            if path.suffix != ".svg" or path.parts[0] != "figures":
-                continue
             alt = image.get("alt", "").strip()
             if not alt:
                 logger.warning("figure without alt text: %s", path, location=image)
@@ -61,7 +67,8 @@ class InlineFigures(SphinxPostTransform):
             except ElementTree.ParseError as error:
                 logger.warning("%s is not well-formed: %s", path, error, location=image)
                 continue
-            raw = nodes.raw("", f'<div class="book-figure-box">{svg}</div>', format="html")
+            colors = "" if count else f"<style>{THEME_CSS}</style>"
+            raw = nodes.raw("", f'{colors}<div class="book-figure-box">{svg}</div>', format="html")
             if isinstance(image.parent, nodes.paragraph) and len(image.parent) == 1:
                 image.parent.replace_self(raw)
             else:

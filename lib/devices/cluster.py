@@ -91,6 +91,7 @@ def _modes_of_the_caller() -> Callable[[Callable[[int], None]], Callable[[int], 
 
     def with_modes(function: Callable[[int], None]) -> Callable[[int], None]:
         def call(rank: int) -> None:
+            torch.get_num_threads()  # asking makes a new thread take over the caller's set_num_threads
             with ExitStack() as modes:
                 modes.enter_context(torch.inference_mode(inference))
                 modes.enter_context(torch.set_grad_enabled(grad))

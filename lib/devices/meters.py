@@ -1,7 +1,7 @@
 """What every device did: calls, messages and bytes, per verb. Counted by the engine, out of the programs' reach."""
 
 from collections import defaultdict
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 
 from lib.devices.collectives import Traffic
 
@@ -59,10 +59,11 @@ class Meters:
         return [(*key, self._counts[key]) for key in sorted(self._counts)]
 
     def __str__(self) -> str:
-        head = ["rank", "verb", *(field.name.replace("_", " ") for field in fields(Count))]
+        above = ["", "", "", "sent", "", "received", ""]
+        head = ["rank", "verb", "calls", "messages", "bytes", "messages", "bytes"]
         body = [[str(rank), verb, *(f"{n:,}" for n in astuple(count))] for rank, verb, count in self.rows()]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *body])
-        return "\n".join(lines)
+        widths = [max(map(len, column)) for column in zip(above, head, *body, strict=True)]
+        lines = ("  ".join(map(str.rjust, row, widths)) for row in [above, head, *body])
+        return "\n".join(line.rstrip() for line in lines)
 
     __repr__ = __str__

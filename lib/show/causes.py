@@ -3,85 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib.devices.pieces import cut
-from lib.parallel.placement import Partial, Placement, Shard
-from lib.show.trials import place
-
-TOLERANCE = 1e-12  # relative to the expected value where that is above 1
-
-
-def same(given: object, expected: Tensor) -> bool:
-    """Whether two float64 tensors agree in shape and in every element."""
-    if not isinstance(given, Tensor) or given.shape != expected.shape:
-        return False
-    return not bool(differs(given, expected).any())
-
-
-def exact(given: object, expected: Tensor) -> bool:
-    """The same, and in the same dtype: what is asked of an answer."""
-    return same(given, expected) and given.dtype == expected.dtype
-
-
-def differs(given: Tensor, expected: Tensor) -> Tensor:
-    """Where two tensors of one shape differ (a NaN always does)."""
-    return ~((given.detach() - expected).abs() <= TOLERANCE * expected.abs().clamp(min=1))
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A value to be compared: `given` by all ranks, against `whole` at its placement."""
-
-    what: str  # "the result", "dx", "the gradient of x"
-    gradient_of: str | None
-    given: list[Any]
-    whole: Tensor
-    placement: Placement
-    sent: int  # bytes, all devices together
-    mistakes: Mapping[str, Tensor]  # a sentence, and the whole tensor that its mistake would give
-
-    @property
-    def parts(self) -> int:
-        """The number of devices."""
-        return len(self.given)
-
-    @cached_property
-    def expected(self) -> list[Tensor]:
-        """What each rank should have."""
-        return place(self.whole, self.placement, self.parts)
-
-    @cached_property
-    def rank(self) -> int | None:
-        """The first rank that is wrong."""
-        if isinstance(self.placement, Partial) and self.summed_up():
-            return None  # of a partial sum only the sum is defined
-        return next((r for r in range(self.parts) if not exact(self.given[r], self.expected[r])), None)
-
-    @property
-    def mine(self) -> Any:
-        """What the first wrong rank gave."""
-        return self.given[self.rank]
-
-    @property
-    def right(self) -> Tensor:
-        """What it should have given."""
-        return self.expected[self.rank]
-
-    def summed_up(self) -> bool:
-        """Whether the tensors of all ranks add up to the whole."""
-        fits = all(isinstance(x, Tensor) and x.shape == self.whole.shape for x in self.given)
-        return fits and same(sum(self.given), self.whole)
-
-    def pieces(self) -> list[tuple[int, tuple[Tensor, ...]]]:
-        """The whole cut along each of its dims: (dim, pieces)."""
-        return [(dim, cut(self.whole, self.parts, dim)) for dim in range(self.whole.ndim)]
+from lib.parallel.placement import Shard
+from lib.show.wrong import Wrong, same
 
 
 def cause_of(wrong: Wrong) -> str | None:
@@ -108,7 +36,7 @@ def _no_tensor(wrong: Wrong) -> str:
 
 
 def _partial(wrong: Wrong) -> str | None:
-    if isinstance(wrong.placement, Partial) or not wrong.summed_up():
+    if not same(wrong.total, wrong.whole):
         return None
     if wrong.gradient_of:
         return (
@@ -131,7 +59,7 @@ def _times(wrong: Wrong) -> str | None:
 def _named(wrong: Wrong) -> str | None:
     for sentence, whole in wrong.mistakes.items():
         if same(wrong.mine, whole):
-            return sentence + (f" (Up to rank {wrong.rank - 1} it is right.)" if wrong.rank else "")
+            return sentence + (" (Rank 0 is right.)" if wrong.rank else "")
     return None
 
 

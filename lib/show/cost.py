@@ -53,11 +53,12 @@ class Spent:
 
     @property
     def bytes_sent(self) -> int:
+        """Bytes sent, whatever the verb."""
         return sum(sent for _, sent in self.verbs.values())
 
     @property
     def calls(self) -> int:
-        # Single messages are free to be many: a ring of them is what a collective is made of. Bytes limit them.
+        """Collectives called. Single messages may be many: a collective is made of them, and the bytes limit them."""
         return sum(calls for verb, (calls, _) in self.verbs.items() if verb not in ("send", "recv"))
 
     def __str__(self) -> str:
@@ -76,16 +77,19 @@ def check_silence(talks: Sequence[Talk], trial: Trial, spent: Sequence[Spent]) -
 
 
 def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence[Spent]) -> None:
-    """Raises Fault unless the devices sent what `talks` move, in no more calls. `spent` is by rank."""
+    """Raises Fault unless the devices sent what `talks` move, in no more calls.
+
+    `spent` is by rank; `phase` is " forward", " backward", or "" when there is only one.
+    """
     if trial.devices == 1:
         return
     each = [talk.traffic(trial.lengths, trial.devices) for talk in talks]
     allowed = [sum(traffic[rank].bytes_sent for traffic in each) for rank in range(trial.devices)]
     sent = [mine.bytes_sent for mine in spent]
-    needed = f"Needed {phase}: {'; '.join(map(str, talks)) or 'nothing'}."
+    needed = f"Needed{phase}: {'; '.join(map(str, talks)) or 'nothing'}."
     if sum(sent) < sum(allowed):
         raise Fault(
-            f"gives the right numbers, but from too few bytes {phase}, on {trial}.",
+            f"gives the right numbers, but from too few bytes{phase}, on {trial}.",
             f"all devices together: {sum(sent):,} bytes sent, {sum(allowed):,} are needed. Rank 0 called: {spent[0]}.",
             needed,
             "Cause: each device computed from data that is not its own piece.",
@@ -98,13 +102,13 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
     if over:
         who, given, enough = over[0]
         raise Fault(
-            f"gives the right numbers, but sends too many bytes {phase}, on {trial}.",
+            f"gives the right numbers, but sends too many bytes{phase}, on {trial}.",
             f"{who}: {given:,} bytes sent, {enough:,} are enough. Rank 0 called: {spent[0]}.",
             needed,
         )
     if spent[0].calls > len(talks):
         raise Fault(
-            f"gives the right numbers, but with too many calls {phase}, on {trial}.",
+            f"gives the right numbers, but with too many calls{phase}, on {trial}.",
             f"Rank 0 called: {spent[0]}. Every call makes all devices wait for each other once more.",
             needed,
         )
@@ -124,5 +128,5 @@ def check_work(oracle: Callable[..., Tensor | tuple[Tensor, ...]], trial: Trial,
 
 def praise(phases: Mapping[str, Sequence[Talk]]) -> tuple[str, ...]:
     """What a correct answer costs, a line per phase."""
-    sent = {phase: "; ".join(map(str, talks)) or "nothing is sent" for phase, talks in phases.items()}
-    return tuple(f"{phase.capitalize()}: {what}." for phase, what in sent.items())
+    sent = {phase: "; ".join(map(str, talks)) or "nothing" for phase, talks in phases.items()}
+    return tuple(f"{phase}: {what}." for phase, what in sent.items())

@@ -55,7 +55,7 @@ class Exercise:
     def stub(self) -> str:
         """The source of the cell in which the reader starts."""
         first = self.statement.splitlines()[0]
-        return f'def {self.name}{inspect.signature(self.solution)}:\n    """{first}"""\n    ...  # your code\n'
+        return f'{head(self.solution)}\n    """{first}"""\n    ...  # your code\n'
 
     def check(self, program: Callable[..., Any], required: bool = False) -> Verdict:
         """Judges the reader's program. With `required`, raises AssertionError unless it is correct."""
@@ -79,7 +79,7 @@ class Exercise:
         return Folded("The same on one device", source(self.oracle), code=True)
 
     def __repr__(self) -> str:
-        return f"Exercise {self.name}{inspect.signature(self.solution)}: {self.statement}"
+        return f"Exercise {head(self.solution)}\n{textwrap.indent(self.statement, '    ')}"
 
 
 def exercise(**parts: Any) -> Callable[[Callable[..., Any]], Exercise]:
@@ -87,12 +87,14 @@ def exercise(**parts: Any) -> Callable[[Callable[..., Any]], Exercise]:
     return lambda solution: Exercise(solution, **parts)
 
 
+def head(function: Callable[..., Any]) -> str:
+    """The first line of a function, without annotations: a notebook need not import their names."""
+    return f"def {function.__name__}({', '.join(inspect.signature(function).parameters)}):"
+
+
 def source(function: Callable[..., Any]) -> str:
-    """The source of a function without its decorators and its docstring, comments kept."""
-    lines = textwrap.dedent(inspect.getsource(function))
-    tree = ast.parse(lines).body[0]
-    kept = lines.splitlines()
-    if ast.get_docstring(tree) is not None:
-        words = tree.body[0]
-        del kept[words.lineno - 1 : words.end_lineno]
-    return "\n".join(kept[tree.lineno - 1 :])
+    """The source of a function without its decorators, annotations and docstring; comments are kept."""
+    text = textwrap.dedent(inspect.getsource(function))
+    tree = ast.parse(text).body[0]
+    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    return "\n".join([head(function), *text.splitlines()[body[0].lineno - 1 :]])

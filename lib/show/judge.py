@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lib.show.causes import Wrong, cause_of, differs, same
+from lib.show.causes import cause_of
 from lib.show.cost import Spent, check_bytes, check_silence, check_work, praise
 from lib.show.failed import check_callable, fault_of, is_stub, kind
 from lib.show.trials import Outcome, Trial, attempt, drawn, one_core, place, trials
 from lib.show.verdict import Fault, Verdict
+from lib.show.wrong import Wrong, differs, same
 
 if TYPE_CHECKING:
     from lib.show.exercises import Exercise
@@ -31,7 +32,7 @@ def judge(task: Exercise, program: Callable[..., Any]) -> Verdict:
         return Verdict(task.name, "wrong", fault.sentence, fault.details)
     counts = f"{', '.join(map(str, task.devices[:-1]))} and {task.devices[-1]} devices"
     both_ways = "forward and backward, " if task.gradients else ""
-    phases = {"forward": task.forward} | ({"backward": task.backward} if task.gradients else {})
+    phases = {"Forward": task.forward, "Backward": task.backward} if task.gradients else {"Sent": task.forward}
     return Verdict(task.name, "correct", f"is right on {counts}, {both_ways}even and uneven.", praise(phases))
 
 
@@ -47,10 +48,10 @@ def _all_checks(task: Exercise, program: Callable[..., Any]) -> None:
     for trial, run in runs:
         check_work(task.oracle, trial, run.work)
     for trial, run in runs:
-        check_bytes("forward", task.forward, trial, _spent(run))
+        check_bytes(" forward" if task.gradients else "", task.forward, trial, _spent(run))
     for (trial, run), both in zip(runs, after, strict=False):
         spent = [b - a for a, b in zip(_spent(run), _spent(both), strict=True)]
-        check_bytes("backward", task.backward, trial, spent)
+        check_bytes(" backward", task.backward, trial, spent)
     _refusal(task, program)
 
 
@@ -104,23 +105,24 @@ def _gradients(task: Exercise, program: Callable[..., Any], trial: Trial) -> Out
 
 def _compare(trial: Trial, wrong: Wrong) -> None:
     """Raises Fault with the first rank and index that differ, both values, and the cause if one is recognized."""
+    wrong = wrong.in_sum()
     rank = wrong.rank
     if rank is None:
         return
     mine, right = wrong.mine, wrong.right
     if not isinstance(mine, Tensor):
-        found = f"expected a tensor of shape {tuple(right.shape)}, given {kind(mine)}"
+        found = f": expected a tensor of shape {tuple(right.shape)}, given {kind(mine)}"
     elif mine.shape != right.shape:
-        found = f"expected shape {tuple(right.shape)}, given shape {tuple(mine.shape)}"
+        found = f": expected shape {tuple(right.shape)}, given shape {tuple(mine.shape)}"
     elif mine.dtype != right.dtype:
-        found = f"expected {right.dtype}, given {mine.dtype}"
+        found = f": expected {right.dtype}, given {mine.dtype}"
     else:
         index = differs(mine, right).nonzero()[0].tolist()
         a, b = (x.detach()[tuple(index)].item() for x in (right, mine))
         digits = next((d for d in (4, 8) if f"{a:.{d}g}" != f"{b:.{d}g}"), 17)
-        found = f"index {index}: expected {a:.{digits}g}, given {b:.{digits}g}"
+        found = f", index {index}: expected {a:.{digits}g}, given {b:.{digits}g}"
     cause = cause_of(wrong)
-    raise Fault(f"is wrong on {trial}.", f"{wrong.what} on rank {rank}, {found}", cause and f"Cause: {cause}")
+    raise Fault(f"is wrong on {trial}.", f"{wrong.what} on rank {rank}{found}", cause and f"Cause: {cause}")
 
 
 def _refusal(task: Exercise, program: Callable[..., Any]) -> None:

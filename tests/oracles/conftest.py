@@ -1,0 +1,20 @@
+import pytest
+import torch
+from oracles.world import World
+
+SIZES = [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="session")
+def worlds():
+    """The real worlds, started when first used and ended with the tests."""
+    made = {size: World(size) for size in SIZES}
+    yield made
+    for world in made.values():
+        world.close()
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: f"{size} processes")
+def world(request, worlds):
+    torch.manual_seed(request.param)
+    return worlds[request.param]
