@@ -3,14 +3,17 @@
 import contextvars
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
 
+from lib.devices.clock import Charge, Clock
 from lib.devices.exchange import Exchange
 from lib.devices.group import Group
+from lib.devices.hardware import Hardware
 from lib.devices.meters import Meters
+from lib.devices.trace import Trace
 from lib.devices.turns import Turns
 
 
@@ -19,17 +22,25 @@ class Cluster:
 
         outputs = Cluster(4).run(program, x, w)     # program(group, x, w) on each device; a list, one result per rank
 
-    After a run, failed or not, `meters` holds what each device sent and received.
+    With `hardware` (a `Hardware`, or the name of a preset such as "H100") a virtual clock runs beside the program; nothing
+    is slowed down.
+
+    After a run, failed or not, `meters` holds what each device sent and received, and `trace` (None without hardware) what
+    each did when.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, hardware: Hardware | str | None = None):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"Cluster(size={size!r}): the number of devices must be an integer of at least 1")
         self.size = size
+        self.hardware = Hardware.preset(hardware) if isinstance(hardware, str) else hardware
         self.meters = Meters(size)
+        self.trace = Trace(size) if self.hardware else None
 
     def __repr__(self) -> str:
-        return f"Cluster({self.size})"
+        return (
+            f"Cluster({self.size})" if self.hardware is None else f"Cluster({self.size}, hardware={self.hardware.name})"
+        )
 
     def run(self, program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Runs `program(group, *args, **kwargs)` once per device; returns the results in rank order.
@@ -43,12 +54,15 @@ class Cluster:
         """
         _check_program(program, args, kwargs)
         self.meters = Meters(self.size)
-        exchange = Exchange(self.size, self.meters)
+        self.trace = Trace(self.size) if self.hardware else None
+        clock = Clock(self.size, self.hardware, self.trace) if self.hardware else None
+        exchange = Exchange(self.size, self.meters, clock)
         outputs: list[Any] = [None] * self.size
         with_modes = _modes_of_the_caller()
 
         def device(rank: int) -> None:
-            outputs[rank] = program(Group(exchange, rank, range(self.size)), *args, **kwargs)
+            with Charge(clock, rank) if clock else nullcontext():
+                outputs[rank] = program(Group(exchange, rank, range(self.size)), *args, **kwargs)
             exchange.ended.add(rank)
 
         turns = exchange.turns = Turns(self.size, with_modes(device), exchange.stuck)
@@ -59,7 +73,7 @@ class Cluster:
         finally:
             exchange.turns = None  # the groups are dead now, and nothing keeps the threads
             torch.default_generator.set_state(stream)
-        exchange.check_mail()
+        exchange.check_nothing_left()
         return outputs
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lib.devices.hardware import Link
 from lib.devices.pieces import cut, shard_sizes
 
 COMBINE = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
@@ -53,7 +54,9 @@ def ring(sizes: list[int], skip_sent: int, skip_received: int) -> list[Traffic]:
     every piece but number r + `skip_received`. `sizes` are the bytes of the pieces."""
     parts, whole = len(sizes), sum(sizes)
     return [
-        Traffic(parts - 1, whole - sizes[(r + skip_sent) % parts], parts - 1, whole - sizes[(r + skip_received) % parts])
+        Traffic(
+            parts - 1, whole - sizes[(r + skip_sent) % parts], parts - 1, whole - sizes[(r + skip_received) % parts]
+        )
         for r in range(parts)
     ]
 
@@ -87,6 +90,13 @@ class Collective(ABC):
     @abstractmethod
     def traffic(self, tensors: list[Tensor]) -> list[Traffic]:
         """What each device sends and receives, for the same tensors."""
+
+    def seconds(self, tensors: list[Tensor], link: Link) -> float:
+        """Time on `link`: that of the busiest device, in the direction that it uses more."""
+        return max(
+            link.seconds(max(t.messages_sent, t.messages_received), max(t.bytes_sent, t.bytes_received))
+            for t in self.traffic(tensors)
+        )
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
@@ -198,6 +208,9 @@ class Broadcast(Collective):
     def traffic(self, tensors):
         return chain(size_in_bytes(tensors[self.src]), len(tensors), first=self.src)
 
+    def seconds(self, tensors, link):
+        return chain_seconds(size_in_bytes(tensors[self.src]), len(tensors), link)
+
 
 @dataclass(frozen=True)
 class Reduce(Collective):
@@ -212,6 +225,9 @@ class Reduce(Collective):
 
     def traffic(self, tensors):
         return chain(size_in_bytes(tensors[0]), len(tensors), first=self.dst + 1)
+
+    def seconds(self, tensors, link):
+        return chain_seconds(size_in_bytes(tensors[0]), len(tensors), link)
 
 
 @dataclass(frozen=True)
@@ -281,10 +297,14 @@ def chain(whole: int, parts: int, first: int) -> list[Traffic]:
     return traffic
 
 
+def chain_seconds(whole: int, parts: int, link: Link) -> float:
+    """Time of a chain whose hops all work at once, on small pieces: P-1 latencies until the last device hears of it, and
+    the bytes once."""
+    return link.seconds(parts - 1, whole if parts > 1 else 0)
+
+
 def star(sizes: list[int], center: int) -> list[Traffic]:
     """Device `center` sends to each other device r its piece of sizes[r] bytes."""
     traffic = [Traffic(0, 0, 1, size) for size in sizes]
     traffic[center] = Traffic(len(sizes) - 1, sum(sizes) - sizes[center], 0, 0)
     return traffic
-
-

@@ -2,14 +2,17 @@
 
 import sys
 from collections import defaultdict, deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
+from lib.devices.clock import Clock
 from lib.devices.collectives import Collective, Traffic, size_in_bytes
 from lib.devices.errors import DeadlockError, MismatchError
 from lib.devices.explain import describe, disagreement, short_ranks, table_of_the_stuck, where
+from lib.devices.handle import Handle
 from lib.devices.meters import Meters
 from lib.devices.turns import Turns
 
@@ -27,25 +30,35 @@ class Message(NamedTuple):
 
 @dataclass
 class Meeting:
-    """One collective in the making: who of the group has come, and with what. Keys are ranks in the group."""
+    """One collective: who of the group has come, and with what; then who gets what. Keys are ranks in the group."""
 
     verbs: dict[int, Collective] = field(default_factory=dict)
     tensors: dict[int, Tensor | None] = field(default_factory=dict)
     measure: int | None = None  # the rank that all who come later must agree with
-    results: list[Tensor | None] = field(default_factory=list)
+    waiting: set[int] = field(default_factory=set)
+    came: dict[int, float] = field(default_factory=dict)  # in virtual time
+    begin: float = 0.0
+    end: float = 0.0
+    results: list[Tensor | None] | None = None  # None until the last has come
 
 
 class Exchange:
     """The meeting place of one run. Devices reach it through their `Group`, which is named by `key` and `ranks`
     (the ranks of the cluster, in the order of the group); `rank`, `src` and `dst` count within the group."""
 
-    def __init__(self, size: int, meters: Meters):
-        self.size, self.meters = size, meters
+    def __init__(self, size: int, meters: Meters, clock: Clock | None = None):
+        self.size, self.meters, self.clock = size, meters, clock
         self.turns: Turns | None = None  # set while the run lasts
-        self._meetings: dict[object, Meeting] = {}
-        self._mail: dict[tuple, deque[Tensor]] = defaultdict(deque)  # address -> messages not yet fetched
+        self._meetings: dict[tuple[int, int], Meeting] = {}  # by key of the group and number of the call
+        self._calls: dict[tuple[int, int], int] = defaultdict(int)  # key, rank -> collectives called so far
+        self._mail: dict[tuple, deque[tuple[Tensor, float, tuple[int, ...]]]] = defaultdict(
+            deque
+        )  # address -> (message, arrival, ranks)
         self._receivers: dict[tuple, int] = {}  # address -> cluster rank that waits for it
-        self._waits_for: dict[int, tuple[object, tuple[int, ...]]] = {}  # cluster rank -> its call, and the group's ranks
+        self._waits_for: dict[
+            int, tuple[object, tuple[int, ...]]
+        ] = {}  # cluster rank -> its call, and the group's ranks
+        self._open: dict[Handle, str] = {}  # asynchronous calls nobody has waited for: where they were started
         self.ended: set[int] = set()  # cluster ranks whose program is over
         self._keys: dict[tuple, int] = {}
 
@@ -53,33 +66,67 @@ class Exchange:
         """The key of a sub-group: the same on all its members, which make it at the same place of the same program."""
         return self._keys.setdefault((parent, ranks, times), len(self._keys) + 1)
 
-    def meet(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None) -> Tensor | None:
-        """Device `rank` comes with `x`; returns what it gets once all have come."""
+    def join(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None) -> Meeting:
+        """Device `rank` comes with `x`, and does not wait. The n-th call of each device belongs to the same meeting."""
         self._check_caller(ranks[rank], verb)
-        meeting = self._meetings.setdefault(key, Meeting())
+        number = self._calls[key, rank] = self._calls[key, rank] + 1
+        meeting = self._meetings.setdefault((key, number), Meeting())
         self._check_match(meeting, ranks, rank, verb, x)
         meeting.verbs[rank], meeting.tensors[rank] = verb, x
-        if len(meeting.verbs) < len(ranks):
+        if self.clock is not None:
+            meeting.came[rank] = self.clock.now[ranks[rank]]
+        if len(meeting.verbs) == len(ranks):
+            del self._meetings[key, number]
+            self._hold(meeting, ranks, verb)
+        return meeting
+
+    def collect(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective) -> Tensor | None:
+        """What device `rank` gets; waits until all have come."""
+        self._check_caller(ranks[rank], verb)
+        if meeting.results is None:
+            meeting.waiting.add(rank)
             self._wait(ranks[rank], verb, ranks)
-        else:  # the last to come does the work for all
-            del self._meetings[key]
-            tensors = [meeting.tensors[r] for r in range(len(ranks))]
-            for r, traffic in zip(ranks, verb.traffic(tensors), strict=True):
-                self.meters.charge(r, verb.name, traffic)
-            meeting.results = verb.results(tensors)
-            meeting.tensors.clear()
-            for r in ranks:
-                if r != ranks[rank]:
-                    self.turns.ready(r)
+        if self.clock is not None:
+            self.clock.wait_until(ranks[rank], meeting.end, verb.name, meeting.begin)
         result, meeting.results[rank] = meeting.results[rank], None
         return result
+
+    def hand_out(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective) -> Handle:
+        """A handle that collects later. It is remembered until then, with the line that started it."""
+
+        def collect() -> Tensor | None:
+            del self._open[handle]
+            return self.collect(meeting, ranks, rank, verb)
+
+        handle = Handle(f"{verb} in group {short_ranks(ranks)}", collect)
+        self._open[handle] = f"rank {ranks[rank]} in {where(sys._getframe())}"
+        return handle
+
+    def _hold(self, meeting: Meeting, ranks: tuple[int, ...], verb: Collective) -> None:
+        """The last to come does the work for all."""
+        tensors = [meeting.tensors[r] for r in range(len(ranks))]
+        for r, traffic in zip(ranks, verb.traffic(tensors), strict=True):
+            self.meters.charge(r, verb.name, traffic)
+        if self.clock is None:
+            meeting.results = verb.results(tensors)
+        else:
+            came = [meeting.came[r] for r in range(len(ranks))]
+            meeting.begin, meeting.end = self.clock.collective(ranks, verb, tensors, came)
+            with self.clock.paused():
+                meeting.results = verb.results(tensors)
+        meeting.tensors.clear()
+        for r in sorted(meeting.waiting):
+            self.turns.ready(ranks[r])
 
     def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> None:
         """Puts `x` into the mailbox of `dst` and goes on."""
         self._check_caller(ranks[rank], Message("send", dst, tag))
         self.meters.charge(ranks[rank], "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
-        address = (key, ranks, rank, dst, tag)
-        self._mail[address].append(x.clone())  # a copy: what the sender does to `x` later is its own affair
+        address = (key, rank, dst, tag)
+        arrives = 0.0 if self.clock is None else self.clock.message(ranks[rank], ranks[dst], size_in_bytes(x))
+        with nullcontext() if self.clock is None else self.clock.paused():
+            x = x.clone()  # what the sender does to its tensor later is its own affair
+        self._mail[address].append((x, arrives, ranks))
         if address in self._receivers:
             self.turns.ready(self._receivers.pop(address))
 
@@ -87,21 +134,26 @@ class Exchange:
         """The oldest message from `src` under `tag`; waits until there is one."""
         call = Message("recv", src, tag)
         self._check_caller(ranks[rank], call)
-        address = (key, ranks, src, rank, tag)
+        address = (key, src, rank, tag)
         if not self._mail[address]:
             self._receivers[address] = ranks[rank]
             self._wait(ranks[rank], call, ranks)
-        x = self._mail[address].popleft()
+        x, arrives, _ = self._mail[address].popleft()
+        if self.clock is not None:
+            self.clock.wait_until(ranks[rank], arrives, f"recv from {ranks[src]}")
         self.meters.charge(ranks[rank], "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
         return x
 
-    def check_mail(self) -> None:
-        """At the end of a run, nothing may be left in the mail."""
-        for (_, ranks, src, dst, tag), messages in self._mail.items():
+    def check_nothing_left(self) -> None:
+        """At the end of a run, every message must have been received and every handle waited for."""
+        for handle, started in self._open.items():
+            raise MismatchError(f"{started}: started {handle}. Call wait() on it, or leave out async_op=True")
+        for (_, src, dst, tag), messages in self._mail.items():
             if messages:
+                first, _, ranks = messages[0]
                 raise MismatchError(
                     f"in group {short_ranks(ranks)} rank {src} sent to rank {dst} (tag={tag}) what nobody received: "
-                    f"{len(messages)} message(s), the first of shape {tuple(messages[0].shape)}. "
+                    f"{len(messages)} message(s), the first of shape {tuple(first.shape)}. "
                     f"Add recv(src={src}, tag={tag}) to the program of rank {dst}, or take the send away"
                 )
 
@@ -131,7 +183,9 @@ class Exchange:
             )
         self.turns.stop_if_failed()
 
-    def _check_match(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None) -> None:
+    def _check_match(
+        self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None
+    ) -> None:
         first = meeting.measure
         if first is not None:
             what = disagreement(meeting.verbs[first], meeting.tensors[first], verb, x)

@@ -74,7 +74,9 @@ def table_of_the_stuck(size: int, waits_for: dict[int, str], places: dict[int, s
     if all(text.startswith("recv") for text in waits_for.values()) and not ended:
         fix = "all wait to receive before anyone has sent: let some device send first"
     elif ended:
-        fix = "every device of a group must make the same calls, and every recv needs its send; some have ended too early"
+        fix = (
+            "every device of a group must make the same calls, and every recv needs its send; some have ended too early"
+        )
     else:
         fix = "every device of a group must make the same calls in the same order"
     return "\n".join([*lines, f"Fix: {fix}."])

@@ -8,6 +8,7 @@ from torch import Tensor
 from lib.devices import collectives as c
 from lib.devices.exchange import Exchange
 from lib.devices.explain import short_ranks
+from lib.devices.handle import Handle
 
 
 class Group:
@@ -35,18 +36,19 @@ class Group:
         return f"Group(rank={self.rank}, size={self.size}, ranks={self.ranks})"
 
     # ---- collectives: every device of the group takes part ----
+    # With async_op=True, the device goes on at once and gets the result from the Handle's wait().
 
-    def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
+    def all_reduce(self, x: Tensor, op: str = "sum", async_op: bool = False) -> Tensor | Handle:
         """The element-by-element sum ("max", "min") of all tensors, on every device. Shape as `x`."""
-        return self._meet(c.AllReduce(op), x)
+        return self._meet(c.AllReduce(op), x, async_op=async_op)
 
-    def all_gather(self, x: Tensor, dim: int = 0) -> Tensor:
+    def all_gather(self, x: Tensor, dim: int = 0, async_op: bool = False) -> Tensor | Handle:
         """All tensors concatenated along `dim` in rank order, on every device. Lengths along `dim` may differ."""
-        return self._meet(c.AllGather(self._dim(x, dim, "all_gather")), x)
+        return self._meet(c.AllGather(self._dim(x, dim, "all_gather")), x, async_op=async_op)
 
-    def reduce_scatter(self, x: Tensor, dim: int = 0, op: str = "sum") -> Tensor:
+    def reduce_scatter(self, x: Tensor, dim: int = 0, op: str = "sum", async_op: bool = False) -> Tensor | Handle:
         """The sum of all tensors cut along `dim` (see `shard_sizes`); this device's piece."""
-        return self._meet(c.ReduceScatter(self._dim(x, dim, "reduce_scatter"), op), x)
+        return self._meet(c.ReduceScatter(self._dim(x, dim, "reduce_scatter"), op), x, async_op=async_op)
 
     def all_to_all(self, x: Tensor, split_dim: int = 0, concat_dim: int = 0) -> Tensor:
         """Piece j of `x` along `split_dim` goes to device j; what arrives is concatenated along `concat_dim`."""
@@ -112,24 +114,33 @@ class Group:
 
     def _consecutive(self, parts: int) -> list[range]:
         if parts < 1 or self.size % parts:
-            raise ValueError(f"{self.size} devices cannot be split into {parts} equal groups: {parts} must divide {self.size}")
+            raise ValueError(
+                f"{self.size} devices cannot be split into {parts} equal groups: {parts} must divide {self.size}"
+            )
         each = self.size // parts
         return [range(start, start + each) for start in range(0, self.size, each)]
 
     # ---- checks: a mistake is named before anything runs ----
 
-    def _meet(self, verb: c.Collective, x: Tensor | None, needed: bool = True) -> Tensor | None:
+    def _meet(
+        self, verb: c.Collective, x: Tensor | None, needed: bool = True, async_op: bool = False
+    ) -> Tensor | Handle | None:
         self._member(self.rank, "rank", verb.name)
         if getattr(verb, "op", "sum") not in c.COMBINE:
             raise ValueError(f"{verb.name}: op={verb.op!r} is not one of {', '.join(map(repr, c.COMBINE))}")
         if x is not None or needed:
             self._check(x, verb.name, verb.partners)
             x = x.detach()
-        return self._exchange.meet(self._key, self.ranks, self.rank, verb, x)
+        meeting = self._exchange.join(self._key, self.ranks, self.rank, verb, x)
+        if async_op:
+            return self._exchange.hand_out(meeting, self.ranks, self.rank, verb)
+        return self._exchange.collect(meeting, self.ranks, self.rank, verb)
 
     def _check(self, x: Tensor, verb: str, partners: str = "") -> None:
         if not isinstance(x, Tensor):
-            raise TypeError(f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)} needs a torch.Tensor, not {type(x).__name__}")
+            raise TypeError(
+                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)} needs a torch.Tensor, not {type(x).__name__}"
+            )
         if x.requires_grad and torch.is_grad_enabled():
             instead = f"use {partners} of lib.parallel, which knows the backward, or " if partners else ""
             raise RuntimeError(
@@ -141,7 +152,9 @@ class Group:
         if not isinstance(x, Tensor):
             return dim  # refused later, or no tensor is needed here
         if not -x.ndim <= dim < x.ndim:
-            has = f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"
+            has = (
+                f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"
+            )
             raise IndexError(
                 f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: dim {dim} is out of range for a tensor of shape "
                 f"{tuple(x.shape)}; {has}"

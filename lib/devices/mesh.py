@@ -17,7 +17,9 @@ class Mesh:
     def __init__(self, group: Group, **axes: int):
         for name, size in axes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"Mesh: {name}={size!r} is not a number of devices; it must be an integer of at least 1")
+                raise ValueError(
+                    f"Mesh: {name}={size!r} is not a number of devices; it must be an integer of at least 1"
+                )
         product = math.prod(axes.values())
         if not axes or product != group.size:
             grid = " x ".join(f"{name}={size}" for name, size in axes.items()) or "no axes"

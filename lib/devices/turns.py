@@ -6,9 +6,11 @@ deadlock, found at once and without any time limit.
 """
 
 import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -24,36 +26,36 @@ class Turns:
     def __init__(self, size: int, body: Callable[[int], None], stuck: Callable[[], BaseException]):
         self._body, self._stuck = body, stuck
         self._threads = [
-            threading.Thread(target=self._live, args=(rank,), name=f"device {rank}", daemon=True) for rank in range(size)
+            threading.Thread(target=self._live, args=(rank,), name=f"device {rank}", daemon=True)
+            for rank in range(size)
         ]
         self._may_run = [threading.Lock() for _ in range(size)]  # a gate per device; the turn opens it
-        for gate in self._may_run[1:]:  # rank 0 has the first turn
+        for gate in self._may_run:
             gate.acquire()
-        self._all_ended = threading.Lock()
-        self._all_ended.acquire()
+        self._all_ended = threading.Event()
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
         # PyTorch has one random stream per process. Here each device has its own, laid aside while others run.
         self.streams = [torch.default_generator.get_state()] * size
-        self.running: int | None = 0
+        self._interruptible: int | None = None  # the device that is in its program now
+        self._interrupting = threading.Lock()  # guards the field above
         self.failure: BaseException | None = None
 
     def run(self) -> None:
         """Blocks until every device has ended. Re-raises what made the run fail; leaves no thread behind."""
         try:
-            for thread in reversed(self._threads):  # rank 0 last: it begins at once
-                thread.start()
-            self._all_ended.acquire()
+            self._threads[0].start()  # the others are started by those before them, when their first turn comes
+            # Not one long wait: the system may hand an interrupt to a device's thread, and then it does not end the wait.
+            while not self._all_ended.wait(0.2):
+                continue
         except BaseException as interrupt:  # Ctrl-C, or the notebook's stop button
             self.failure = interrupt
-            for thread in reversed(self._threads):
-                if not thread.is_alive() and thread.ident is None:
-                    thread.start()  # even a device that never began must pass the turn on
-            while not self._all_ended.acquire(timeout=0.05):
+            while not self._all_ended.wait(0.05) and self._has_begun(0):
                 self._interrupt_running_device()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # else it never began
+                thread.join()
         failure, self.failure = self.failure, None
         if failure is not None:
             try:
@@ -63,12 +65,13 @@ class Turns:
 
     def wait(self, rank: int) -> None:
         """Called by device `rank` when it has the turn: gives it away until another device calls `ready(rank)`."""
+        self._leave_program(rank)
         self.stop_if_failed()
         self._waiting.add(rank)
         self.streams[rank] = torch.default_generator.get_state()
         self._pass_turn()
         self._may_run[rank].acquire()
-        self.stop_if_failed()
+        self._enter_program(rank)
 
     def ready(self, rank: int) -> None:
         """Device `rank`, which waits, may go on when its turn comes."""
@@ -89,18 +92,37 @@ class Turns:
         return threading.current_thread() is self._threads[rank]
 
     def _live(self, rank: int) -> None:
-        self._may_run[rank].acquire()
+        if hasattr(os, "SCHED_BATCH"):  # Linux
+            # Else a woken device preempts its waker, which still holds Python's lock, and at once sleeps again.
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # 0: this thread alone
         try:
-            self.stop_if_failed()
-            self._body(rank)
-        except BaseException as error:
-            if self.failure is None:  # else this device was only being unwound: the first error counts
-                error.add_note(f"raised on rank {rank} of {len(self._threads)}")
-                self.failure = error
+            try:
+                self._enter_program(rank)
+                self._body(rank)
+            except BaseException as error:
+                if self.failure is None:  # else this device was only being unwound: the first error counts
+                    error.add_note(f"raised on rank {rank} of {len(self._threads)}")
+                    self.failure = error
+            self._leave_program(rank)
+        except Stopped:  # an interrupt that came on the way out
+            self._leave_program(rank)
         self.streams[rank] = torch.default_generator.get_state()
-        self.running = None  # from here on, an interrupt must leave this thread alone
         self._unfinished -= 1
         self._pass_turn()
+
+    def _enter_program(self, rank: int) -> None:
+        with self._interrupting:
+            self._interruptible = rank
+        self.stop_if_failed()
+
+    def _leave_program(self, rank: int) -> None:
+        # An exception that came in the middle of passing the turn would lose the turn, and the run would hang.
+        while self._interruptible == rank:
+            with suppress(Stopped), self._interrupting:
+                self._interruptible = None
+                if self.failure is not None:
+                    _raise_in(self._threads[rank], None)  # what was sent but has not arrived yet is taken back
 
     def _pass_turn(self) -> None:
         if not self._ready and self._waiting and self.failure is None:
@@ -109,19 +131,30 @@ class Turns:
             except Exception as error:  # whatever happens while the error is worded, the run must end
                 self.failure = error
         if self.failure is not None:  # wake all who wait: each raises Stopped and unwinds, still one at a time
-            self._ready.extend(sorted(self._waiting))
+            begun = [rank for rank in self._ready if self._has_begun(rank)]
+            self._unfinished -= len(self._ready) - len(begun)  # the others need not begin any more
+            self._ready = deque([*begun, *sorted(self._waiting)])
             self._waiting.clear()
         if self._ready:
-            self.running = self._ready.popleft()
-            torch.default_generator.set_state(self.streams[self.running])
-            self._may_run[self.running].release()
+            rank = self._ready.popleft()
+            torch.default_generator.set_state(self.streams[rank])
+            if self._has_begun(rank):
+                self._may_run[rank].release()
+            else:
+                self._threads[rank].start()
         elif not self._unfinished:
-            self._all_ended.release()
+            self._all_ended.set()
+
+    def _has_begun(self, rank: int) -> bool:
+        return self._threads[rank].ident is not None
 
     def _interrupt_running_device(self) -> None:
         # The devices that wait are unwound when they get the turn; the one that computes is told asynchronously.
-        rank = self.running
-        if rank is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._threads[rank].ident), ctypes.py_object(Stopped)
-            )
+        with self._interrupting:
+            if self._interruptible is not None:
+                _raise_in(self._threads[self._interruptible], Stopped)
+
+
+def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
+    """Raises `error` in another thread, as soon as that is in Python code again; None takes back what was sent."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), error and ctypes.py_object(error))

@@ -1,0 +1,97 @@
+"""The virtual clock: how long each device would have taken on real hardware.
+
+Every device has a time of its own. A kernel moves it on by the roofline of its FLOPs and bytes; a collective brings
+all of its devices to one common end. Nothing is slowed down: the clock is arithmetic beside the run.
+
+What the model leaves out: kernel launches, contention between groups, caches, and kernels that a compiler would fuse.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from lib.devices.collectives import Collective, size_in_bytes
+from lib.devices.hardware import Hardware
+from lib.devices.trace import Event, Trace
+
+
+class Clock:
+    """The times of all devices of one run. The engine moves them; `trace` keeps what happened."""
+
+    def __init__(self, size: int, hardware: Hardware, trace: Trace):
+        self.hardware, self.trace = hardware, trace
+        self.now = [0.0] * size  # when each device can do its next thing
+        self._sent = [0.0] * size  # when the device's link has sent what it was given
+        self._received = [0.0] * size  # and received what is on its way: one message at a time each way
+        self._counting = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The engine's own copies and sums are no work of the device: they belong to the price of the collective."""
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
+
+    def compute(self, rank: int, name: str, flops: int, moved: int) -> None:
+        """Device `rank` runs a kernel."""
+        if self._counting:
+            start = self.now[rank]
+            self.now[rank] = start + self.hardware.compute_seconds(flops, moved)
+            self.trace.events.append(Event(rank, "compute", name, start, self.now[rank], flops=flops, moved=moved))
+
+    def collective(
+        self, ranks: Sequence[int], verb: Collective, tensors: list[Tensor], came: list[float]
+    ) -> tuple[float, float]:
+        """All `ranks` take part in `verb`, each ready at its time in `came`; returns when it begins and ends. It begins
+        when the last has come and all links are free. The devices' own times stay as they are."""
+        if len(ranks) == 1:
+            return came[0], came[0]
+        seconds = verb.seconds(tensors, self.hardware.link(ranks))
+        start = max(*came, *(self._sent[r] for r in ranks), *(self._received[r] for r in ranks))
+        end = start + seconds
+        for r, traffic in zip(ranks, verb.traffic(tensors), strict=True):
+            self._sent[r] = self._received[r] = end
+            self.trace.events.append(Event(r, "communication", verb.name, start, end, sent=traffic.bytes_sent))
+        return start, end
+
+    def message(self, src: int, dst: int, size: int) -> float:
+        """Device `src` sends `size` bytes to `dst`, when its link has sent and the other's received what came before;
+        returns when they have arrived."""
+        start = max(self.now[src], self._sent[src], self._received[dst])
+        end = start + self.hardware.link((src, dst)).seconds(1, size)
+        self._sent[src] = self._received[dst] = end
+        self.trace.events.append(Event(src, "communication", f"send to {dst}", start, end, sent=size))
+        return end
+
+    def wait_until(self, rank: int, time: float, why: str, begin: float | None = None) -> None:
+        """Device `rank` stands still until `time`. The part before `begin`, when the others were not ready, is waiting;
+        the rest is the communication itself, which has an event of its own."""
+        idle_end = time if begin is None else min(begin, time)
+        if idle_end > self.now[rank]:
+            self.trace.events.append(Event(rank, "waiting", why, self.now[rank], idle_end))
+        self.now[rank] = max(self.now[rank], time)
+
+
+class Charge(TorchDispatchMode):
+    """While entered, charges every kernel that this thread runs to device `rank`, forward and backward."""
+
+    def __init__(self, clock: Clock, rank: int):
+        super().__init__()
+        self._clock, self._rank = clock, rank
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith("empty"):  # a view or an allocation moves nothing
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            moved = sum(size_in_bytes(x) for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))
+            self._clock.compute(self._rank, name, flops, moved)
+        return out
