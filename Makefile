@@ -54,6 +54,7 @@ outputs: $(INSTALLED)  ## execute every chapter in place and store its outputs, 
 lab: $(INSTALLED)  ## open the chapters live in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. chapters
 
+# With the oldest Python to be served (PYTHON=...): a newer one may pin what an older one cannot install.
 requirements: requirements.in  ## resolve requirements.in anew and pin the result
 	@rm -rf _build/resolve && $(PYTHON) -m venv _build/resolve
 	@_build/resolve/bin/python -m pip install -qq -r requirements.in

@@ -9,9 +9,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from docutils import nodes
-from lib.show.language import THEME_CSS
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
+
+from lib.show.language import THEME_CSS
 
 logger = logging.getLogger(__name__)
 SVG = "http://www.w3.org/2000/svg"

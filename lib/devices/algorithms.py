@@ -18,7 +18,7 @@ from lib.devices.pieces import cut
 
 
 def naive(group: Group, x: Tensor) -> Tensor:
-    """All send everything to rank 0, which adds and sends the sum to all. Rank 0 moves (P-1) N each way: the bottleneck."""
+    """All send everything to rank 0, which adds and sends the sum to all: it moves (P-1) N each way, the bottleneck."""
     if group.rank > 0:
         group.send(x, 0)
         return group.recv(0)

@@ -22,11 +22,11 @@ class Cluster:
 
         outputs = Cluster(4).run(program, x, w)     # program(group, x, w) on each device; a list, one result per rank
 
-    With `hardware` (a `Hardware`, or the name of a preset such as "H100") a virtual clock runs beside the program; nothing
-    is slowed down.
+    With `hardware` (a `Hardware`, or the name of a preset such as "H100") a virtual clock runs beside the program;
+    nothing is slowed down.
 
-    After a run, failed or not, `meters` holds what each device sent and received, and `trace` (None without hardware) what
-    each did when.
+    After a run, failed or not, `meters` holds what each device sent and received, and `trace` (None without hardware)
+    what each did when.
     """
 
     def __init__(self, size: int, hardware: Hardware | str | None = None):

@@ -214,7 +214,7 @@ class Broadcast(Collective):
 
 @dataclass(frozen=True)
 class Reduce(Collective):
-    """Device `dst` gets the sum (max, min) of all tensors, the others nothing. A chain round the ring that ends at `dst`."""
+    """Device `dst` gets the sum (max, min) of all tensors, the others nothing. A chain that ends at `dst`."""
 
     dst: int
     op: str = "sum"
@@ -298,8 +298,8 @@ def chain(whole: int, parts: int, first: int) -> list[Traffic]:
 
 
 def chain_seconds(whole: int, parts: int, link: Link) -> float:
-    """Time of a chain whose hops all work at once, on small pieces: P-1 latencies until the last device hears of it, and
-    the bytes once."""
+    """Time of a chain whose hops all work at once, on small pieces: P-1 latencies until the last device hears of it,
+    and the bytes once."""
     return link.seconds(parts - 1, whole if parts > 1 else 0)
 
 

@@ -30,10 +30,11 @@ class Group:
         self.size = len(self.ranks)
         self.rank = self.ranks.index(me) if me in self.ranks else None
         self._me, self._exchange, self._key = me, exchange, key
+        self._shown = short_ranks(self.ranks)
         self._times_made: dict[tuple[int, ...], int] = {}
 
     def __repr__(self) -> str:
-        return f"Group(rank={self.rank}, size={self.size}, ranks={self.ranks})"
+        return f"Group(rank={self.rank}, size={self.size}, ranks={self._shown})"
 
     # ---- collectives: every device of the group takes part ----
     # With async_op=True, the device goes on at once and gets the result from the Handle's wait().
@@ -139,13 +140,13 @@ class Group:
     def _check(self, x: Tensor, verb: str, partners: str = "") -> None:
         if not isinstance(x, Tensor):
             raise TypeError(
-                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)} needs a torch.Tensor, not {type(x).__name__}"
+                f"{verb} on rank {self.rank} of group {self._shown} needs a torch.Tensor, not {type(x).__name__}"
             )
         if x.requires_grad and torch.is_grad_enabled():
             instead = f"use {partners} of lib.parallel, which knows the backward, or " if partners else ""
             raise RuntimeError(
-                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: this {tuple(x.shape)} tensor requires grad, and {verb} "
-                f"would lose its gradient. Instead {instead}pass x.detach() if no gradient is wanted"
+                f"{verb} on rank {self.rank} of group {self._shown}: this {tuple(x.shape)} tensor requires grad, and "
+                f"{verb} would lose its gradient. Instead {instead}pass x.detach() if no gradient is wanted"
             )
 
     def _dim(self, x: Tensor, dim: int, verb: str) -> int:
@@ -156,7 +157,7 @@ class Group:
                 f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"
             )
             raise IndexError(
-                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: dim {dim} is out of range for a tensor of shape "
+                f"{verb} on rank {self.rank} of group {self._shown}: dim {dim} is out of range for a tensor of shape "
                 f"{tuple(x.shape)}; {has}"
             )
         return dim % x.ndim
@@ -169,6 +170,6 @@ class Group:
             )
         if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < self.size:
             raise ValueError(
-                f"{verb} on rank {self.rank} of group {short_ranks(self.ranks)}: {what}={rank!r} is not in the group; "
+                f"{verb} on rank {self.rank} of group {self._shown}: {what}={rank!r} is not in the group; "
                 f"its ranks are 0 to {self.size - 1}"
             )

@@ -4,8 +4,8 @@ Bytes are bytes (not bits), bandwidths are bytes per second in ONE direction, la
 on all three: "400 Gb/s" is 50e9 bytes/s, and "900 GB/s NVLink" of an H100 adds both directions, so one is 450e9.
 
 The presets hold the dense bf16 peak (fp16 on V100), memory and link figures collected in Stas Bekman's Machine Learning
-Engineering book (github.com/stas00/ml-engineering), and the per-hop latencies of a ring in the Simple protocol from NCCL's
-own tuning table (github.com/NVIDIA/nccl, src/graph/tuning.cc): 3.4 us over NVLink, 14 us over the network.
+Engineering book (github.com/stas00/ml-engineering), and the per-hop latencies of a ring in the Simple protocol from
+NCCL's own tuning table (github.com/NVIDIA/nccl, src/graph/tuning.cc): 3.4 us over NVLink, 14 us over the network.
 """
 
 from collections.abc import Sequence
@@ -57,11 +57,11 @@ class Hardware:
             raise ValueError(f"Hardware {self.name}: efficiency={self.efficiency} is a share of the peak, at most 1")
 
     def compute_seconds(self, flops: float, moved: float) -> float:
-        """Roofline: a kernel takes as long as its arithmetic or its memory traffic (`moved` bytes), whichever is more."""
+        """Roofline: the time of the arithmetic or of the memory traffic (`moved` bytes), whichever is longer."""
         return max(flops / (self.flops * self.efficiency), moved / self.memory_bandwidth)
 
     def link(self, ranks: Sequence[int]) -> Link:
-        """The slowest link that a ring over `ranks` crosses (ranks of the cluster, in order; a pair is a ring of two)."""
+        """The slowest link that a ring over `ranks` crosses (ranks of the cluster; a pair is a ring of two)."""
         for a, b in pairwise([*ranks, ranks[0]]):
             if a // self.per_node != b // self.per_node:
                 if self.between is None:

@@ -73,7 +73,7 @@ class Trace:
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace in Chrome's format: open it in ui.perfetto.dev or chrome://tracing.
 
-        One process per device; communication has a track of its own, since it may overlap compute. Times in microseconds.
+        One process per device; communication has a track of its own, since it may overlap compute. In microseconds.
         """
         rows = [
             {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"device {rank}"}}

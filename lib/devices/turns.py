@@ -46,7 +46,7 @@ class Turns:
         """Blocks until every device has ended. Re-raises what made the run fail; leaves no thread behind."""
         try:
             self._threads[0].start()  # the others are started by those before them, when their first turn comes
-            # Not one long wait: the system may hand an interrupt to a device's thread, and then it does not end the wait.
+            # Not one long wait: the system may hand an interrupt to a device's thread, and that does not end a wait.
             while not self._all_ended.wait(0.2):
                 continue
         except BaseException as interrupt:  # Ctrl-C, or the notebook's stop button

@@ -167,6 +167,6 @@ def _check_rule(mine: int, whole: int, group: Group, dim: int, name: str) -> Non
     expected = shard_sizes(whole, group.size)[group.rank]
     if mine != expected:
         raise ValueError(
-            f"{name} on rank {group.rank} of {group.size}: this device brought {mine} of {whole} along dim {dim}, but the "
-            f"sharding rule gives it {expected}. Cut the tensor with shard(x, group, dim={dim})"
+            f"{name} on rank {group.rank} of {group.size}: this device brought {mine} of {whole} along dim {dim}, but "
+            f"the sharding rule gives it {expected}. Cut the tensor with shard(x, group, dim={dim})"
         )

@@ -22,13 +22,15 @@ class ColumnParallelLinear(nn.Module):
     """One device's columns of a linear layer: weight (out/P, in) Shard(0), bias (out/P,) Shard(0).
 
     Input (..., in) Replicate. Output (..., out/P) Shard(-1); with `gather_output` the whole (..., out) Replicate.
-    Communication: nothing forward (an all-gather with `gather_output`), one all-reduce of the input's gradient backward.
+    Communication: forward nothing (an all-gather with `gather_output`), backward one all-reduce of the input's grad.
 
     Initialized as the shard of the dense `nn.Linear` that the same random stream would give: the fan-in that scales
     the weights is that of the whole layer, and no device count changes the model.
     """
 
-    def __init__(self, in_features: int, out_features: int, group: Group, bias: bool = True, gather_output: bool = False):
+    def __init__(
+        self, in_features: int, out_features: int, group: Group, bias: bool = True, gather_output: bool = False
+    ):
         super().__init__()
         self._hold(nn.Linear(in_features, out_features, bias), group, gather_output, share=False)
 
@@ -61,15 +63,17 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """One device's rows of a linear layer: weight (out, in/P) Shard(1), bias (out,) Replicate.
 
-    Input (..., in/P) Shard(-1), as a column-parallel layer leaves it; with `scatter_input` the whole (..., in) Replicate.
-    Output (..., out) Replicate. Communication: one all-reduce of the output forward, nothing backward (an all-gather of
-    the input's gradient with `scatter_input`).
+    Input (..., in/P) Shard(-1), as a column-parallel layer leaves it; with `scatter_input` the whole (..., in)
+    Replicate. Output (..., out) Replicate. Communication: one all-reduce of the output forward, nothing backward (an
+    all-gather of the input's gradient with `scatter_input`).
 
     The bias is whole on every device and added after the sum: added before, it would count P times.
     Initialized as the shard of the dense `nn.Linear`, like `ColumnParallelLinear`.
     """
 
-    def __init__(self, in_features: int, out_features: int, group: Group, bias: bool = True, scatter_input: bool = False):
+    def __init__(
+        self, in_features: int, out_features: int, group: Group, bias: bool = True, scatter_input: bool = False
+    ):
         super().__init__()
         self._hold(nn.Linear(in_features, out_features, bias), group, scatter_input, share=False)
 
@@ -118,6 +122,6 @@ def _check_dense(cls: type, dense: nn.Linear) -> None:
 def _check_input(layer: nn.Module, x: Tensor, expected: int, why: str) -> None:
     if x.shape[-1:] != (expected,):
         raise ValueError(
-            f"{type(layer).__name__}({layer.extra_repr()}) on rank {layer.group.rank} of {layer.group.size} got an input of "
-            f"shape {tuple(x.shape)}; its last dim must be {expected}: {why}"
+            f"{type(layer).__name__}({layer.extra_repr()}) on rank {layer.group.rank} of {layer.group.size} got an "
+            f"input of shape {tuple(x.shape)}; its last dim must be {expected}: {why}"
         )

@@ -14,7 +14,7 @@ __all__ = ["shard", "shard_sizes", "unshard"]
 def shard(x: Tensor, group: Group, dim: int) -> Tensor:
     """This device's piece of `x` along `dim`: a view, no copy. Replicate -> Shard(dim), and it costs nothing.
 
-    The sizes are those of `shard_sizes`: the first `length % size` devices get one more. Devices may get an empty piece.
+    The sizes are those of `shard_sizes`: the first `length % size` devices get one more. A piece may be empty.
     """
     _check_dim(x, dim, f"shard on rank {group.rank}")
     return cut(x, group.size, dim)[group.rank]

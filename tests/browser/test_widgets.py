@@ -103,7 +103,7 @@ def test_arrow_keys_reach_every_point(visit, path, number):
     assert widget.turning, "a widget without a control"
     first = {name: values[0] for name, values in widget.axes.items()}
     widget.shows(**first)
-    frames = {}
+    frames, steps = {}, []
     for before, now in pairwise([None, *snake([len(widget.axes[name]) for name in widget.turning])]):
         if before is not None:
             moved = next(i for i in range(len(now)) if now[i] != before[i])
@@ -111,7 +111,10 @@ def test_arrow_keys_reach_every_point(visit, path, number):
         values = {name: widget.axes[name][at] for name, at in zip(widget.turning, now, strict=True)}
         widget.shows(**{**first, **values})
         frames[now] = widget.shown()
-    assert len(set(frames.values())) == len(frames), "two points of the grid show the same frame"
+        if before is not None:
+            steps.append((widget.turning[moved], frames[now] != frames[before]))
+    # Two neighbors may look alike (on one device every split does), but no control may be without effect.
+    assert {name for name, changed in steps if changed} == set(widget.turning)
     opened.clean()
 
 
@@ -121,12 +124,12 @@ def test_the_mouse_works_every_control(visit, path, number):
     widget = Widget(opened.page, number)
     point = {name: values[0] for name, values in widget.axes.items()}
     for name in widget.turning:
-        for index in (len(widget.axes[name]) - 1, 0):
-            before = widget.shown()
+        frames = set()
+        for index in reversed(range(len(widget.axes[name]))):
             widget.click(name, index)
-            point[name] = widget.axes[name][index]
-            widget.shows(**point)
-            assert widget.shown() != before
+            widget.shows(**{**point, name: widget.axes[name][index]})
+            frames.add(widget.shown())
+        assert len(frames) > 1, f"{name} changes nothing"
     opened.clean()
 
 
@@ -160,10 +163,9 @@ def test_the_first_frame_shows_without_javascript(visit, path, number):
 def test_reacts_from_the_disk_and_on_a_phone(visit, path, number):
     opened = visit(path, base=HTML.as_uri() + "/", viewport=PHONE, has_touch=True)
     widget = Widget(opened.page, number)
-    before = widget.shown()
     name = widget.turning[-1]
     widget.click(name, len(widget.axes[name]) - 1)
-    assert widget.shown() != before
+    widget.shows(**{axis: values[-1 if axis == name else 0] for axis, values in widget.axes.items()})
     box = widget.frame.bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]

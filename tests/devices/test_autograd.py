@@ -66,10 +66,7 @@ def test_checkpoint_draws_the_same_dropout_again_and_repeats_its_collectives():
         torch.manual_seed(5)
         x = torch.ones(40, requires_grad=True)
         w = torch.full((40,), 1.0 + group.rank, requires_grad=True)
-        if remember_all:
-            y = region(x, w, group)
-        else:
-            y = checkpoint(region, x, w, group, use_reentrant=False)
+        y = region(x, w, group) if remember_all else checkpoint(region, x, w, group, use_reentrant=False)
         torch.rand(3)  # moves the stream on between forward and backward
         y.sum().backward()
         return torch.stack([y.detach(), x.grad, w.grad])

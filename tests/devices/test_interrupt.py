@@ -132,3 +132,30 @@ def test_the_caller_s_random_stream_stays_where_it_was():
     with pytest.raises(KeyboardInterrupt):
         Cluster(2).run(program)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["before", "after"])
+def test_while_the_devices_are_being_started(monkeypatch, started):
+    start = threading.Thread.start
+
+    def start_and_stop(thread):
+        if thread.name == "device 0" and not seen:  # the one that the caller starts; the others are started by devices
+            seen.append(thread.name)
+            if started:
+                start(thread)
+            raise KeyboardInterrupt
+        start(thread)
+
+    seen, begun = [], []
+    monkeypatch.setattr(threading.Thread, "start", start_and_stop)
+    stop(lambda group: begun.append(group.rank))
+    assert len(begun) <= 1  # the first device may have run before the stop arrived; no other begins
+
+
+def test_even_an_error_in_the_words_of_an_error_ends_the_run(monkeypatch):
+    def stumble(self):
+        raise LookupError("no words")
+
+    monkeypatch.setattr("lib.devices.exchange.Exchange.stuck", stumble)
+    with pytest.raises(LookupError, match="no words"):
+        Cluster(3).run(lambda group: group.recv(src=0))

@@ -24,7 +24,8 @@ def test_shapes_and_traffic_are_those_of_real_tensors(case: Case):
             group.scatter(y, dim),
             group.recv(src=(group.rank - 1) % group.size),
         ]
-        return [None if z is None else (tuple(z.shape), z.dtype) for z in results], {z.device.type for z in results if z is not None}
+        shapes = [None if z is None else (tuple(z.shape), z.dtype) for z in results]
+        return shapes, {z.device.type for z in results if z is not None}
 
     cluster, meta_cluster = Cluster(case.size), Cluster(case.size)
     real = cluster.run(program, case.tensors)

@@ -1,6 +1,8 @@
 """What the caller has set for PyTorch holds on every device, although PyTorch keeps it per thread."""
 
 import contextvars
+import ctypes
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,7 +72,19 @@ def test_default_device():
 
 
 def test_number_of_threads():
-    assert everywhere(torch.get_num_threads) == torch.get_num_threads()
+    before = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert everywhere(threads_of_openmp) == number
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_of_openmp():
+    """How many threads the next operation of this thread would use. Not asked of PyTorch: asking it sets it right."""
+    library = next(Path(torch.__file__).parent.glob("lib/lib*omp*"))
+    return ctypes.CDLL(str(library)).omp_get_max_threads()
 
 
 def test_context_variables():

@@ -131,6 +131,18 @@ def test_after_different_random_the_replicated_stream_goes_on_as_if_one_number_h
     assert Cluster(4).run(program) == [expected] * 4
 
 
+def test_rank_0_goes_on_from_the_seed_that_was_drawn():
+    seed = int(torch.randint(2**63 - 1, ()))
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    torch.manual_seed(1234)
+
+    def program(group):
+        with different_random(group):
+            return draws(3)
+
+    assert Cluster(3).run(program)[0] == expected
+
+
 def test_different_random_within_a_sub_group_follows_the_rank_in_it():
     def program(group):
         pair = group.split([[0, 1], [2, 3]])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib.devices import Cluster
+from lib.devices.turns import Turns
 
 
 def test_results_come_in_rank_order_even_when_devices_end_in_another():
@@ -97,6 +98,19 @@ def test_the_order_of_events_is_the_same_in_every_run():
 def test_devices_are_threads_with_a_name():
     names = Cluster(2).run(lambda group: threading.current_thread().name)
     assert names == ["device 0", "device 1"]
+
+
+def test_a_run_is_over_when_its_last_thread_is(monkeypatch):
+    live, gone = Turns._live, []
+
+    def live_longer(turns, rank):
+        live(turns, rank)
+        threading.Event().wait(0.02)
+        gone.append(rank)
+
+    monkeypatch.setattr(Turns, "_live", live_longer)
+    Cluster(3).run(lambda group: group.barrier())
+    assert sorted(gone) == [0, 1, 2]
 
 
 def test_a_cluster_of_hundreds_of_devices():

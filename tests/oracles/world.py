@@ -1,4 +1,4 @@
-"""Worlds of real processes that talk through gloo: `World(3).run(program, *args)`, like `Cluster(3).run(program, *args)`.
+"""Worlds of real processes that talk through gloo: `World(3).run(program, *args)` for `Cluster(3).run(...)`.
 
 The processes of a world are started once and serve one program after another. They are forked from a server that has
 imported torch before, so that ten of them are there in a few seconds.

@@ -182,6 +182,10 @@ def test_on_one_device_each_is_the_identity():
     Cluster(1).run(program)
 
 
+def test_the_slice_that_scatter_to_gives_is_contiguous():
+    assert Cluster(2).run(lambda group: scatter_to(torch.ones(4, 6), group, 1).is_contiguous()) == [True, True]
+
+
 def test_gather_from_would_count_a_sharded_region_once_and_all_gather_counts_it_as_often_as_it_is_used():
     def program(group, gather):
         x = torch.ones(1, requires_grad=True)

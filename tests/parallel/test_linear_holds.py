@@ -1,4 +1,4 @@
-"""What the layers hold: the shards of the dense layer's parameters, in whose memory, and what they say of themselves."""
+"""What the layers hold: the shards of the dense parameters, in whose memory, and what they say of themselves."""
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices.messages import says
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ def test_a_dim_out_of_range(dim):
 
 
 def test_a_list_is_no_tensor():
-    with pytest.raises(TypeError, match=r"shard on rank 0 needs a torch.Tensor, not list; convert with torch.as_tensor"):
+    with says(TypeError, "shard on rank 0 needs a torch.Tensor, not list; convert with torch.as_tensor(...)"):
         Cluster(2).run(lambda group: shard([1.0, 2.0], group, 0))
     with pytest.raises(TypeError, match=r"unshard needs a torch.Tensor, not float"):
         unshard([1.0], 0)
@@ -75,8 +76,7 @@ def test_no_shards():
 
 @pytest.mark.parametrize("lengths", [[1, 2], [3, 1], [2, 2, 0], [0, 1]])
 def test_pieces_that_no_cut_gives(lengths):
-    with pytest.raises(ValueError) as error:
+    size, whole = len(lengths), sum(lengths)
+    complaint = f"{size} shards of {whole} along dim 0 have sizes {shard_sizes(whole, size)}, not {lengths}"
+    with says(ValueError, complaint, "in rank order"):
         unshard([torch.zeros(n, 2) for n in lengths], 0)
-    expected = shard_sizes(sum(lengths), len(lengths))
-    assert f"{len(lengths)} shards of {sum(lengths)} along dim 0 have sizes {expected}, not {lengths}" in str(error.value)
-    assert "in rank order" in str(error.value)
