@@ -4,8 +4,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from browser.book import HTML, close, open_page
-from browser.obtain import FLAGS, obtain
-from playwright.sync_api import sync_playwright
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -21,14 +19,6 @@ def site():
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=obtain(), args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

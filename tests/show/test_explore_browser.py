@@ -1,29 +1,13 @@
 """One widget alone in Chromium: no kernel, no server, no network; by mouse, by keyboard, and without script."""
 
-import shutil
-
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from lib.show import draw_matmul, explore
-
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"),
-    *("--disable-component-update", "--disable-sync", "--no-first-run"),
-]
 
 
 def draw(devices, split):
     return draw_matmul((3, 4), (4, 6), devices=devices, split=split), f"{devices} devices"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)  # None: Playwright's own
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
