@@ -89,9 +89,9 @@ class Charge(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith("empty"):  # a view or an allocation moves nothing
+        if not func.is_view and not name.startswith(("empty", "new_empty", "_unsafe_view")):  # these move nothing
             count = flop_registry.get(func.overloadpacket)
             flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
-            moved = sum(size_in_bytes(x) for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))
+            moved = sum(size_in_bytes(x) for x in tree_leaves((args, out)) if isinstance(x, Tensor))
             self._clock.compute(self._rank, name, flops, moved)
         return out

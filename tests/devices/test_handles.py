@@ -155,7 +155,7 @@ def test_a_dropped_handle_is_named_with_its_rank_and_line(verb):
         if group.rank != 2:
             handle.wait()
 
-    says_where = "program, line ", 'handle = getattr(group, verb)(torch.ones(2), async_op=True)'
+    says_where = "program, line ", "handle = getattr(group, verb)(torch.ones(2), async_op=True)"
     with says(MismatchError, "rank 2 in", *says_where, f"Handle({verb}(", "not yet waited for", "Call wait()"):
         Cluster(3).run(program)
 
@@ -234,5 +234,5 @@ def test_a_handle_shows_what_it_stands_for():
         handle.wait()
         return before, repr(handle)
 
-    expected = "Handle(all_gather(dim=0) in group (0,), not yet waited for)", "Handle(all_gather(dim=0) in group (0,), waited for)"
-    assert Cluster(1).run(program) == [expected]
+    call = "all_gather(dim=0) in group (0,)"
+    assert Cluster(1).run(program) == [(f"Handle({call}, not yet waited for)", f"Handle({call}, waited for)")]

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from lib.devices import Cluster
+from lib.devices.errors import Stopped
+from lib.devices.turns import Turns
 
 
 def press_stop():
@@ -179,3 +181,36 @@ def test_a_thousand_devices_that_all_wait_but_one():
         group.barrier()
 
     stop(program, size=1000)
+
+
+@pytest.fixture
+def interruptible(monkeypatch):
+    """Who could be interrupted at each moment when the turn was passed on: nobody may, else the turn could be lost."""
+    pass_turn, seen = Turns._pass_turn, []
+
+    def look(turns):
+        seen.append(turns._interruptible)
+        pass_turn(turns)
+
+    monkeypatch.setattr(Turns, "_pass_turn", look)
+    return seen
+
+
+def test_nobody_is_interrupted_while_passing_the_turn(interruptible):
+    Cluster(3).run(lambda group: group.barrier())
+    assert interruptible == [None] * 5  # two waited, three ended
+
+
+def test_a_device_that_is_interrupted_on_its_way_out_still_passes_the_turn(interruptible, monkeypatch):
+    leave_program, stopped = Turns._leave_program, []
+
+    def stopped_on_the_way_out(turns, rank):
+        if not stopped:
+            stopped.append(rank)
+            raise Stopped
+        leave_program(turns, rank)
+
+    monkeypatch.setattr(Turns, "_leave_program", stopped_on_the_way_out)
+    assert Cluster(2).run(lambda group: group.rank) == [0, 1]
+    assert stopped == [0]
+    assert interruptible == [None] * 2
