@@ -4,12 +4,14 @@ Every device has a time of its own. A kernel moves it on by the roofline of its 
 all of its devices to one common end. Nothing is slowed down: the clock is arithmetic beside the run.
 
 What the model leaves out: kernel launches, contention between groups, caches, and kernels that a compiler would fuse.
+Collectives of crossing groups in flight at once get the links in the order in which they are complete, not called.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,7 +29,7 @@ class Clock:
         self.hardware, self.trace = hardware, trace
         self.now = [0.0] * size  # when each device can do its next thing
         self._sent = [0.0] * size  # when the device's link has sent what it was given
-        self._received = [0.0] * size  # and received what is on its way: one message at a time each way
+        self._received = [0.0] * size  # and received what it took: one message at a time each way
         self._counting = True
 
     @contextmanager
@@ -61,14 +63,18 @@ class Clock:
             self.trace.events.append(Event(r, "communication", verb.name, start, end, sent=traffic.bytes_sent))
         return start, end
 
-    def message(self, src: int, dst: int, size: int) -> float:
-        """Device `src` sends `size` bytes to `dst`, when its link has sent and the other's received what came before;
-        returns when they have arrived."""
-        start = max(self.now[src], self._sent[src], self._received[dst])
-        end = start + self.hardware.link((src, dst)).seconds(1, size)
-        self._sent[src] = self._received[dst] = end
-        self.trace.events.append(Event(src, "communication", f"send to {dst}", start, end, sent=size))
-        return end
+    def send(self, src: int, dst: int, size: int) -> float:
+        """Device `src` sends `size` bytes to `dst`, when its link has sent what came before; returns the beginning."""
+        start = max(self.now[src], self._sent[src])
+        self._sent[src] = start + self.hardware.link((src, dst)).seconds(1, size)
+        self.trace.events.append(Event(src, "communication", f"send to {dst}", start, self._sent[src], sent=size))
+        return start
+
+    def receive(self, src: int, dst: int, size: int, sent: float) -> None:
+        """Device `dst` takes the message that `src` began to send at `sent`; its link takes one at a time."""
+        start = max(sent, self._received[dst])
+        self._received[dst] = start + self.hardware.link((src, dst)).seconds(1, size)
+        self.wait_until(dst, self._received[dst], f"recv from {src}")
 
     def wait_until(self, rank: int, time: float, why: str, begin: float | None = None) -> None:
         """Device `rank` stands still until `time`. The part before `begin`, when the others were not ready, is waiting;
@@ -87,10 +93,16 @@ class Charge(TorchDispatchMode):
         self._clock, self._rank = clock, rank
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if torch.is_inference_mode_enabled() and func.overloadpacket not in flop_registry:
+            with self:  # inference mode hands over matmul and linear whole; ask for their kernels
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not func.is_view and not name.startswith(("empty", "new_empty", "_unsafe_view")):  # these move nothing
-            count = flop_registry.get(func.overloadpacket)
+            # The registry knows the attention kernels of GPUs; the CPU's have the same arithmetic.
+            count = flop_registry.get(getattr(torch.ops.aten, name.replace("_for_cpu", ""), None))
             flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
             moved = sum(size_in_bytes(x) for x in tree_leaves((args, out)) if isinstance(x, Tensor))
             self._clock.compute(self._rank, name, flops, moved)

@@ -34,6 +34,8 @@ class Cluster:
             raise ValueError(f"Cluster(size={size!r}): the number of devices must be an integer of at least 1")
         self.size = size
         self.hardware = Hardware.preset(hardware) if isinstance(hardware, str) else hardware
+        if not isinstance(self.hardware, Hardware | None):
+            raise TypeError(f"Cluster: hardware={hardware!r} must be a Hardware, the name of a preset, or None")
         self.meters = Meters(size)
         self.trace = Trace(size) if self.hardware else None
 
@@ -80,6 +82,10 @@ class Cluster:
 def _check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
     if not callable(program):
         raise TypeError(f"Cluster.run needs a program, a function of (group, ...), not {type(program).__name__}")
+    if inspect.isgeneratorfunction(program) or inspect.iscoroutinefunction(program):
+        raise TypeError(
+            f"{program.__name__} is a generator or async function, which would not run: use a plain function"
+        )
     try:
         signature = inspect.signature(program)
     except (TypeError, ValueError):

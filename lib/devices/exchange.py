@@ -36,6 +36,7 @@ class Meeting:
     tensors: dict[int, Tensor | None] = field(default_factory=dict)
     measure: int | None = None  # the rank that all who come later must agree with
     waiting: set[int] = field(default_factory=set)
+    lines: dict[int, str] = field(default_factory=dict)  # where asynchronous calls were started
     came: dict[int, float] = field(default_factory=dict)  # in virtual time
     begin: float = 0.0
     end: float = 0.0
@@ -53,7 +54,7 @@ class Exchange:
         self._calls: dict[tuple[int, int], int] = defaultdict(int)  # key, rank -> collectives called so far
         self._mail: dict[tuple, deque[tuple[Tensor, float, tuple[int, ...]]]] = defaultdict(
             deque
-        )  # address -> (message, arrival, ranks)
+        )  # address -> (message, time, ranks)
         self._receivers: dict[tuple, int] = {}  # address -> cluster rank that waits for it
         self._waits_for: dict[
             int, tuple[object, tuple[int, ...]]
@@ -99,7 +100,8 @@ class Exchange:
             return self.collect(meeting, ranks, rank, verb)
 
         handle = Handle(f"{verb} in group {short_ranks(ranks)}", collect)
-        self._open[handle] = f"rank {ranks[rank]} in {where(sys._getframe())}"
+        meeting.lines[rank] = where(sys._getframe())
+        self._open[handle] = f"rank {ranks[rank]} in {meeting.lines[rank]}"
         return handle
 
     def _hold(self, meeting: Meeting, ranks: tuple[int, ...], verb: Collective) -> None:
@@ -123,10 +125,10 @@ class Exchange:
         self._check_caller(ranks[rank], Message("send", dst, tag))
         self.meters.charge(ranks[rank], "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
         address = (key, rank, dst, tag)
-        arrives = 0.0 if self.clock is None else self.clock.message(ranks[rank], ranks[dst], size_in_bytes(x))
+        sent = 0.0 if self.clock is None else self.clock.send(ranks[rank], ranks[dst], size_in_bytes(x))
         with nullcontext() if self.clock is None else self.clock.paused():
             x = x.clone()  # what the sender does to its tensor later is its own affair
-        self._mail[address].append((x, arrives, ranks))
+        self._mail[address].append((x, sent, ranks))
         if address in self._receivers:
             self.turns.ready(self._receivers.pop(address))
 
@@ -138,9 +140,9 @@ class Exchange:
         if not self._mail[address]:
             self._receivers[address] = ranks[rank]
             self._wait(ranks[rank], call, ranks)
-        x, arrives, _ = self._mail[address].popleft()
+        x, sent, _ = self._mail[address].popleft()
         if self.clock is not None:
-            self.clock.wait_until(ranks[rank], arrives, f"recv from {ranks[src]}")
+            self.clock.receive(ranks[src], ranks[rank], size_in_bytes(x), sent)
         self.meters.charge(ranks[rank], "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
         return x
 
@@ -193,7 +195,8 @@ class Exchange:
                 frames = sys._current_frames()
                 calls = [(first, meeting.verbs[first], meeting.tensors[first]), (rank, verb, x)]
                 lines = [
-                    f"  rank {ranks[r]}: {describe(v, t)}, in {where(self.turns.frame_of(ranks[r], frames))}"
+                    f"  rank {ranks[r]}: {describe(v, t)}, in "
+                    + (meeting.lines.get(r) or where(self.turns.frame_of(ranks[r], frames)))
                     for r, v, t in sorted(calls, key=lambda call: call[0])
                 ]
                 del frames  # as in `stuck`

@@ -102,7 +102,14 @@ class Group:
         `parts` is a number (so many groups of consecutive ranks, which must divide evenly) or a list of lists of ranks
         of this group, e.g. [[0, 2], [1, 3]]. A device in none of the lists gets a group whose verbs are refused.
         """
-        lists = self._consecutive(parts) if isinstance(parts, int) else [list(part) for part in parts]
+        if isinstance(parts, int) and not isinstance(parts, bool):
+            lists = self._consecutive(parts)
+        elif isinstance(parts, Sequence) and all(isinstance(part, Sequence) for part in parts):
+            lists = [list(part) for part in parts]
+        else:
+            raise TypeError(
+                f"split({parts!r}) on rank {self.rank}: pass a number of groups, or a list of lists of ranks"
+            )
         named = [rank for part in lists for rank in part]
         for rank in named:
             self._member(rank, "rank", "split")
@@ -127,8 +134,11 @@ class Group:
         self, verb: c.Collective, x: Tensor | None, needed: bool = True, async_op: bool = False
     ) -> Tensor | Handle | None:
         self._member(self.rank, "rank", verb.name)
-        if getattr(verb, "op", "sum") not in c.COMBINE:
-            raise ValueError(f"{verb.name}: op={verb.op!r} is not one of {', '.join(map(repr, c.COMBINE))}")
+        if getattr(verb, "op", "sum") not in tuple(c.COMBINE):
+            raise ValueError(
+                f"{verb.name} on rank {self.rank} of group {self._shown}: op={verb.op!r} is not one of "
+                f"{', '.join(map(repr, c.COMBINE))}"
+            )
         if x is not None or needed:
             self._check(x, verb.name, verb.partners)
             x = x.detach()
@@ -152,6 +162,8 @@ class Group:
     def _dim(self, x: Tensor, dim: int, verb: str) -> int:
         if not isinstance(x, Tensor):
             return dim  # refused later, or no tensor is needed here
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"{verb} on rank {self.rank} of group {self._shown}: dim={dim!r} must be an integer")
         if not -x.ndim <= dim < x.ndim:
             has = (
                 f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"

@@ -86,6 +86,9 @@ class Hardware:
 def _check_positive(thing: Link | Hardware, may_be_zero: tuple[str, ...] = ()) -> None:
     for field in fields(thing):
         value = getattr(thing, field.name)
+        kind = {"name": str, "inside": Link, "between": Link | None, "per_node": int}.get(field.name, int | float)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{type(thing).__name__}: {field.name}={value!r} must be {kind}")
         if isinstance(value, int | float) and not (value > 0 or (value == 0 and field.name in may_be_zero)):
             least = "at least 0" if field.name in may_be_zero else "above 0"
             raise ValueError(f"{type(thing).__name__}: {field.name}={value} must be {least}")

@@ -15,7 +15,13 @@ class Mesh:
     """
 
     def __init__(self, group: Group, **axes: int):
+        if group.rank is None:
+            raise ValueError("Mesh: this device is not a member of the group; guard with `if group.rank is not None`")
         for name, size in axes.items():
+            if name in ("axes", "coordinates"):
+                raise ValueError(
+                    f"Mesh: an axis cannot be called {name!r}, a mesh has that already; choose another name"
+                )
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(
                     f"Mesh: {name}={size!r} is not a number of devices; it must be an integer of at least 1"

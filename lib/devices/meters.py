@@ -3,7 +3,9 @@
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 
-from lib.devices.collectives import Traffic
+from lib.devices.collectives import Collective, Traffic
+
+VERBS = tuple(sorted([*(verb.name for verb in Collective.__subclasses__()), "send", "recv"]))
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Meters:
         """The sum over all devices, or over device `rank` alone; over all verbs, or over `verb` alone."""
         if rank is not None and not 0 <= rank < self.size:
             raise ValueError(f"there is no rank {rank} among {self.size} devices: ranks are 0 to {self.size - 1}")
+        if verb is not None and verb not in VERBS:
+            raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = (
             count
             for (r, v), count in self._counts.items()

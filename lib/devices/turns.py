@@ -51,8 +51,7 @@ class Turns:
                 continue
         except BaseException as interrupt:  # Ctrl-C, or the notebook's stop button
             self.failure = interrupt
-            while not self._all_ended.wait(0.05) and self._has_begun(0):
-                self._interrupt_running_device()
+            self._stop_all()
         for thread in self._threads:
             if thread.ident is not None:  # else it never began
                 thread.join()
@@ -147,6 +146,14 @@ class Turns:
 
     def _has_begun(self, rank: int) -> bool:
         return self._threads[rank].ident is not None
+
+    def _stop_all(self) -> None:
+        patience = 0.05  # seconds; more each time, so that a device may clean up in peace
+        while self._has_begun(0) and not self._all_ended.is_set():
+            with suppress(KeyboardInterrupt):  # pressed again: all are being stopped already
+                if not self._all_ended.wait(patience):
+                    self._interrupt_running_device()
+                    patience = min(2 * patience, 1.0)
 
     def _interrupt_running_device(self) -> None:
         # The devices that wait are unwound when they get the turn; the one that computes is told asynchronously.

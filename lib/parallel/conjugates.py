@@ -145,6 +145,11 @@ def all_to_all(x: Tensor, group: Group, split_dim: int, concat_dim: int) -> Tens
 class _AllToAll(Function):
     @staticmethod
     def forward(ctx, x, group, split_dim, concat_dim):
+        if split_dim % x.ndim == concat_dim % x.ndim:
+            raise ValueError(
+                f"all_to_all on rank {group.rank} of {group.size}: split_dim={split_dim} and concat_dim={concat_dim} "
+                f"are the same dim of a {tuple(x.shape)} tensor; it moves a shard from one dim to another"
+            )
         ctx.group, ctx.split_dim, ctx.concat_dim = group, split_dim, concat_dim
         y = group.all_to_all(x, split_dim, concat_dim)
         _check_rule(x.shape[concat_dim], y.shape[concat_dim], group, concat_dim, "all_to_all")

@@ -16,6 +16,10 @@ def shard(x: Tensor, group: Group, dim: int) -> Tensor:
 
     The sizes are those of `shard_sizes`: the first `length % size` devices get one more. A piece may be empty.
     """
+    if not isinstance(group, Group):
+        raise TypeError(f"shard(x, group, dim) needs the group that the program was given, not {type(group).__name__}")
+    if group.rank is None:
+        raise ValueError("shard: this device is not a member of the group; guard with `if group.rank is not None`")
     _check_dim(x, dim, f"shard on rank {group.rank}")
     return cut(x, group.size, dim)[group.rank]
 
@@ -26,6 +30,8 @@ def unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
 
     Raises ValueError when the pieces do not have the sizes that `shard` would have cut.
     """
+    if isinstance(shards, Tensor):
+        raise TypeError("unshard needs the list of all pieces in rank order, not one tensor")
     if not shards:
         raise ValueError("unshard: there are no shards; pass the list of all pieces in rank order")
     _check_dim(shards[0], dim, "unshard")
@@ -42,5 +48,7 @@ def unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
 def _check_dim(x: Tensor, dim: int, who: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{who} needs a torch.Tensor, not {type(x).__name__}; convert with torch.as_tensor(...)")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"{who}: dim={dim!r} must be an integer")
     if not -x.ndim <= dim < x.ndim:
         raise IndexError(f"{who}: dim {dim} is out of range for a tensor of shape {tuple(x.shape)} with {x.ndim} dims")

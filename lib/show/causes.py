@@ -126,5 +126,3 @@ def _silent(wrong: Wrong) -> str | None:
 
 def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-

@@ -182,6 +182,18 @@ def test_devices_that_disagree_are_found_when_the_second_calls():
         Cluster(2).run(program)
 
 
+def test_a_mismatch_names_the_line_that_started_the_call():
+    def program(group):
+        handle = group.all_reduce(torch.ones(2 + group.rank), async_op=True)
+        if group.rank == 0:
+            group.recv(1)
+        handle.wait()
+
+    with pytest.raises(MismatchError) as error:
+        Cluster(2).run(program)
+    assert str(error.value).count("handle = group.all_reduce(") == 2
+
+
 def test_different_verbs_in_flight_do_not_match():
     def program(group):
         verb = group.all_gather if group.rank else group.all_reduce

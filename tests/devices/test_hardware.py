@@ -174,7 +174,9 @@ def test_a_link_may_have_no_latency_and_must_have_bandwidth():
 @pytest.mark.parametrize("field", ["flops", "memory_bandwidth", "memory", "per_node", "efficiency"])
 @pytest.mark.parametrize("value", [0, -1, math.nan])
 def test_hardware_refuses_negative_figures_and_zero(field, value):
-    with says(ValueError, "Hardware", f"{field}={value}", "above 0"):
+    # Half a device per node is refused for its kind, before its size is looked at.
+    error, words = (TypeError, "must be") if field == "per_node" and value is math.nan else (ValueError, "above 0")
+    with says(error, "Hardware", f"{field}={value}", words):
         make(**{field: value})
 
 

@@ -7,6 +7,7 @@ moment; what it does afterwards would never end by itself.
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -214,3 +215,35 @@ def test_a_device_that_is_interrupted_on_its_way_out_still_passes_the_turn(inter
     assert Cluster(2).run(lambda group: group.rank) == [0, 1]
     assert stopped == [0]
     assert interruptible == [None] * 2
+
+
+def test_pressed_again_while_it_stops():
+    def program(group):
+        try:
+            press_stop()
+            while True:
+                sum(range(100))
+        finally:
+            press_stop()
+            while True:
+                sum(range(100))
+
+    stop(program)
+
+
+def test_a_device_may_take_its_time_to_clean_up():
+    cleaned = []
+
+    def program(group):
+        try:
+            press_stop()
+            while True:
+                sum(range(100))
+        finally:
+            end = time.monotonic() + 0.02
+            while time.monotonic() < end:
+                sum(range(100))
+            cleaned.append(group.rank)
+
+    stop(program, size=1)
+    assert cleaned == [0]
