@@ -12,6 +12,7 @@ from lib.devices.clock import Charge, Clock
 from lib.devices.exchange import Exchange
 from lib.devices.group import Group
 from lib.devices.hardware import Hardware
+from lib.devices.heap import keep_freed_memory
 from lib.devices.meters import Meters
 from lib.devices.trace import Trace
 from lib.devices.turns import Turns
@@ -55,6 +56,7 @@ class Cluster:
         devices that disagree raise MismatchError, and an interrupt stops all.
         """
         _check_program(program, args, kwargs)
+        keep_freed_memory()
         self.meters = Meters(self.size)
         self.trace = Trace(self.size) if self.hardware else None
         clock = Clock(self.size, self.hardware, self.trace) if self.hardware else None
