@@ -1,7 +1,7 @@
 """Keeping the memory that devices free, for the next device that asks.
 
 glibc gives each thread a heap of its own and hands freed memory back to the system. With many devices that take turns,
-every step would then fetch its large temporaries from the system again, page by page: measured, 10 to 30 % of the time
+every step would then fetch its large temporaries from the system again, page by page: measured, 5 to 25 % of the time
 of an MLP on 12 devices. With one heap that is kept, the next device takes what the last one left.
 """
 
