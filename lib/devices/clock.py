@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lib.devices.collectives import Collective, size_in_bytes
 from lib.devices.hardware import Hardware
+from lib.devices.memory import Memory
 from lib.devices.trace import Event, Trace
 
 
@@ -30,6 +31,7 @@ class Clock:
         self.now = [0.0] * size  # when each device can do its next thing
         self._sent = [0.0] * size  # when the device's link has sent what it was given
         self._received = [0.0] * size  # and received what it took: one message at a time each way
+        self.memory = Memory(self.now, trace.memory)
         self._counting = True
 
     @contextmanager
@@ -40,6 +42,12 @@ class Clock:
             yield
         finally:
             self._counting = True
+
+    def touch(self, rank: int, name: str, given: list[Tensor], made: list[Tensor]) -> None:
+        """Device `rank` has memory in hand: what the operation `name` was given, and what it made."""
+        if self._counting:
+            self.memory.see(rank, given)
+            self.memory.see(rank, made, name)
 
     def compute(self, rank: int, name: str, flops: int, moved: int) -> None:
         """Device `rank` runs a kernel."""
@@ -74,7 +82,8 @@ class Clock:
         """Device `dst` takes the message that `src` began to send at `sent`; its link takes one at a time."""
         start = max(sent, self._received[dst])
         self._received[dst] = start + self.hardware.link((src, dst)).seconds(1, size)
-        self.wait_until(dst, self._received[dst], f"recv from {src}")
+        self.trace.events.append(Event(dst, "communication", f"recv from {src}", start, self._received[dst]))
+        self.wait_until(dst, self._received[dst], f"recv from {src}", start)
 
     def wait_until(self, rank: int, time: float, why: str, begin: float | None = None) -> None:
         """Device `rank` stands still until `time`. The part before `begin`, when the others were not ready, is waiting;
@@ -86,7 +95,8 @@ class Clock:
 
 
 class Charge(TorchDispatchMode):
-    """While entered, charges every kernel that this thread runs to device `rank`, forward and backward."""
+    """While entered, charges every kernel that this thread runs to device `rank`, forward and backward, and notes the
+    memory it touches."""
 
     def __init__(self, clock: Clock, rank: int):
         super().__init__()
@@ -100,10 +110,11 @@ class Charge(TorchDispatchMode):
                 return out
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        given, made = ([x for x in tree_leaves(some) if isinstance(x, Tensor)] for some in (args, out))
+        self._clock.touch(self._rank, name, given, made)
         if not func.is_view and not name.startswith(("empty", "new_empty", "_unsafe_view")):  # these move nothing
             # The registry knows the attention kernels of GPUs; the CPU's have the same arithmetic.
             count = flop_registry.get(getattr(torch.ops.aten, name.replace("_for_cpu", ""), None))
             flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
-            moved = sum(size_in_bytes(x) for x in tree_leaves((args, out)) if isinstance(x, Tensor))
-            self._clock.compute(self._rank, name, flops, moved)
+            self._clock.compute(self._rank, name, flops, sum(map(size_in_bytes, given + made)))
         return out

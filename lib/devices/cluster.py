@@ -65,14 +65,15 @@ class Cluster:
         with_modes = _modes_of_the_caller()
 
         def device(rank: int) -> None:
-            with Charge(clock, rank) if clock else nullcontext():
+            with clock.memory.saving(rank) if clock else nullcontext(), Charge(clock, rank) if clock else nullcontext():
                 outputs[rank] = program(Group(exchange, rank, range(self.size)), *args, **kwargs)
             exchange.ended.add(rank)
 
         turns = exchange.turns = Turns(self.size, with_modes(device), exchange.stuck)
         stream = torch.default_generator.get_state()
         try:
-            turns.run()
+            with clock.memory.watching() if clock else nullcontext():
+                turns.run()
             stream = turns.streams[0]
         finally:
             exchange.turns = None  # the groups are dead now, and nothing keeps the threads

@@ -90,6 +90,8 @@ class Exchange:
         if self.clock is not None:
             self.clock.wait_until(ranks[rank], meeting.end, verb.name, meeting.begin)
         result, meeting.results[rank] = meeting.results[rank], None
+        if self.clock is not None and result is not None:
+            self.clock.memory.see(ranks[rank], [result], verb.name)
         return result
 
     def hand_out(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective) -> Handle:
@@ -143,6 +145,7 @@ class Exchange:
         x, sent, _ = self._mail[address].popleft()
         if self.clock is not None:
             self.clock.receive(ranks[src], ranks[rank], size_in_bytes(x), sent)
+            self.clock.memory.see(ranks[rank], [x], call.verb)
         self.meters.charge(ranks[rank], "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
         return x
 

@@ -3,8 +3,11 @@
 import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from lib.devices.memory import USES, Held, Use
 
 Kind = Literal["compute", "communication", "waiting"]
 
@@ -37,6 +40,7 @@ class Trace:
     def __init__(self, size: int):
         self.size = size
         self.events: list[Event] = []
+        self.memory: list[Held] = []
 
     @property
     def seconds(self) -> float:
@@ -44,31 +48,58 @@ class Trace:
         return max((event.end for event in self.events), default=0.0)
 
     def total(self, rank: int | None = None, kind: Kind | None = None) -> float:
-        """Seconds spent by device `rank` (or all) on `kind` (or anything). Communication may overlap compute."""
-        return sum(
-            event.seconds
-            for event in self.events
-            if (rank is None or event.rank == rank) and (kind is None or event.kind == kind)
-        )
+        """Seconds during which device `rank` (or each, added up) was busy with `kind` (or anything).
+
+        What overlaps counts once: a device sends and receives at the same time, and computes meanwhile.
+        """
+        ranks = range(self.size) if rank is None else [rank]
+        return sum(_covered([e for e in self.events if e.rank == r and kind in (None, e.kind)]) for r in ranks)
 
     def flops(self, rank: int) -> int:
         """The FLOPs that device `rank` was charged for."""
         return sum(event.flops for event in self.events if event.rank == rank)
 
+    def held(self, rank: int, kind: Use | None = None) -> list[tuple[float, int]]:
+        """The bytes that device `rank` holds over time, of `kind` or in all: (time, bytes from then on)."""
+        changes: dict[float, int] = defaultdict(int, {0.0: 0})
+        for block in self.memory:
+            if block.rank == rank and kind in (None, block.kind):
+                changes[block.start] += block.size
+                changes[block.end] -= block.size
+        times = sorted(changes)
+        return list(zip(times, accumulate(changes[time] for time in times), strict=True))
+
+    def peak(self, rank: int, kind: Use | None = None) -> int:
+        """The most bytes that device `rank` held at any time, of `kind` or in all."""
+        return max(size for _, size in self.held(rank, kind))
+
+    def memory_table(self) -> str:
+        """Per device: when it holds most (us), the bytes of each kind at that moment, and their sum, the peak."""
+        rows = [["rank", "peak at us", *USES, "peak"]]
+        for rank in range(self.size):
+            when = max(self.held(rank), key=lambda point: point[1])[0]
+            at = [[size for time, size in self.held(rank, kind) if time <= when][-1] for kind in (*USES, None)]
+            rows.append([str(rank), f"{when * 1e6:,.1f}", *(f"{size:,}" for size in at)])
+        return _aligned(rows)
+
     def table(self) -> str:
         """Per device: seconds of compute, communication and waiting, the end, and the share of time spent computing."""
-        sums: dict[tuple[int, str], float] = defaultdict(float)
         ends = [0.0] * self.size
         for event in self.events:
-            sums[event.rank, event.kind] += event.seconds
             ends[event.rank] = max(ends[event.rank], event.end)
         rows = [["rank", "compute us", "communication us", "waiting us", "end us", "busy"]]
         for rank in range(self.size):
-            times = [sums[rank, kind] for kind in ("compute", "communication", "waiting")]
+            times = [self.total(rank, kind) for kind in ("compute", "communication", "waiting")]
             busy = times[0] / self.seconds if self.seconds else 0.0
             rows.append([str(rank), *(f"{t * 1e6:,.1f}" for t in (*times, ends[rank])), f"{busy:.0%}"])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+        return _aligned(rows)
+
+    def draw(self, **options: Any) -> Any:
+        """The timeline as a picture: `lib.show.draw_timeline`, which see for the options."""
+        # The one import that goes up: pictures belong to the reader's floor, but a reader looks for them here.
+        from lib.show.timeline import draw_timeline
+
+        return draw_timeline(self, **options)
 
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace in Chrome's format: open it in ui.perfetto.dev or chrome://tracing.
@@ -99,3 +130,17 @@ class Trace:
         return self.table()
 
     __repr__ = __str__
+
+
+def _covered(events: list[Event]) -> float:
+    """Seconds covered by at least one of the events."""
+    total, end = 0.0, 0.0
+    for event in sorted(events, key=lambda event: event.start):
+        total += max(0.0, event.end - max(event.start, end))
+        end = max(end, event.end)
+    return total
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)

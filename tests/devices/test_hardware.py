@@ -127,7 +127,7 @@ def test_a_message_crosses_the_link_between_its_two_ends():
 
     cluster = Cluster(4, make(inside=FAST, between=SLOW, per_node=2))
     cluster.run(program)
-    assert [e.seconds for e in cluster.trace.events if e.kind == "communication"] == [1 + 4 / 2, 3 + 4 / 1]
+    assert [e.seconds for e in cluster.trace.events if e.kind == "communication"] == 2 * [1 + 4 / 2, 3 + 4 / 1]
 
 
 MISSING = ("Toy", "rank 3 (node 0)", "rank 4 (node 1)", "between=Link(latency, bandwidth)", "inside one node of 4")

@@ -1,0 +1,25 @@
+"""Numbers on an axis: where the ticks are, and what stands at them. The work is matplotlib's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+
+
+def readable(value: float, unit: str) -> str:
+    """`value` with a prefix to its unit and three digits: readable(2.5e-05, "s") is "25 µs"."""
+    digits = float(f"{value:.3g}")
+    return EngFormatter(unit=unit)(digits).strip() if unit else f"{digits:,g}"
+
+
+def ticks(end: float, unit: str, most: int) -> tuple[list[float], Callable[[float], str]]:
+    """At most `most` + 1 round values from 0 to `end`, and how to write them."""
+    marks = [float(mark) for mark in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(0, end) if 0 <= mark <= end]
+    return marks, lambda mark: readable(mark, unit) if mark else "0"
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Powers of ten between `low` and `high`, at most `most`."""
+    marks = LogLocator(numticks=most).tick_values(low, high)
+    return [float(mark) for mark in marks if low <= mark <= high]
