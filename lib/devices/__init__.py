@@ -1,5 +1,6 @@
 """How devices run and talk."""
 
+from lib.devices.bandwidth import algorithm_bandwidth, bus_bandwidth
 from lib.devices.cluster import Cluster
 from lib.devices.errors import DeadlockError, MismatchError
 from lib.devices.group import Group
@@ -23,6 +24,8 @@ __all__ = [
     "Meters",
     "MismatchError",
     "Trace",
+    "algorithm_bandwidth",
+    "bus_bandwidth",
     "different_random",
     "same_random",
 ]

@@ -32,16 +32,29 @@ def naive(group: Group, x: Tensor) -> Tensor:
 
 def ring(group: Group, x: Tensor) -> Tensor:
     """P pieces travel round the ring twice: once to be added, once to be handed out. 2(P-1)/P N per device."""
+    piece = ring_reduce_scatter(group, x.flatten())
+    return ring_all_gather(group, piece).reshape(x.shape)
+
+
+def ring_reduce_scatter(group: Group, x: Tensor) -> Tensor:
+    """The first trip: a piece starts behind its owner and collects a term at each hop. (n,) Partial -> Shard(0)."""
     ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
-    pieces = [piece.clone() for piece in cut(x.flatten(), group.size, 0)]
-    for step in range(group.size - 1):  # after this, device r holds the finished piece r + 1
-        group.send(pieces[(group.rank - step) % group.size], ahead)
-        mine = (group.rank - step - 1) % group.size
-        pieces[mine] = pieces[mine] + group.recv(behind)
-    for step in range(group.size - 1):
-        group.send(pieces[(group.rank + 1 - step) % group.size], ahead)
-        pieces[(group.rank - step) % group.size] = group.recv(behind)
-    return _join(pieces, x)
+    pieces = list(cut(x, group.size, 0))
+    for hop in range(1, group.size):
+        group.send(pieces[(group.rank - hop) % group.size], ahead)
+        arriving = (group.rank - hop - 1) % group.size
+        pieces[arriving] = pieces[arriving] + group.recv(behind)
+    return pieces[group.rank].clone()
+
+
+def ring_all_gather(group: Group, piece: Tensor) -> Tensor:
+    """The second trip: pass on what arrived last. (n/P,) Shard(0) -> (n,) Replicate."""
+    ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    pieces = [piece] * group.size
+    for hop in range(group.size - 1):
+        group.send(pieces[(group.rank - hop) % group.size], ahead)
+        pieces[(group.rank - hop - 1) % group.size] = group.recv(behind)
+    return torch.cat(pieces)
 
 
 def tree(group: Group, x: Tensor) -> Tensor:
@@ -60,6 +73,19 @@ def tree(group: Group, x: Tensor) -> Tensor:
         distance //= 2
         if group.rank + distance < group.size:
             group.send(x, group.rank + distance)
+    return x.clone()
+
+
+def tree_broadcast(group: Group, x: Tensor | None, src: int = 0) -> Tensor:
+    """Who has it tells one who has not; each step twice as many have it: ceil(log2 P) steps. -> Replicate."""
+    place = (group.rank - src) % group.size  # counted from the source
+    distance = 1
+    while distance < group.size:
+        if place < distance and place + distance < group.size:
+            group.send(x, (group.rank + distance) % group.size)
+        elif distance <= place < 2 * distance:
+            x = group.recv((group.rank - distance) % group.size)
+        distance *= 2
     return x.clone()
 
 
