@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 
 from lib import Cluster, Group
+from lib.devices import algorithms
 from lib.parallel import Partial, Replicate, Shard
 from lib.show import Picture, draw_matmul, draw_tensor, element, stack
 from lib.show.blocks import arrow, block, hatches, label, tag
+from lib.show.hops import draw_hops, hops
 from lib.show.language import paint
 from lib.show.split import shape_text
+from lib.show.verbs import draw_verbs
 
 
 def column_sharding() -> Picture:
@@ -133,11 +136,70 @@ def one_program_many_devices(devices: int = 4) -> Picture:
     return Picture(480, bus + 120, "One program, many devices", desc, [node for node in body if node is not None])
 
 
+def verbs() -> Picture:
+    """All the collectives on 4 devices, before and after."""
+    return draw_verbs()
+
+
+def ring_allreduce(devices: int = 4) -> Picture:
+    """The ring: at the start, when the pieces are summed, when everybody has them."""
+    steps = hops(algorithms.ring, devices)
+    names = {0: "start", devices - 1: "first trip: added up", 2 * (devices - 1): "second trip: handed out"}
+    return stack("A ring all-reduce", *[draw_hops(steps, step, f"Ring, {name}") for step, name in names.items()])
+
+
+def placement_moves() -> Picture:
+    """The placements as places, and the moves between them: the verb, the bytes each device sends, the way back."""
+    left, right, up, down = 8, 344, 60, 300
+    places = {"Partial()": (left, up), "Replicate()": (right, up), "Shard(0)": (left, down), "Shard(1)": (right, down)}
+    looks = {"Partial()": "partial", "Replicate()": "replicated", "Shard(0)": "sharded", "Shard(1)": "sharded"}
+    shapes = {"Shard(0)": (1, 2), "Shard(1)": (2, 1)}
+    body = [hatches(range(2)), label(8, 24, "Moves between placements", bold=True, size=15)]
+    for name, (x, y) in places.items():
+        frame = element("rect", x=x, y=y, width=128, height=92, rx=6, fill="none", stroke="currentColor")
+        body += [frame, label(x + 64, y + 22, name, "middle", bold=True)]
+        rows, cols = shapes.get(name, (2, 2))
+        for rank in range(2):
+            body.append(block(x + 14 + 54 * rank, y + 36, rows, cols, (22, 22), looks[name], rank))
+    across = (left + 136, right - 8)
+    for y, words, back, points in (
+        (up + 28, ["all-reduce", "2(P-1)/P · N"], "back: nothing", across),
+        (up + 76, ["keep on one: free"], "", across[::-1]),
+        (down + 44, ["all-to-all", "(P-1)/P² · N"], "back: all-to-all", across),
+    ):
+        body.append(arrow((points[0], y), (points[1], y)))
+        body += [label(240, y - 8 - 16 * (len(words) - 1 - i), word, "middle") for i, word in enumerate(words)]
+        body.append(label(240, y + 18, back, "middle", size=12))
+    down_lines = (
+        (left + 40, ["reduce-scatter", "(P-1)/P · N", "back: all-gather"], (up + 100, down - 8), "start"),
+        (right + 24, ["all-gather", "(P-1)/P · N", "back: reduce-", "scatter, or slice"], (down - 8, up + 100), "end"),
+        (right + 48, ["slice: free", "back: all-", "gather"], (up + 100, down - 8), "start"),
+    )
+    for x, words, (start, end), side in down_lines:
+        body.append(arrow((x, start), (x, end)))
+        anchor, at = ("end", x - 10) if side == "end" else (None, x + 10)
+        body += [
+            label(at, 212 + 17 * i, word, anchor, size=12 if word.startswith(("back", "gather", "scatter,")) else None)
+            for i, word in enumerate(words)
+        ]
+    body.append(label(8, down + 118, "N: bytes of the whole tensor. P: devices (here 2). Sent by each device."))
+    desc = (
+        "Four places and the moves between them. Partial to Replicate: all-reduce, 2(P-1)/P N bytes, backward nothing. "
+        "Partial to Shard: reduce-scatter, (P-1)/P N, backward all-gather. Shard to Replicate: all-gather, (P-1)/P N, "
+        "backward reduce-scatter, or a slice. Shard to another Shard: all-to-all, (P-1)/P² N, backward all-to-all. "
+        "Replicate to Shard: a slice, free, backward all-gather. Replicate to Partial: keep it on one device, free."
+    )
+    return Picture(480, down + 130, "Moves between placements", desc, [node for node in body if node is not None])
+
+
 FIGURES: tuple[Callable[[], Picture], ...] = (
     column_sharding,
     row_sharding,
     placements,
     one_program_many_devices,
+    verbs,
+    placement_moves,
+    ring_allreduce,
 )
 
 if __name__ == "__main__":

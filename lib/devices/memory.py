@@ -26,7 +26,7 @@ USES: tuple[Use, ...] = get_args(Use)
 class Held:
     """Device `rank` held `size` bytes, made by `name`, from `start` to `end` (seconds of virtual time).
 
-    `kind`: parameters (leaves that require a gradient, and frozen `nn.Parameter`s), gradients (of those), activations
+    `kind`: parameters (leaves that require a gradient, and frozen parameters), gradients (of those), activations
     (saved for the backward), optimizer (its state), buffers (all else). What is used for two things in a row is held
     twice in a row.
     """

@@ -75,7 +75,7 @@ class Trace:
 
     def memory_table(self) -> str:
         """Per device: when it holds most (us), the bytes of each kind at that moment, and their sum, the peak."""
-        rows = [["rank", "peak at us", *USES, "peak"]]
+        rows = [["rank", "at us", *USES, "peak"]]
         for rank in range(self.size):
             when = max(self.held(rank), key=lambda point: point[1])[0]
             at = [[size for time, size in self.held(rank, kind) if time <= when][-1] for kind in (*USES, None)]

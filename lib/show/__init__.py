@@ -1,18 +1,30 @@
 """How the reader sees it: pictures of tensors on devices, and pictures with controls."""
 
 from lib.show.bars import draw_bars
+from lib.show.chart import draw_chart
 from lib.show.draw import draw_tensor
 from lib.show.explore import Exploration, explore
+from lib.show.hops import draw_hops, hops
 from lib.show.language import paint
 from lib.show.matmul import draw_matmul
+from lib.show.memory import draw_memory
 from lib.show.source import Source, show_source
 from lib.show.svg import Picture, element, stack
+from lib.show.timeline import draw_timeline
+from lib.show.verbs import draw_verb, draw_verbs
 
 __all__ = [
     "Exploration",
     "Picture",
     "Source",
     "draw_bars",
+    "hops",
+    "draw_verbs",
+    "draw_verb",
+    "draw_timeline",
+    "draw_memory",
+    "draw_hops",
+    "draw_chart",
     "draw_matmul",
     "draw_tensor",
     "element",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lib.devices.pieces import cut
 from lib.parallel.placement import Shard
+from lib.show.trials import place
 from lib.show.wrong import Wrong, same
 
 
@@ -58,7 +59,7 @@ def _times(wrong: Wrong) -> str | None:
 
 def _named(wrong: Wrong) -> str | None:
     for sentence, whole in wrong.mistakes.items():
-        if same(wrong.mine, whole):
+        if same(wrong.mine, place(whole, wrong.placement, wrong.parts)[wrong.rank]):
             return sentence + (" (Rank 0 is right.)" if wrong.rank else "")
     return None
 

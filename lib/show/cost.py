@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib.devices import Meters
-from lib.devices.collectives import AllGather, Collective, Traffic
+from lib.devices.collectives import AllGather, Broadcast, Collective, Traffic
 from lib.devices.pieces import cut
 from lib.show.trials import Input, Trial, Work
 from lib.show.verdict import Fault
@@ -32,6 +32,10 @@ class Talk:
 
     def __str__(self) -> str:
         formula, shape = FORMULAS.get(self.verb.name, "(P-1)/P · N"), self.dims.replace(" ", ", ")
+        if isinstance(self.verb, Broadcast):
+            return f"(P-1) · N bytes in all, as a broadcast of ({shape}) sends"
+        if not shape:
+            return f"one {self.verb.name} of a single number"
         return f"{formula} bytes per device, as one ring {self.verb.name} of ({shape}) sends"
 
 
@@ -94,9 +98,10 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
             needed,
             "Cause: each device computed from data that is not its own piece.",
         )
-    # Uneven pieces can travel in more than one fair way; then only the total of all devices counts.
+    # Uneven pieces, and a broadcast, can travel in more than one fair way; then only the total of all devices counts.
     pairs = enumerate(zip(sent, allowed, strict=True))
-    over = [(f"rank {rank}", given, enough) for rank, (given, enough) in pairs if given > enough and trial.even]
+    fair = trial.even and not any(isinstance(talk.verb, Broadcast) for talk in talks)
+    over = [(f"rank {rank}", given, enough) for rank, (given, enough) in pairs if given > enough and fair]
     if sum(sent) > sum(allowed):
         over.append(("all devices together", sum(sent), sum(allowed)))
     if over:
@@ -111,6 +116,26 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
             f"gives the right numbers, but with too many calls{phase}, on {trial}.",
             f"Rank 0 called: {spent[0]}. Every call makes all devices wait for each other once more.",
             needed,
+        )
+
+
+def check_verbs(only: Sequence[str], trial: Trial, spent: Spent) -> None:
+    """Raises Fault when a verb was called that this exercise is to do without. No `only`: all may be called."""
+    others = [verb for verb in spent.verbs if only and verb not in only]
+    if others:
+        raise Fault(
+            f"gives the right numbers, but with {' and '.join(others)}.",
+            f"This exercise is about doing it with {' and '.join(only)} alone.",
+        )
+
+
+def check_steps(enough: int, trial: Trial, steps: int) -> None:
+    """Raises Fault when more messages than `enough` had to wait for each other."""
+    if steps > enough:
+        raise Fault(
+            f"gives the right numbers, but in too many steps, on {trial}.",
+            f"{steps} messages go one after the other; {enough} are enough.",
+            "Cause: devices that have it already stand idle. Let each of them tell another one, all at the same time.",
         )
 
 

@@ -40,6 +40,9 @@ class Exercise:
     mistakes: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)  # a sentence: f(P, *inputs) it explains
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # a sentence: other dims for some inputs
     devices: tuple[int, ...] = (1, 2, 3, 4)
+    only: tuple[str, ...] = ()  # the verbs that may be called, if not all
+    steps: Callable[[int], int] | None = None  # how many messages after each other are enough, for P devices
+    broken: Callable[..., Any] | None = None  # the program that the reader is given, when it is to be mended
 
     @property
     def name(self) -> str:
@@ -54,6 +57,8 @@ class Exercise:
     @property
     def stub(self) -> str:
         """The source of the cell in which the reader starts."""
+        if self.broken is not None:
+            return source(self.broken).replace(self.broken.__name__, self.name, 1) + "\n"
         first = self.statement.splitlines()[0]
         return f'{head(self.solution)}\n    """{first}"""\n    ...  # your code\n'
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lib.show.causes import cause_of
-from lib.show.cost import Spent, check_bytes, check_silence, check_work, praise
+from lib.show.cost import Spent, check_bytes, check_silence, check_steps, check_verbs, check_work, praise
 from lib.show.failed import check_callable, fault_of, is_stub, kind
-from lib.show.trials import Outcome, Trial, attempt, drawn, one_core, place, trials
+from lib.show.trials import Outcome, Trial, attempt, drawn, hand_over, one_core, place, trials
 from lib.show.verdict import Fault, Verdict
 from lib.show.wrong import Wrong, differs, same
 
@@ -33,7 +33,8 @@ def judge(task: Exercise, program: Callable[..., Any]) -> Verdict:
     counts = f"{', '.join(map(str, task.devices[:-1]))} and {task.devices[-1]} devices"
     both_ways = "forward and backward, " if task.gradients else ""
     phases = {"Forward": task.forward, "Backward": task.backward} if task.gradients else {"Sent": task.forward}
-    return Verdict(task.name, "correct", f"is right on {counts}, {both_ways}even and uneven.", praise(phases))
+    lines = praise(phases) + (("Steps: no more than needed.",) if task.steps else ())
+    return Verdict(task.name, "correct", f"is right on {counts}, {both_ways}even and uneven.", lines)
 
 
 def _all_checks(task: Exercise, program: Callable[..., Any]) -> None:
@@ -46,12 +47,17 @@ def _all_checks(task: Exercise, program: Callable[..., Any]) -> None:
     for trial, run in runs:
         check_silence(task.forward, trial, _spent(run))
     for trial, run in runs:
+        check_verbs(task.only, trial, _spent(run)[0])
+    for trial, run in runs:
         check_work(task.oracle, trial, run.work)
     for trial, run in runs:
         check_bytes(" forward" if task.gradients else "", task.forward, trial, _spent(run))
     for (trial, run), both in zip(runs, after, strict=False):
         spent = [b - a for a, b in zip(_spent(run), _spent(both), strict=True)]
         check_bytes(" backward", task.backward, trial, spent)
+    for trial, run in runs:
+        if task.steps:
+            check_steps(task.steps(trial.devices), trial, run.steps)
     _refusal(task, program)
 
 
@@ -71,7 +77,7 @@ def _values(task: Exercise, program: Callable[..., Any], trial: Trial) -> Outcom
     for name, given, whole in zip(names, columns, wholes, strict=True):
         _compare(trial, Wrong(name, None, list(given), whole, task.returns[name], sent, slips))
     for name, at in ((name, given.at) for name, given in task.inputs.items()):
-        for rank, before in enumerate(place(trial.inputs[name], at, trial.devices)):
+        for rank, before in enumerate(hand_over(trial.inputs[name], at, trial.devices)):
             if not same(run.handed[rank][name], before):
                 raise Fault(
                     f"changes its input {name} in place (rank {rank}), on {trial}.",
@@ -139,7 +145,7 @@ def _refusal(task: Exercise, program: Callable[..., Any]) -> None:
 
 def _run(task: Exercise, program: Callable[..., Any], trial: Trial, backward: Callable = lambda *_: None) -> Outcome:
     try:
-        return attempt(program, trial, task.inputs, task.gradients, backward)
+        return attempt(program, trial, task.inputs, task.gradients, backward, count_steps=task.steps is not None)
     except (NotImplementedError, Fault):
         raise
     except Exception as error:

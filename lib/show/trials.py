@@ -12,11 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lib.devices import Cluster, Group, Meters
+from lib.devices import Cluster, Group, Hardware, Link, Meters
 from lib.devices.pieces import cut
-from lib.parallel.placement import Placement, Replicate, Shard
+from lib.parallel.placement import Partial, Placement, Replicate, Shard
 
 WHOLE = Replicate()
+# Every message takes a second, and nothing else takes any time: seconds are steps.
+STEPS = Hardware("one second a message", 1e30, 1e30, 1e30, Link(1.0, 1e30), per_node=64)
+
+
+@dataclass(frozen=True)
+class OnRank0:
+    """Rank 0 holds the tensor; the others hold something else of its shape."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Input:
     """One input: the names of its dims, e.g. "batch in", and where it is when the program starts."""
 
     dims: str
-    at: Placement = WHOLE
+    at: Placement | OnRank0 = WHOLE
 
     def shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for given lengths; "in+1" is one more than "in"."""
@@ -67,6 +74,17 @@ def drawn(shape: Sequence[int], random: torch.Generator) -> Tensor:
     return torch.randn(tuple(shape), generator=random, dtype=torch.float64)
 
 
+def hand_over(whole: Tensor, at: Placement | OnRank0, parts: int) -> list[Tensor]:
+    """The input that each device is given: as `place`, but with random terms where the placement is Partial."""
+    random = torch.Generator().manual_seed(parts)
+    others = [drawn(whole.shape, random) for _ in range(parts - 1)]
+    if isinstance(at, Partial):
+        return [whole - sum(others), *others]
+    if isinstance(at, OnRank0):
+        return [whole.clone(), *others]
+    return place(whole, at, parts)
+
+
 def place(whole: Tensor, at: Placement, parts: int) -> list[Tensor]:
     """What each device holds of `whole`, in memory of its own. (Partial: the whole, as a partial sum's gradient is.)"""
     pieces = cut(whole, parts, at.dim) if isinstance(at, Shard) else [whole] * parts
@@ -93,11 +111,12 @@ class Work(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: by rank, what was handed over, what was returned, how much was multiplied; the meters."""
+    """What came of a trial: by rank, what was handed over, returned, how much was multiplied; steps; meters."""
 
     handed: list[dict[str, Tensor]]
     returned: list[Any]
     work: list[int]
+    steps: int  # messages one after the other, on the longest way
     meters: Meters = field(repr=False)
 
 
@@ -107,12 +126,13 @@ def attempt(
     inputs: Mapping[str, Input],
     requires_grad: tuple[str, ...] = (),
     backward: Callable[[int, Any], None] = lambda rank, returned: None,
+    count_steps: bool = False,
 ) -> Outcome:
     """Runs the program on its own copy of the inputs per device, then `backward(rank, returned)` on the device.
 
     Raises what the program or the engine raises.
     """
-    placed = {name: place(trial.inputs[name], given.at, trial.devices) for name, given in inputs.items()}
+    placed = {name: hand_over(trial.inputs[name], given.at, trial.devices) for name, given in inputs.items()}
     handed = [{name: pieces[rank] for name, pieces in placed.items()} for rank in range(trial.devices)]
     for mine in handed:
         for name in requires_grad:
@@ -127,9 +147,9 @@ def attempt(
         backward(group.rank, returned)
         return returned
 
-    cluster = Cluster(trial.devices)
+    cluster = Cluster(trial.devices, hardware=STEPS if count_steps else None)
     returned = cluster.run(device)
-    return Outcome(handed, returned, work, cluster.meters)
+    return Outcome(handed, returned, work, round(cluster.trace.seconds) if count_steps else 0, cluster.meters)
 
 
 @contextmanager

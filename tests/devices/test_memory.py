@@ -285,7 +285,7 @@ def test_the_kinds_add_up_at_every_moment():
 def test_the_table_is_of_the_moment_of_the_peak():
     trace = trace_of(lambda group: (torch.ones(1000).sum(), torch.ones(10)))
     head, row = trace.memory_table().splitlines()
-    assert head.split() == ["rank", "peak", "at", "us", *USES, "peak"]
+    assert head.split() == ["rank", "at", "us", *USES, "peak"]
     assert row.split()[-1] == f"{1000 * EIGHT + EIGHT:,}" == row.split()[-2]
 
 
