@@ -1,5 +1,6 @@
 """How a model is split: one file per idea."""
 
+from lib.parallel.clip import clip_gradients, gradient_norm
 from lib.parallel.conjugates import (
     all_gather,
     all_to_all,
@@ -8,6 +9,13 @@ from lib.parallel.conjugates import (
     reduce_from,
     reduce_scatter,
     scatter_to,
+)
+from lib.parallel.data import (
+    average_gradients,
+    averaging,
+    broadcast_parameters,
+    check_same_parameters,
+    shard_batch,
 )
 from lib.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from lib.parallel.placement import Partial, Placement, Replicate, Shard
@@ -22,12 +30,19 @@ __all__ = [
     "Shard",
     "all_gather",
     "all_to_all",
+    "average_gradients",
+    "averaging",
+    "broadcast_parameters",
+    "check_same_parameters",
+    "clip_gradients",
     "copy_to",
     "gather_from",
+    "gradient_norm",
     "reduce_from",
     "reduce_scatter",
     "scatter_to",
     "shard",
+    "shard_batch",
     "shard_sizes",
     "unshard",
 ]

@@ -15,7 +15,9 @@ def readable(value: float, unit: str) -> str:
 
 def ticks(end: float, unit: str, most: int) -> tuple[list[float], Callable[[float], str]]:
     """At most `most` + 1 round values from 0 to `end`, and how to write them."""
-    marks = [float(mark) for mark in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(0, end) if 0 <= mark <= end]
+    marks = [
+        float(mark) for mark in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(0, end) if 0 <= mark <= end
+    ]
     return marks, lambda mark: readable(mark, unit) if mark else "0"
 
 

@@ -107,11 +107,20 @@ class Picture:
 
 def stack(title: str, *pictures: Picture) -> Picture:
     """One picture of several, one under the other: before and after, or the cases of one idea."""
-    body, y = [], 0.0
+    body, y, known = [], 0.0, set()
     for picture in pictures:
-        body.append(element("g", *picture.body, transform=f"translate(0 {number(y)})"))
+        parts = [node for node in picture.body if node.tag != "defs" or not _all_known(node, known)]
+        body.append(element("g", *parts, transform=f"translate(0 {number(y)})"))
         y += picture.height + 12
     return Picture(max(p.width for p in pictures), y - 12, title, " ".join(p.desc for p in pictures), body)
+
+
+def _all_known(defs: Element, known: set[str]) -> bool:
+    """Whether everything that `defs` defines was defined before; takes note of it."""
+    ids = {child.get("id") for child in defs}
+    new = ids - known
+    known |= ids
+    return not new
 
 
 def _with_ids(node: Element, uid: str) -> Element:

@@ -3,9 +3,11 @@
 import gzip
 
 import pytest
-from browser.book import HTML, PHONE, one_of_each, pages
+from browser.book import HTML, PHONE, one_of_each
+from fontTools.ttLib import TTFont
 
-PAGES = pages()
+PAGES = one_of_each()
+FONTS = HTML / "_static" / "vendor" / "fontawesome" / "webfonts"
 COMPRESSED = (".woff2", ".woff", ".png", ".jpg", ".webp")
 LIMIT_KB = 500
 
@@ -54,6 +56,14 @@ def test_opens_from_the_disk_on_a_phone_and_never_scrolls_sideways(visit, path):
         .map(e => e.outerHTML.slice(0, 120)).slice(0, 5).concat(document.documentElement.scrollWidth)"""
     )
     assert wide == []
+    icons = page.evaluate(
+        """() => [...document.querySelectorAll("*")].flatMap(e => ["::before", "::after"]
+        .map(side => getComputedStyle(e, side))
+        .filter(style => style.fontFamily.includes("Font Awesome")).map(style => style.content.replaceAll('"', "")))"""
+    )
+    drawable = {chr(code) for font in FONTS.glob("*.ttf") for code in TTFont(font).getBestCmap()}
+    assert icons
+    assert set("".join(icons)) - {"n", "o", "e"} <= drawable, "_ext/icons.py cut an icon away"  # "none": no icon there
 
 
 @pytest.mark.parametrize("path", one_of_each())
