@@ -6,7 +6,8 @@ or reduce, and what each has after an all-gather.
 
 import torch
 
-from lib.devices.collectives import AllGather, AllReduce, AllToAll, Broadcast, Collective, Reduce, ReduceScatter
+from lib.devices.collectives import AllGather, AllReduce, AllToAll, Collective, ReduceScatter
+from lib.devices.rooted import Broadcast, Reduce
 
 VERBS: dict[str, Collective] = {
     verb.name: verb for verb in (AllReduce(), AllGather(0), ReduceScatter(0), AllToAll(0, 0), Broadcast(0), Reduce(0))

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from lib.devices.collectives import Collective, size_in_bytes
+from lib.devices.collectives import Collective
 from lib.devices.hardware import Hardware
 from lib.devices.memory import Memory
 from lib.devices.trace import Event, Trace
+from lib.devices.traffic import size_in_bytes
 
 
 class Clock:

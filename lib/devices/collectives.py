@@ -1,39 +1,26 @@
-"""What each collective means, and what it moves.
+"""What each collective means, and what it moves: the base of all, and those in which all devices are alike.
 
-One class per verb. `results` is the meaning: from the tensors of all devices, in rank order, to what each device gets.
-`traffic` is the cost: what each device sends and receives under the ring algorithm, unless the class says otherwise.
-The simulator runs `results` and charges `traffic`; nothing else decides what a collective does.
+One class per verb; those with a special device are in `rooted.py`. `results` is the meaning: from the tensors of all
+devices, in rank order, to what each device gets. `traffic` is the cost: what each device sends and receives under the
+ring algorithm, unless the class says otherwise. The simulator runs `results` and charges `traffic`; nothing else
+decides what a collective does.
 
 P is the number of devices in the group, N the bytes of one whole tensor.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lib.devices.hardware import Link
 from lib.devices.pieces import cut, shard_sizes
+from lib.devices.traffic import Traffic, piece_bytes, ring, size_in_bytes
 
 COMBINE = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
-
-
-class Traffic(NamedTuple):
-    """What one device moves in one call: messages, and bytes."""
-
-    messages_sent: int = 0
-    bytes_sent: int = 0
-    messages_received: int = 0
-    bytes_received: int = 0
-
-
-def size_in_bytes(x: Tensor) -> int:
-    """Bytes of the elements of `x` (of the view, not of the memory behind it)."""
-    return x.numel() * x.element_size()
 
 
 def combine(tensors: Sequence[Tensor], op: str) -> Tensor:
@@ -47,24 +34,6 @@ def combine(tensors: Sequence[Tensor], op: str) -> Tensor:
 def one_each(x: Tensor, parts: int) -> list[Tensor]:
     """`x` for every device, each in memory of its own: what one device writes, no other may see."""
     return [x, *(x.clone() for _ in range(parts - 1))]
-
-
-def ring(sizes: list[int], skip_sent: int, skip_received: int) -> list[Traffic]:
-    """One trip round the ring in P-1 steps: device r sends every piece but number r + `skip_sent`, and receives
-    every piece but number r + `skip_received`. `sizes` are the bytes of the pieces."""
-    parts, whole = len(sizes), sum(sizes)
-    return [
-        Traffic(
-            parts - 1, whole - sizes[(r + skip_sent) % parts], parts - 1, whole - sizes[(r + skip_received) % parts]
-        )
-        for r in range(parts)
-    ]
-
-
-def piece_bytes(x: Tensor, parts: int, dim: int) -> list[int]:
-    """Bytes of the pieces of `x` cut along `dim`."""
-    per_index = size_in_bytes(x) // max(x.shape[dim], 1)
-    return [size * per_index for size in shard_sizes(x.shape[dim], parts)]
 
 
 @dataclass(frozen=True)
@@ -192,119 +161,3 @@ class AllToAll(Collective):
             Traffic(parts - 1, sum(bytes_to[r]) - bytes_to[r][r], parts - 1, received[r] - bytes_to[r][r])
             for r in range(parts)
         ]
-
-
-@dataclass(frozen=True)
-class Broadcast(Collective):
-    """Every device gets the tensor of device `src`. A chain round the ring: each passes N on once, but the last."""
-
-    src: int
-    name: ClassVar[str] = "broadcast"
-
-    def results(self, tensors):
-        # A copy for every device, the sender too: its own tensor stays its own.
-        return [tensors[self.src].clone() for _ in tensors]
-
-    def traffic(self, tensors):
-        return chain(size_in_bytes(tensors[self.src]), len(tensors), first=self.src)
-
-    def seconds(self, tensors, link):
-        return chain_seconds(size_in_bytes(tensors[self.src]), len(tensors), link)
-
-
-@dataclass(frozen=True)
-class Reduce(Collective):
-    """Device `dst` gets the sum (max, min) of all tensors, the others nothing. A chain that ends at `dst`."""
-
-    dst: int
-    op: str = "sum"
-    name: ClassVar[str] = "reduce"
-
-    def results(self, tensors):
-        return [combine(tensors, self.op) if r == self.dst else None for r in range(len(tensors))]
-
-    def traffic(self, tensors):
-        return chain(size_in_bytes(tensors[0]), len(tensors), first=self.dst + 1)
-
-    def seconds(self, tensors, link):
-        return chain_seconds(size_in_bytes(tensors[0]), len(tensors), link)
-
-
-@dataclass(frozen=True)
-class Scatter(Collective):
-    """Device `src` cuts its tensor along `dim`, device r gets piece r. Sent one by one, straight from `src`."""
-
-    src: int
-    dim: int
-    name: ClassVar[str] = "scatter"
-    partners: ClassVar[str] = "scatter_to(x, group, dim)"
-
-    def dims(self):
-        return (self.dim,)
-
-    def results(self, tensors):
-        return [piece.clone() for piece in cut(tensors[self.src], len(tensors), self.dim)]
-
-    def traffic(self, tensors):
-        sizes = piece_bytes(tensors[self.src], len(tensors), self.dim)
-        return star(sizes, self.src)
-
-
-@dataclass(frozen=True)
-class Gather(Collective):
-    """Device `dst` gets all tensors, concatenated along `dim` in rank order, the others nothing. Straight to `dst`."""
-
-    dst: int
-    dim: int
-    name: ClassVar[str] = "gather"
-    partners: ClassVar[str] = "gather_from(x, group, dim)"
-
-    def may_differ(self):
-        return self.dim
-
-    def dims(self):
-        return (self.dim,)
-
-    def results(self, tensors):
-        return [torch.cat(tensors, self.dim) if r == self.dst else None for r in range(len(tensors))]
-
-    def traffic(self, tensors):
-        outward = star([size_in_bytes(x) for x in tensors], self.dst)
-        return [Traffic(t.messages_received, t.bytes_received, t.messages_sent, t.bytes_sent) for t in outward]
-
-
-@dataclass(frozen=True)
-class Barrier(Collective):
-    """Nobody goes on before everybody has come. Empty messages, to devices 1, 2, 4, … ahead: ceil(log2 P) each."""
-
-    name: ClassVar[str] = "barrier"
-
-    def results(self, tensors):
-        return [None for _ in tensors]
-
-    def traffic(self, tensors):
-        rounds = math.ceil(math.log2(len(tensors)))
-        return [Traffic(rounds, 0, rounds, 0) for _ in tensors]
-
-
-def chain(whole: int, parts: int, first: int) -> list[Traffic]:
-    """`whole` bytes handed on from device to device, from `first` all the way round: P-1 hops."""
-    traffic = []
-    for r in range(parts):
-        place = (r - first) % parts
-        sends, receives = int(place < parts - 1), int(place > 0)
-        traffic.append(Traffic(sends, sends * whole, receives, receives * whole))
-    return traffic
-
-
-def chain_seconds(whole: int, parts: int, link: Link) -> float:
-    """Time of a chain whose hops all work at once, on small pieces: P-1 latencies until the last device hears of it,
-    and the bytes once."""
-    return link.seconds(parts - 1, whole if parts > 1 else 0)
-
-
-def star(sizes: list[int], center: int) -> list[Traffic]:
-    """Device `center` sends to each other device r its piece of sizes[r] bytes."""
-    traffic = [Traffic(0, 0, 1, size) for size in sizes]
-    traffic[center] = Traffic(len(sizes) - 1, sum(sizes) - sizes[center], 0, 0)
-    return traffic

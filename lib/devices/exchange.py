@@ -9,11 +9,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lib.devices.clock import Clock
-from lib.devices.collectives import Collective, Traffic, size_in_bytes
+from lib.devices.collectives import Collective
 from lib.devices.errors import DeadlockError, MismatchError
 from lib.devices.explain import describe, disagreement, short_ranks, table_of_the_stuck, where
 from lib.devices.handle import Handle
 from lib.devices.meters import Meters
+from lib.devices.traffic import Traffic, size_in_bytes
 from lib.devices.turns import Turns
 
 

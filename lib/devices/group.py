@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lib.devices import collectives as c
+from lib.devices import rooted
 from lib.devices.exchange import Exchange
 from lib.devices.explain import short_ranks
 from lib.devices.handle import Handle
@@ -51,35 +52,35 @@ class Group:
         """The sum of all tensors cut along `dim` (see `shard_sizes`); this device's piece."""
         return self._meet(c.ReduceScatter(self._dim(x, dim, "reduce_scatter"), op), x, async_op=async_op)
 
-    def all_to_all(self, x: Tensor, split_dim: int = 0, concat_dim: int = 0) -> Tensor:
+    def all_to_all(self, x: Tensor, split_dim: int = 0, concat_dim: int = 0, async_op: bool = False) -> Tensor | Handle:
         """Piece j of `x` along `split_dim` goes to device j; what arrives is concatenated along `concat_dim`."""
         split, concat = self._dim(x, split_dim, "all_to_all"), self._dim(x, concat_dim, "all_to_all")
-        return self._meet(c.AllToAll(split, concat), x)
+        return self._meet(c.AllToAll(split, concat), x, async_op=async_op)
 
-    def broadcast(self, x: Tensor | None, src: int = 0) -> Tensor:
+    def broadcast(self, x: Tensor | None, src: int = 0, async_op: bool = False) -> Tensor | Handle:
         """The tensor of device `src`, on every device. The others may pass None, or a tensor of the same shape."""
         self._member(src, "src", "broadcast")
-        return self._meet(c.Broadcast(src), x, needed=self.rank == src)
+        return self._meet(rooted.Broadcast(src), x, needed=self.rank == src, async_op=async_op)
 
-    def reduce(self, x: Tensor, dst: int = 0, op: str = "sum") -> Tensor | None:
+    def reduce(self, x: Tensor, dst: int = 0, op: str = "sum", async_op: bool = False) -> Tensor | Handle | None:
         """The sum ("max", "min") of all tensors on device `dst`; None on the others."""
         self._member(dst, "dst", "reduce")
-        return self._meet(c.Reduce(dst, op), x)
+        return self._meet(rooted.Reduce(dst, op), x, async_op=async_op)
 
-    def scatter(self, x: Tensor | None, dim: int = 0, src: int = 0) -> Tensor:
+    def scatter(self, x: Tensor | None, dim: int = 0, src: int = 0, async_op: bool = False) -> Tensor | Handle:
         """This device's piece of the tensor of device `src`, cut along `dim`. The others may pass None."""
         self._member(src, "src", "scatter")
         self._dim(x, dim, "scatter")
-        return self._meet(c.Scatter(src, dim), x, needed=self.rank == src)
+        return self._meet(rooted.Scatter(src, dim), x, needed=self.rank == src, async_op=async_op)
 
-    def gather(self, x: Tensor, dim: int = 0, dst: int = 0) -> Tensor | None:
+    def gather(self, x: Tensor, dim: int = 0, dst: int = 0, async_op: bool = False) -> Tensor | Handle | None:
         """All tensors concatenated along `dim` in rank order on device `dst`; None on the others."""
         self._member(dst, "dst", "gather")
-        return self._meet(c.Gather(dst, self._dim(x, dim, "gather")), x)
+        return self._meet(rooted.Gather(dst, self._dim(x, dim, "gather")), x, async_op=async_op)
 
     def barrier(self) -> None:
         """Returns when every device of the group has called it."""
-        self._meet(c.Barrier(), None, needed=False)
+        self._meet(rooted.Barrier(), None, needed=False)
 
     # ---- messages: two devices ----
 

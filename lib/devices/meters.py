@@ -3,9 +3,10 @@
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 
-from lib.devices.collectives import Collective, Traffic
+from lib.devices.rooted import COLLECTIVES
+from lib.devices.traffic import Traffic
 
-VERBS = tuple(sorted([*(verb.name for verb in Collective.__subclasses__()), "send", "recv"]))
+VERBS = tuple(sorted([*(verb.name for verb in COLLECTIVES), "send", "recv"]))
 
 
 @dataclass

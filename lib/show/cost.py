@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from lib.devices import Meters
-from lib.devices.collectives import AllGather, Broadcast, Collective, Traffic
+from lib.devices.collectives import AllGather, Collective
 from lib.devices.pieces import cut
+from lib.devices.rooted import Broadcast
+from lib.devices.traffic import Traffic
 from lib.show.trials import Input, Trial, Work
 from lib.show.verdict import Fault
 

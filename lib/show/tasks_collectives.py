@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lib.devices import Group
-from lib.devices.collectives import AllGather, AllReduce, Broadcast, ReduceScatter
+from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
 from lib.devices.pieces import cut
+from lib.devices.rooted import Broadcast
 from lib.parallel.placement import Partial, Replicate, Shard
 from lib.show.cost import Talk
 from lib.show.exercises import exercise

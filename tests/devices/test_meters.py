@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.devices import Cluster, Count, Meters
-from lib.devices.collectives import Traffic
+from lib.devices.traffic import Traffic
 
 
 def measured():

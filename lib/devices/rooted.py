@@ -1,0 +1,110 @@
+"""The collectives in which one device is special: it alone brings something, or alone gets something. And the barrier.
+
+As in `collectives.py`, `results` is the meaning and `traffic` the cost.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lib.devices.collectives import AllGather, AllReduce, AllToAll, Collective, ReduceScatter, combine
+from lib.devices.pieces import cut
+from lib.devices.traffic import Traffic, chain, chain_seconds, piece_bytes, size_in_bytes, star
+
+
+@dataclass(frozen=True)
+class Broadcast(Collective):
+    """Every device gets the tensor of device `src`. A chain round the ring: each passes N on once, but the last."""
+
+    src: int
+    name: ClassVar[str] = "broadcast"
+
+    def results(self, tensors):
+        # A copy for every device, the sender too: its own tensor stays its own.
+        return [tensors[self.src].clone() for _ in tensors]
+
+    def traffic(self, tensors):
+        return chain(size_in_bytes(tensors[self.src]), len(tensors), first=self.src)
+
+    def seconds(self, tensors, link):
+        return chain_seconds(size_in_bytes(tensors[self.src]), len(tensors), link)
+
+
+@dataclass(frozen=True)
+class Reduce(Collective):
+    """Device `dst` gets the sum (max, min) of all tensors, the others nothing. A chain that ends at `dst`."""
+
+    dst: int
+    op: str = "sum"
+    name: ClassVar[str] = "reduce"
+
+    def results(self, tensors):
+        return [combine(tensors, self.op) if r == self.dst else None for r in range(len(tensors))]
+
+    def traffic(self, tensors):
+        return chain(size_in_bytes(tensors[0]), len(tensors), first=self.dst + 1)
+
+    def seconds(self, tensors, link):
+        return chain_seconds(size_in_bytes(tensors[0]), len(tensors), link)
+
+
+@dataclass(frozen=True)
+class Scatter(Collective):
+    """Device `src` cuts its tensor along `dim`, device r gets piece r. Sent one by one, straight from `src`."""
+
+    src: int
+    dim: int
+    name: ClassVar[str] = "scatter"
+    partners: ClassVar[str] = "scatter_to(x, group, dim)"
+
+    def dims(self):
+        return (self.dim,)
+
+    def results(self, tensors):
+        return [piece.clone() for piece in cut(tensors[self.src], len(tensors), self.dim)]
+
+    def traffic(self, tensors):
+        sizes = piece_bytes(tensors[self.src], len(tensors), self.dim)
+        return star(sizes, self.src)
+
+
+@dataclass(frozen=True)
+class Gather(Collective):
+    """Device `dst` gets all tensors, concatenated along `dim` in rank order, the others nothing. Straight to `dst`."""
+
+    dst: int
+    dim: int
+    name: ClassVar[str] = "gather"
+    partners: ClassVar[str] = "gather_from(x, group, dim)"
+
+    def may_differ(self):
+        return self.dim
+
+    def dims(self):
+        return (self.dim,)
+
+    def results(self, tensors):
+        return [torch.cat(tensors, self.dim) if r == self.dst else None for r in range(len(tensors))]
+
+    def traffic(self, tensors):
+        outward = star([size_in_bytes(x) for x in tensors], self.dst)
+        return [Traffic(t.messages_received, t.bytes_received, t.messages_sent, t.bytes_sent) for t in outward]
+
+
+@dataclass(frozen=True)
+class Barrier(Collective):
+    """Nobody goes on before everybody has come. Empty messages, to devices 1, 2, 4, … ahead: ceil(log2 P) each."""
+
+    name: ClassVar[str] = "barrier"
+
+    def results(self, tensors):
+        return [None for _ in tensors]
+
+    def traffic(self, tensors):
+        rounds = math.ceil(math.log2(len(tensors)))
+        return [Traffic(rounds, 0, rounds, 0) for _ in tensors]
+
+
+COLLECTIVES = (AllReduce, AllGather, ReduceScatter, AllToAll, Broadcast, Reduce, Scatter, Gather, Barrier)
