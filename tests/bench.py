@@ -32,6 +32,8 @@ def run_part(plan, name: str, **options: int) -> object:
         from bench.layers import measure
     elif name == "collectives":
         from bench.collectives import measure
+    elif name == "clock":
+        from bench.clock import measure
     elif name == "memory":
         from bench.memory import measure
     else:
@@ -57,7 +59,7 @@ def main() -> None:
     machine["load"] = os.getloadavg()[0]
     default = machine["threads"]
     jobs = [("layers", {"threads": n, "processes": n == default}) for n in sorted({default, 1, 2})]
-    jobs += [("collectives", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
+    jobs += [("collectives", {}), ("clock", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
     # One after the other: side by side they would disturb each other. The quick bench does not care.
     with ThreadPoolExecutor(4 if chosen.quick else 1) as pool:
         results = list(pool.map(lambda job: (job[0], part(job[0], chosen.quick, **job[1])), jobs))
@@ -66,6 +68,7 @@ def main() -> None:
         "machine": machine,
         "layers": [row for name, rows in results if name == "layers" for row in rows],
         "collectives": next(rows for name, rows in results if name == "collectives"),
+        "clock": next(rows for name, rows in results if name == "clock"),
         "memory": [row for name, row in results if name == "memory"],
     }
     print(json.dumps(found) if chosen.json else tables(found))

@@ -51,6 +51,21 @@ def test_every_collective_is_measured(found):
     assert all(0 < value["low"] <= value["median"] <= value["high"] for value in measured.values())
 
 
+def test_meters_and_clock_are_measured(found):
+    assert len(found["clock"]) == 6
+    assert [row["target"] for row in found["clock"]] == [1.05, 1.0, None, 1.0, 60, None]
+    assert all(0 < row["values"]["low"] <= row["values"]["high"] for row in found["clock"])
+
+
+def test_meters_count_again_after_the_bench():
+    from bench.clock import metering
+
+    metering(QUICK)
+    cluster = Cluster(2)
+    cluster.run(lambda group: group.barrier())
+    assert cluster.meters.count(0).calls == 1
+
+
 def test_memory_is_measured(found):
     assert [row["devices"] for row in found["memory"]] == [0, *QUICK.in_memory]
     assert all(row["peak"] >= 0 for row in found["memory"])
@@ -63,7 +78,7 @@ def test_tables_show_target_and_reached(found):
     for row in ("MLP forward + backward, 4 devices, 1 thread(s) | <= 1.15 x dense", "all_reduce, 8 devices | <= 50"):
         assert f"| {row}" in text
     widths = [len({line.count("|") for line in block.splitlines()}) for block in text.split("\n\n") if block[0] == "|"]
-    assert widths == [1] * 5, "five tables, each with as many cells in every line"
+    assert widths == [1] * 6, "six tables, each with as many cells in every line"
 
 
 @pytest.mark.parametrize("work", WORKS)

@@ -7,7 +7,7 @@ HOWS = ("simulated", "fresh run per step", "processes")
 
 def tables(found: dict) -> str:
     """All tables of one bench; `found` is what tests/bench.py gathers."""
-    parts = [head(found), targets(found), layers(found), faults(found), collectives(found), memory(found)]
+    parts = [head(found), targets(found), layers(found), faults(found), collectives(found), clock(found), memory(found)]
     return "\n\n".join(parts)
 
 
@@ -101,6 +101,21 @@ def collectives(found: dict) -> str:
     names = list(dict.fromkeys(what for what, _ in cells))
     rows = [[what, *(cells.get((what, size), "") for size in sizes)] for what in names]
     return table(["µs per device and call", *(f"{size} dev" for size in sizes)], rows)
+
+
+def clock(found: dict) -> str:
+    rows = [
+        [
+            row["what"],
+            *(
+                verdict("", row["target"], row["values"], 2, "")[1:]
+                if row["target"]
+                else ["", spread(row["values"]), ""]
+            ),
+        ]
+        for row in found["clock"]
+    ]
+    return table(["meters and clock", "wanted", "reached", "met"], rows)
 
 
 def memory(found: dict) -> str:
