@@ -4,7 +4,6 @@ The signal is what Ctrl-C and Jupyter send. A program sends it to itself, so tha
 moment; what it does afterwards would never end by itself.
 """
 
-import gc
 import os
 import signal
 import threading
@@ -20,12 +19,11 @@ from lib.devices.turns import Turns
 
 
 @pytest.fixture(autouse=True)
-def no_collector():
-    """What is raised while the collector calls back is lost (hypothesis has one); readers press again."""
-    gc.collect()
-    gc.disable()
+def interrupts_are_heard():
+    """A shell starts its background jobs with SIGINT ignored, and Python then leaves it so: `make test &` would hang."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    gc.enable()
+    signal.signal(signal.SIGINT, before)
 
 
 def press_stop():
