@@ -20,7 +20,7 @@ from lib.devices.turns import Turns
 
 @pytest.fixture(autouse=True)
 def interrupts_are_heard():
-    """A shell starts its background jobs with SIGINT ignored, and Python then leaves it so: `make test &` would hang."""
+    """A shell starts background jobs with SIGINT ignored, and Python leaves it so: `make test &` would hang."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
