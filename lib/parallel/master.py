@@ -1,0 +1,90 @@
+"""Mixed precision: parameters of 2 bytes to compute with, and a copy of 4 bytes to step.
+
+A step changes a weight by a thousandth of it or less, and bfloat16 has 8 bits: most steps would round to nothing. So
+the optimizer steps a float32 copy, the master weights, and the parameters are rounded from it.
+With Adam that makes 16 bytes per parameter: 2 (parameter) + 2 (gradient) + 4 + 4 + 4 (master, momentum, variance).
+Micikevicius et al. 2018, arXiv 1710.03740, section 3.1; Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lib.devices import Group
+
+
+class MasterWeights:
+    """An optimizer for `parameters` of low precision: `make_optimizer` is given their copies in `dtype`.
+
+    The gradients are copied to `dtype` for the time of the step: 4 bytes per parameter more, for that time.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.parameters = list(parameters)
+        self.masters = [nn.Parameter(p.detach().to(dtype, copy=True)) for p in self.parameters]
+        self.optimizer = make_optimizer(self.masters)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Steps the masters, and rounds them into the parameters."""
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            master.grad = None if p.grad is None else p.grad.to(master.dtype)
+        self.optimizer.step()
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            p.copy_(master)
+            master.grad = None
+
+    def zero_grad(self) -> None:
+        """Frees the gradients of the parameters."""
+        for p in self.parameters:
+            p.grad = None
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the optimizer, for changing the learning rate."""
+        return self.optimizer.param_groups
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's, in which each parameter's state holds its master too."""
+        state = self.optimizer.state_dict()
+        kept = {n: state["state"].get(n, {}) | {"master": master.detach()} for n, master in enumerate(self.masters)}
+        return state | {"state": kept}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse; the parameters are rounded from the masters."""
+        kept = {n: dict(of_one) for n, of_one in state["state"].items()}
+        for n, (p, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
+            master.copy_(kept[n].pop("master"))
+            p.copy_(master)
+        self.optimizer.load_state_dict(state | {"state": {n: of_one for n, of_one in kept.items() if of_one}})
+
+
+def load_optimizer_state(optimizer: Optimizer | MasterWeights, state: dict[str, Any], group: Group) -> None:
+    """`optimizer.load_state_dict(state)`, after a look at the shapes, which PyTorch does not take.
+
+    Raises ValueError when the state is of another number of parameters, or one of its tensors has another shape.
+    """
+    who = f"load_optimizer_state on rank {group.rank} of {group.size}"
+    fix = "Load what this rank saved, with the same model on as many devices"
+    parameters = [p for some in optimizer.param_groups for p in some["params"]]
+    saved = sum(len(some["params"]) for some in state["param_groups"])
+    if saved != len(parameters):
+        raise ValueError(f"{who}: the state is of {saved} parameters, this optimizer steps {len(parameters)}. {fix}")
+    for number, of_one in state["state"].items():
+        for name, x in of_one.items():
+            # A number, such as Adam's count of steps, has no dims whatever the parameter's shape.
+            if isinstance(x, torch.Tensor) and x.ndim and x.shape != parameters[number].shape:
+                raise ValueError(
+                    f"{who}: {name} of parameter {number} has the shape {tuple(x.shape)}, but this device steps "
+                    f"a piece of shape {tuple(parameters[number].shape)}. {fix}"
+                )
+    optimizer.load_state_dict(state)
