@@ -17,6 +17,7 @@ from lib import Cluster, Group
 from lib.devices import algorithms
 from lib.parallel import Partial, Replicate, Shard
 from lib.show import Picture, draw_matmul, draw_tensor, element, stack
+from lib.show.batch import draw_training_step
 from lib.show.blocks import arrow, block, hatches, label, tag
 from lib.show.hops import draw_hops, hops
 from lib.show.language import paint
@@ -148,6 +149,12 @@ def ring_allreduce(devices: int = 4) -> Picture:
     return stack("A ring all-reduce", *[draw_hops(steps, step, f"Ring, {name}") for step, name in names.items()])
 
 
+def data_parallel_step() -> Picture:
+    """Four stages of a training step: alike, gradients of one's own samples, their mean, the same update."""
+    stages = ("broadcast", "backward", "all-reduce", "update")
+    return stack("A data-parallel training step", *[draw_training_step(4, stage) for stage in stages])
+
+
 def placement_moves() -> Picture:
     """The placements as places, and the moves between them: the verb, the bytes each device sends, the way back."""
     left, right, up, down = 8, 344, 60, 300
@@ -200,6 +207,7 @@ FIGURES: tuple[Callable[[], Picture], ...] = (
     verbs,
     placement_moves,
     ring_allreduce,
+    data_parallel_step,
 )
 
 if __name__ == "__main__":

@@ -38,28 +38,37 @@ class FullySharded:
     Gradients are means over the devices. Where samples are spread unevenly, let each device's loss carry the weight:
     loss * P * samples here / samples in all. `allow_unused` is that of `average_gradients`.
 
-    Communication: for n elements, (P-1)/P n per device in each forward, and 2 (P-1)/P n in each backward.
+    Communication: for n elements, (P-1)/P n per device in each forward, and 2 (P-1)/P n in each backward (a layer whose
+    backward does not need its parameters, such as a first linear one, is not gathered again).
     All devices must begin with the same parameters: raises ValueError that names the first that differs, and when no
     parameter requires a gradient.
     """
 
     def __init__(self, module: nn.Module, group: Group, layers: Iterable[nn.Module] = (), allow_unused: bool = False):
-        _trainable(module, f"FullySharded on rank {group.rank} of {group.size}")
+        who = f"FullySharded on rank {group.rank} of {group.size}"
+        _trainable(module, who)
         check_same_parameters(module, group)
+        layers = list(layers)
         inside = [(layer, set(layer.modules())) for layer in layers]
         members: dict[nn.Module, list[Member]] = {}
         for one in _members(module):
             home = next((layer for layer, parts in inside if all(owner in parts for owner, _ in one.places)), module)
             members.setdefault(home, []).append(one)
+        for home in (*layers, *members):
+            if home not in set(module.modules()) or type(home).forward is nn.Module.forward:
+                raise ValueError(
+                    f"{who}: {type(home).__name__} cannot be a layer: each must be a part of the module and have a "
+                    "forward of its own, for whose time its parameters are gathered. Of a list pass layers=[*list]"
+                )
         self._layers = [ShardedLayer(home, those, group, allow_unused) for home, those in members.items()]
 
     def whole_parameters(self) -> dict[str, Tensor]:
         """All parameters in their shapes, by name, for saving or comparing: one all-gather per layer. Replicate."""
         return {
-            one.name: x
+            name: x
             for layer in self._layers
             for flat in layer.flats
-            for one, x in zip(flat.members, flat.layout.tensors(flat.gather()), strict=True)
+            for name, x in zip(flat.names, flat.layout.tensors(flat.gather()), strict=True)
         }
 
 
@@ -84,15 +93,20 @@ class ShardedFlat:
     """Parameters of one layer as a flat tensor, of which this device keeps its pieces."""
 
     def __init__(self, members: list[Member], group: Group):
-        self.members, self.group = members, group
+        self.names, self.places = [one.name for one in members], [one.places for one in members]
+        self.group = group
         self.layout = FlatLayout([one.parameter.shape for one in members], group)
         self.trains = members[0].parameter.requires_grad
         whole = torch.cat([one.parameter.detach().flatten() for one in members])  # (n,)  Replicate
         mine = self.layout.pieces(shard(whole, group, dim=0))
         self.pieces = [nn.Parameter(x.clone(), self.trains) for x in mine]  # a view would keep the whole alive
-        for one, piece in zip(members, self.pieces, strict=True):
-            for owner, name in one.places:
-                owner._parameters[name] = piece
+        self.put(self.pieces)
+
+    def put(self, tensors: Iterable[Tensor]) -> None:
+        """Makes the modules use these for their parameters."""
+        for places, x in zip(self.places, tensors, strict=True):
+            for owner, name in places:
+                owner._parameters[name] = x  # a plain assignment would refuse a tensor that is no nn.Parameter
 
     def gather(self) -> Tensor:
         """(n/P,) Shard(0) -> (n,) Replicate."""
@@ -101,10 +115,14 @@ class ShardedFlat:
     def average(self, grads: list[Tensor | None], allow_unused: bool) -> list[Tensor | None]:
         """Gradients of the parameters, Partial -> the mean gradients of the pieces, Shard(0)."""
         who = f"backward of a FullySharded layer on rank {self.group.rank} of {self.group.size}"
-        here = {one.name: grad is not None for one, grad in zip(self.members, grads, strict=True)}
+        here = {name: grad is not None for name, grad in zip(self.names, grads, strict=True)}
         used = used_anywhere(here, self.group, self.pieces[0].device, allow_unused, who)
         flat = self.pieces[0].new_zeros(sum(self.layout.sizes))  # (n,)  Partial
-        for x, grad in zip(self.layout.tensors(flat), grads, strict=True):
+        for x, grad, name in zip(self.layout.tensors(flat), grads, self.names, strict=True):
+            if grad is not None and grad.is_sparse:
+                raise TypeError(
+                    f"{who}: the gradient of {name} {tuple(x.shape)} is sparse: use nn.Embedding(sparse=False)"
+                )
             if grad is not None:
                 torch.div(grad, self.group.size, out=x)
         mine = self.layout.pieces(self.group.reduce_scatter(flat))
@@ -131,16 +149,13 @@ class ShardedLayer:
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:
-        places = [place for flat in self.flats for one in flat.members for place in one.places]
-        before = [owner._parameters[name] for owner, name in places]
+        whole = iter(_Gather.apply(self, *(piece for flat in self.flats for piece in flat.pieces)))
         with ExitStack() as stack:
-            stack.callback(_put, places, before)
-            whole = iter(_Gather.apply(self, *(piece for flat in self.flats for piece in flat.pieces)))
             for flat in self.flats:
-                tensors = [next(whole) for _ in flat.members]
+                tensors = [next(whole) for _ in flat.names]
                 stack.enter_context(self._regathering(flat, tensors[0]))
-                for one, x in zip(flat.members, tensors, strict=True):
-                    _put(one.places, [x] * len(one.places))
+                stack.callback(flat.put, flat.pieces)
+                flat.put(tensors)
             yield
 
     def _regathering(self, flat: ShardedFlat, gathered: Tensor) -> saved_tensors_hooks:
@@ -151,19 +166,26 @@ class ShardedLayer:
 
         def pack(x: Tensor) -> Any:
             if x.untyped_storage()._cdata == storage:
-                return Cut(x.shape, x.stride(), x.storage_offset())
+                return Cut(flat, x.shape, x.stride(), x.storage_offset())
             return keep(x)
 
         def unpack(kept: Any) -> Tensor:
-            return self._whole_again(flat).as_strided(*kept) if isinstance(kept, Cut) else give(kept)
+            if isinstance(kept, Cut) and kept.flat is flat:
+                return self.whole(flat).as_strided(kept.shape, kept.stride, kept.offset)
+            return give(kept)
 
         return saved_tensors_hooks(pack, unpack)
 
-    def _whole_again(self, flat: ShardedFlat) -> Tensor:
+    def whole(self, flat: ShardedFlat) -> Tensor:
+        """(n,) Replicate. A backward keeps it for its next operations, until the gradients of this layer are there."""
+        in_backward = torch._C._current_graph_task_id() != -1
+        if not in_backward:
+            self.again.clear()  # a backward that did not come to its end may have left something
+            return flat.gather()
         whole = self.again.get(flat)
         if whole is None:
             whole = flat.gather()
-        if any(other.trains for other in self.flats):  # else no backward of ours would tell when to free it
+        if any(other.trains for other in self.flats):  # else no gradient of ours would tell when to free it
             self.again[flat] = whole
         return whole
 
@@ -175,7 +197,7 @@ class _Gather(Function):
     def forward(ctx, layer, *pieces):
         ctx.layer = layer
         ctx.set_materialize_grads(False)  # None, not zeros, for what the loss does not depend on
-        whole = [flat.layout.tensors(flat.gather()) for flat in layer.flats]
+        whole = [flat.layout.tensors(layer.whole(flat)) for flat in layer.flats]
         frozen = [tensors for flat, tensors in zip(layer.flats, whole, strict=True) if not flat.trains]
         ctx.mark_non_differentiable(*chain(*frozen))
         return tuple(chain(*whole))
@@ -187,23 +209,18 @@ class _Gather(Function):
         layer.again.clear()  # every operation that needed them has run
         found = [None]
         for flat in layer.flats:
-            mine = [next(grads) for _ in flat.members]
+            mine = [next(grads) for _ in flat.names]
             found += flat.average(mine, layer.allow_unused) if flat.trains else mine
         return tuple(found)
 
 
 class Cut(NamedTuple):
-    """Where a tensor lies in the flat one."""
+    """Where a tensor lies in the gathered `flat`: what is saved instead of it."""
 
+    flat: ShardedFlat
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int
-
-
-def _put(places: list[tuple[nn.Module, str]], tensors: list[Tensor]) -> None:
-    # A plain assignment would refuse a tensor that is no nn.Parameter.
-    for (owner, name), x in zip(places, tensors, strict=True):
-        owner._parameters[name] = x
 
 
 def _keep(x: Tensor) -> tuple[Tensor, int]:

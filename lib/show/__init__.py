@@ -1,6 +1,7 @@
 """How the reader sees it: pictures of tensors on devices, and pictures with controls."""
 
 from lib.show.bars import draw_bars
+from lib.show.batch import draw_batch, draw_training_step
 from lib.show.chart import draw_chart
 from lib.show.draw import draw_tensor
 from lib.show.explore import Exploration, explore
@@ -18,6 +19,8 @@ __all__ = [
     "Picture",
     "Source",
     "draw_bars",
+    "draw_batch",
+    "draw_training_step",
     "hops",
     "draw_verbs",
     "draw_verb",

@@ -16,7 +16,7 @@ from lib.show.trials import Input
 
 
 def gradient(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Of the mean over the samples of |x w - y|^2 / 2."""
+    """Of the mean over the samples of `|x w - y|^2 / 2`."""
     return x.T @ (x @ w - y) / len(x)
 
 
@@ -58,7 +58,7 @@ def mean_of_means(parts: int, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     ),
 )
 def training_step(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """One step of gradient descent, with rate 0.1, on the mean of |x w - y|^2 / 2 over the samples of ALL devices.
+    """One step of gradient descent, with rate 0.1, on the mean of `|x w - y|^2 / 2` over the samples of ALL devices.
 
     w (in, out) is the same everywhere; x (batch/P, in) and y (batch/P, out) are this device's samples, and not every
     device need have equally many. Return the new w.
@@ -90,7 +90,7 @@ def averaged_twice(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     ),
 )
 def mean_gradient(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient of the mean of |x w - y|^2 / 2 over the samples of all devices, on every device.
+    """The gradient of the mean of `|x w - y|^2 / 2` over the samples of all devices, on every device.
 
     w (in, out) is the same everywhere; x (batch/P, in) and y (batch/P, out) are this device's samples.
     """
