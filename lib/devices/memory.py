@@ -118,6 +118,9 @@ class Memory:
             for value in state.values():
                 if isinstance(value, Tensor):
                     self._now_used_as("optimizer", value)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                self._accumulated(p)  # a gradient that came from a collective shows as one only now
 
     def _now_used_as(self, kind: Use, x: Tensor) -> None:
         for rank, block in self._blocks.get(x.untyped_storage()._cdata, {}).items():

@@ -19,7 +19,8 @@ from lib.parallel.data import (
 )
 from lib.parallel.fully_sharded import FullySharded
 from lib.parallel.linear import ColumnParallelLinear, RowParallelLinear
-from lib.parallel.master import MasterWeights, load_optimizer_state
+from lib.parallel.master import MasterWeights
+from lib.parallel.optimizer_state import load_optimizer_state
 from lib.parallel.placement import Partial, Placement, Replicate, Shard
 from lib.parallel.shard import shard, shard_sizes, unshard
 from lib.parallel.zero import ShardedOptimizer

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lib.devices import Group
-
 
 class MasterWeights:
     """An optimizer for `parameters` of low precision: `make_optimizer` is given their copies in `dtype`.
@@ -29,7 +27,7 @@ class MasterWeights:
         dtype: torch.dtype = torch.float32,
     ):
         self.parameters = list(parameters)
-        self.masters = [nn.Parameter(p.detach().to(dtype, copy=True)) for p in self.parameters]
+        self.masters = [nn.Parameter(p.detach().to(dtype)) for p in self.parameters]
         self.optimizer = make_optimizer(self.masters)
 
     @torch.no_grad()
@@ -65,26 +63,4 @@ class MasterWeights:
         for n, (p, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
             master.copy_(kept[n].pop("master"))
             p.copy_(master)
-        self.optimizer.load_state_dict(state | {"state": {n: of_one for n, of_one in kept.items() if of_one}})
-
-
-def load_optimizer_state(optimizer: Optimizer | MasterWeights, state: dict[str, Any], group: Group) -> None:
-    """`optimizer.load_state_dict(state)`, after a look at the shapes, which PyTorch does not take.
-
-    Raises ValueError when the state is of another number of parameters, or one of its tensors has another shape.
-    """
-    who = f"load_optimizer_state on rank {group.rank} of {group.size}"
-    fix = "Load what this rank saved, with the same model on as many devices"
-    parameters = [p for some in optimizer.param_groups for p in some["params"]]
-    saved = sum(len(some["params"]) for some in state["param_groups"])
-    if saved != len(parameters):
-        raise ValueError(f"{who}: the state is of {saved} parameters, this optimizer steps {len(parameters)}. {fix}")
-    for number, of_one in state["state"].items():
-        for name, x in of_one.items():
-            # A number, such as Adam's count of steps, has no dims whatever the parameter's shape.
-            if isinstance(x, torch.Tensor) and x.ndim and x.shape != parameters[number].shape:
-                raise ValueError(
-                    f"{who}: {name} of parameter {number} has the shape {tuple(x.shape)}, but this device steps "
-                    f"a piece of shape {tuple(parameters[number].shape)}. {fix}"
-                )
-    optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state | {"state": kept})

@@ -32,7 +32,7 @@ from lib.devices import Group, Handle
 from lib.parallel.buckets import BUCKET_BYTES, pack, plan_buckets
 from lib.parallel.data import _checked_share, _trainable, check_same_parameters
 from lib.parallel.flat import FlatLayout, used_anywhere
-from lib.parallel.master import load_optimizer_state
+from lib.parallel.optimizer_state import load_optimizer_state
 from lib.parallel.shard import shard
 
 

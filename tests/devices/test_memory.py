@@ -157,6 +157,18 @@ def test_optimizer_state():
     assert trace.held(0, "gradients")[-1][1] == 0
 
 
+def test_an_averaged_gradient_is_a_gradient():
+    def program(group):
+        layer = nn.Linear(D, H, bias=False)
+        optimizer = torch.optim.SGD(layer.parameters())
+        layer(torch.ones(N, D)).sum().backward()
+        layer.weight.grad = group.all_reduce(layer.weight.grad)
+        optimizer.step()
+
+    trace = trace_of(program, devices=2)
+    assert [h.size for h in trace.memory if h.name == "all_reduce" and h.kind == "gradients"] == 2 * [D * H * EIGHT]
+
+
 def test_views_share_their_memory_and_frozen_parameters_count():
     frozen = nn.Parameter(torch.ones(4, 4), requires_grad=False)
 

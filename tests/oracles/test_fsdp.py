@@ -7,7 +7,6 @@ from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model,
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -96,6 +95,8 @@ def test_five_steps_of_fully_shard_with_tied_frozen_and_unused_layers(worlds, si
 
 
 def with_zero_redundancy_optimizer(optimizer):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, since its import warns of what it uses itself
+
     rank, size = dist.get_rank(), dist.get_world_size()
     model = make_model()
     model.never.requires_grad_(False)

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, train_alone, weights
+from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, one_thread, train_alone, weights  # noqa: F401
 from parallel.zero_training import make, train
 from torch import nn
 from torch.nn import functional as F
 
 from lib.devices import Cluster
 from lib.parallel import average_gradients, clip_gradients, shard_batch
-from lib.parallel.flat import FlatLayout
+from lib.parallel.flat import FlatLayout, used_anywhere
 from lib.parallel.fully_sharded import FullySharded
 from lib.parallel.zero import ShardedOptimizer
 
@@ -179,3 +179,34 @@ def test_more_devices_than_elements_of_a_layer(size):
     for stage in STAGES:
         for found in Cluster(size).run(program, stage):
             assert distance(found, weights(alone)) <= 1e-12
+
+
+def test_on_256_devices_what_all_use_is_used():
+    """A sum of so many flags of one byte would be 0."""
+    cpu = torch.device("cpu")
+    outputs = Cluster(256).run(lambda group: used_anywhere({"a": True, "b": False}, group, cpu, True, "somebody"))
+    assert outputs == [[True, False]] * 256
+
+
+@each_stage
+def test_without_data_all_devices_use_what_this_one_uses(stage):
+    def program(group):
+        with torch.device("meta"):
+            model = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(2)])
+            x = torch.ones(1, 2)
+        if stage == 3:
+            FullySharded(model, group, model, allow_unused=True)
+            model[0](x).sum().backward()
+            pieces = list(model.parameters())
+        else:
+            zero = ShardedOptimizer(model, group, OPTIMIZERS["AdamW"])
+            pieces = zero.pieces
+            if stage == 1:
+                model[0](x).sum().backward()
+                zero.reduce_gradients(allow_unused=True)
+            else:
+                with zero.reducing(allow_unused=True):
+                    model[0](x).sum().backward()
+        return [p.grad is not None for p in pieces]
+
+    assert Cluster(2).run(program) == [[True, False]] * 2
