@@ -255,3 +255,13 @@ def test_an_optimizer_s_settings_are_within_reach():
         assert zero.state_dict()["param_groups"][0]["lr"] == 0.5
 
     Cluster(2).run(program)
+
+
+def test_state_may_hold_what_is_no_tensor():
+    def program(group):
+        zero = ShardedOptimizer(make(), group, adam)
+        state = zero.state_dict() | {"state": {0: {"count": 3, "nothing": None}}}
+        zero.load_state_dict(state)
+        assert zero.optimizer.state[zero.pieces[0]] == {"count": 3, "nothing": None}
+
+    Cluster(2).run(program)
