@@ -259,7 +259,7 @@ def test_an_optimizer_s_settings_are_within_reach():
 
 def test_state_may_hold_what_is_no_tensor():
     def program(group):
-        zero = ShardedOptimizer(make(), group, adam)
+        zero = ShardedOptimizer(make(), group, lambda pieces: torch.optim.SGD(pieces, 0.1))
         state = zero.state_dict() | {"state": {0: {"count": 3, "nothing": None}}}
         zero.load_state_dict(state)
         assert zero.optimizer.state[zero.pieces[0]] == {"count": 3, "nothing": None}
