@@ -92,7 +92,7 @@ class _GatherFrom(Function):
     @staticmethod
     def forward(ctx, x, group, dim):
         ctx.group, ctx.dim = group, dim
-        return _gather(x, group, dim, "gather_from")
+        return gather_pieces(x, group, dim, "gather_from")
 
     @staticmethod
     @once_differentiable
@@ -112,7 +112,7 @@ class _AllGather(Function):
     @staticmethod
     def forward(ctx, x, group, dim):
         ctx.group, ctx.dim = group, dim
-        return _gather(x, group, dim, "all_gather")
+        return gather_pieces(x, group, dim, "all_gather")
 
     @staticmethod
     @once_differentiable
@@ -161,7 +161,8 @@ class _AllToAll(Function):
         return ctx.group.all_to_all(grad, ctx.concat_dim, ctx.split_dim), None, None, None
 
 
-def _gather(x: Tensor, group: Group, dim: int, name: str) -> Tensor:
+def gather_pieces(x: Tensor, group: Group, dim: int, name: str) -> Tensor:
+    """The all-gather of pieces that were cut by the rule; ValueError, naming the rank, when they were not."""
     whole = group.all_gather(x, dim)
     _check_rule(x.shape[dim], whole.shape[dim], group, dim, name)
     return whole

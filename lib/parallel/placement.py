@@ -1,6 +1,12 @@
 """Where a tensor is: the three placements of a tensor over a group, named as in PyTorch's DTensor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib.devices.pieces import cut
 
 
 @dataclass(frozen=True)
@@ -9,10 +15,26 @@ class Shard:
 
     dim: int
 
+    def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
+        """What device `rank` of `parts` holds of `whole`: a view."""
+        return cut(whole, parts, self.dim)[rank]
+
+    def whole(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The tensor that `pieces`, in rank order, are the pieces of."""
+        return torch.cat(list(pieces), self.dim)
+
 
 @dataclass(frozen=True)
 class Replicate:
     """Each device holds the whole tensor, the same on all."""
+
+    def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
+        """What device `rank` of `parts` holds of `whole`: all of it."""
+        return whole
+
+    def whole(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Any of the pieces: they are the same."""
+        return pieces[0]
 
 
 @dataclass(frozen=True)

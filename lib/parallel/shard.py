@@ -16,10 +16,7 @@ def shard(x: Tensor, group: Group, dim: int) -> Tensor:
 
     The sizes are those of `shard_sizes`: the first `length % size` devices get one more. A piece may be empty.
     """
-    if not isinstance(group, Group):
-        raise TypeError(f"shard(x, group, dim) needs the group that the program was given, not {type(group).__name__}")
-    if group.rank is None:
-        raise ValueError("shard: this device is not a member of the group; guard with `if group.rank is not None`")
+    check_member(group, "shard")
     _check_dim(x, dim, f"shard on rank {group.rank}")
     return cut(x, group.size, dim)[group.rank]
 
@@ -43,6 +40,14 @@ def unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
             "Are they in rank order, and is this the dim they were cut along?"
         )
     return torch.cat(list(shards), dim)
+
+
+def check_member(group: Group, who: str) -> None:
+    """Raises unless `group` is the group that a program was given, and this device is a member of it."""
+    if not isinstance(group, Group):
+        raise TypeError(f"{who} needs the group that the program was given, not {type(group).__name__}")
+    if group.rank is None:
+        raise ValueError(f"{who}: this device is not a member of the group; guard with `if group.rank is not None`")
 
 
 def _check_dim(x: Tensor, dim: int, who: str) -> None:
