@@ -74,8 +74,8 @@ class ParallelSelfAttention(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         self.causal, self.recompute = causal, recompute
-        self.head_size = hidden // heads
         self.qkv = ParallelQKV(hidden, heads, kv_heads, group, sequence_dim)
+        self.head_size = hidden // heads
         self.out = RowParallelLinear(hidden, hidden, group, sequence_dim=sequence_dim)
         self.dropout = ParallelDropout(dropout, group, sharded=True)
 
@@ -107,7 +107,8 @@ def attend(
     copies = q.shape[1] // k.shape[1]
     if copies > 1:  # heads that share keys and values
         k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
-    scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # (batch, heads, S, seen)
+    # The scores are scaled, not q: a scaled copy of q would be kept for the backward beside q, k and v.
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (batch, heads, S, seen)
     if causal:
         # Added, not filled in: addition keeps nothing for the backward.
         scores = scores + torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).triu(

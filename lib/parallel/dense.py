@@ -32,7 +32,10 @@ def load_dense(module: nn.Module, state: Mapping[str, Tensor], group: Group) -> 
         )
     pieces = {}
     for name, parameter in mine.items():
-        pieces[name] = layout_of(module, name).piece(state[name].detach(), group.size, group.rank)
+        try:
+            pieces[name] = layout_of(module, name).piece(state[name].detach(), group.size, group.rank)
+        except ValueError as error:
+            raise ValueError(f"load_dense on rank {group.rank} of {group.size}: {name}: {error}") from None
         if pieces[name].shape != parameter.shape:
             raise ValueError(
                 f"load_dense on rank {group.rank} of {group.size}: {name} of shape {tuple(state[name].shape)} gives "
@@ -52,11 +55,10 @@ def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
     for name in dict(modules[0].named_parameters(remove_duplicate=False)):
         pieces = [module.get_parameter(name).detach() for module in modules]
         layout = layout_of(modules[0], name)
-        if isinstance(layout, Replicate):
-            for rank, piece in enumerate(pieces):
-                if not torch.equal(piece, pieces[0]):
-                    raise ValueError(f"dense_state: {name} is replicated, but differs between rank 0 and rank {rank}")
         state[name] = layout.whole(pieces)
+        for rank, piece in enumerate(pieces):
+            if not torch.equal(layout.piece(state[name], len(pieces), rank), piece):
+                raise ValueError(f"dense_state: {name} on rank {rank} differs from the copies of it on other devices")
     return state
 
 

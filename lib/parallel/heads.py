@@ -22,6 +22,8 @@ from lib.parallel.linear import ColumnParallelLinear
 
 def check_heads(hidden: int, heads: int, kv_heads: int, devices: int) -> None:
     """Raises ValueError when whole heads cannot be laid out over so many devices."""
+    if min(hidden, heads, kv_heads) < 1:
+        raise ValueError(f"hidden={hidden}, heads={heads}, kv_heads={kv_heads}: each must be at least 1")
     if hidden % heads:
         raise ValueError(f"a hidden size of {hidden} cannot be divided into {heads} heads")
     if heads % kv_heads:
@@ -49,7 +51,12 @@ class FusedHeads:
     kv_heads: int
 
     def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
-        """What device `rank` of `parts` holds of `whole`."""
+        """What device `rank` of `parts` holds of `whole`. Raises ValueError when it is not made of such heads."""
+        if len(whole) % (self.heads + 2 * self.kv_heads):
+            raise ValueError(
+                f"a tensor of shape {tuple(whole.shape)} cannot be divided into {self.heads} heads of queries and "
+                f"2 x {self.kv_heads} of keys and values"
+            )
         copies = kv_copies(self.kv_heads, parts)
         queries, keys, values = self._blocks(whole, self.heads, self.kv_heads)
         common = [cut(block, parts // copies, 0)[rank // copies] for block in (keys, values)]

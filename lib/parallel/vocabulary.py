@@ -29,7 +29,9 @@ class PaddedShard:
     length: int
 
     def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
-        """What device `rank` of `parts` holds of `whole` (length, ...)."""
+        """What device `rank` of `parts` holds of `whole` (length, ...). Raises ValueError for another length."""
+        if len(whole) != self.length:
+            raise ValueError(f"a tensor of shape {tuple(whole.shape)} does not have the {self.length} rows to cut")
         more = padded_vocabulary(self.length, parts) - self.length
         padded = torch.cat([whole, whole.new_zeros(more, *whole.shape[1:])]) if more else whole
         return padded.chunk(parts)[rank]
