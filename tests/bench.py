@@ -30,6 +30,8 @@ def run_part(plan, name: str, **options: int) -> object:
     """Inside of the fresh process. The imports are late: the process that starts the parts must stay small."""
     if name == "layers":
         from bench.layers import measure
+    elif name == "block":
+        from bench.block import measure
     elif name == "collectives":
         from bench.collectives import measure
     elif name == "clock":
@@ -59,6 +61,7 @@ def main() -> None:
     machine["load"] = os.getloadavg()[0]
     default = machine["threads"]
     jobs = [("layers", {"threads": n, "processes": n == default}) for n in sorted({default, 1, 2})]
+    jobs += [("block", {"threads": n, "processes": n == 2}) for n in (1, 2)]
     jobs += [("collectives", {}), ("clock", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
     # One after the other: side by side they would disturb each other. The quick bench does not care.
     with ThreadPoolExecutor(4 if chosen.quick else 1) as pool:
@@ -67,6 +70,7 @@ def main() -> None:
         "plan": asdict(plan),
         "machine": machine,
         "layers": [row for name, rows in results if name == "layers" for row in rows],
+        "block": [row for name, rows in results if name == "block" for row in rows],
         "collectives": next(rows for name, rows in results if name == "collectives"),
         "clock": next(rows for name, rows in results if name == "clock"),
         "memory": [row for name, row in results if name == "memory"],

@@ -1,13 +1,19 @@
 """The bench works: every row appears, and the numbers can be true. Speeds are for `make bench` on a quiet machine."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bench.layers import WORKS, dense_work, device_work, step
+import torch
+from bench.block import dense_block, device_block
+from bench.layers import WORKS, dense_work, device_work
+from bench.local_tensor import local_tensors, work_of_all
+from bench.plain import PlainBlock, PlainMLP
 from bench.plan import QUICK, Reading, spent, summary
+from bench.rounds import step
 from bench.tables import tables
 
 from lib import Cluster
@@ -34,8 +40,18 @@ def test_every_layer_is_measured(found):
     assert measured == wanted
 
 
+def test_the_block_is_measured_in_all_ways(found):
+    measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["block"]}
+    ways = [("dense", 1)]
+    ways += [(how, n) for how in ("TP", "TP + SP") for n in QUICK.in_block]
+    ways += [("LocalTensor, TP", n) for n in QUICK.local_tensor]
+    wanted = {("GPT-2 block", b, t, how, n) for b in (False, True) for t in (1, 2) for how, n in ways}
+    wanted |= {("GPT-2 block", b, 2, "processes, TP", n) for b in (False, True) for n in QUICK.processes}
+    assert measured == wanted
+
+
 def test_ratios_can_be_true(found):
-    for row in found["layers"]:
+    for row in found["layers"] + found["block"]:
         ratio = row["ratio"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
         assert ratio["median"] == 1 or row["how"] != "dense"
@@ -75,10 +91,19 @@ def test_memory_is_measured(found):
 def test_tables_show_target_and_reached(found):
     text = tables(found)
     assert "| target | wanted | reached | met | cpu time / dense |" in text
-    for row in ("MLP forward + backward, 4 devices, 1 thread(s) | <= 1.15 x dense", "all_reduce, 8 devices | <= 50"):
+    for row in (
+        "MLP forward + backward, 4 devices, 1 thread(s) | <= 1.15 x dense",
+        "GPT-2 block TP forward, 4 devices, 1 thread(s) | <= 1.15 x dense",
+        "GPT-2 block TP forward + backward, 4 devices, 2 thread(s) | <= 1.2 x dense",
+        "GPT-2 block TP + SP forward + backward, 4 devices, 2 thread(s) | <= 1.12 x dense",
+        "GPT-2 block TP + SP forward + backward, 12 devices, 1 thread(s) | <= 1.35 x dense",
+        "all_reduce, 8 devices | <= 50",
+    ):
         assert f"| {row}" in text
+    beside = ["LocalTensor, TP | ", "processes, TP | "]
+    assert all(re.search(rf"GPT-2 block .* {re.escape(way)}.*\d\.\d\d \(", text) for way in beside)
     widths = [len({line.count("|") for line in block.splitlines()}) for block in text.split("\n\n") if block[0] == "|"]
-    assert widths == [1] * 6, "six tables, each with as many cells in every line"
+    assert widths == [1] * 7, "seven tables, each with as many cells in every line"
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -89,6 +114,36 @@ def test_the_layers_that_are_timed_do_the_dense_work(work):
     expected = step(*dense, backward=True).tensor_split(4, dim) if dim else [step(*dense, backward=True)] * 4
     for grad, wanted in zip(grads, expected, strict=True):
         assert (grad - wanted).abs().max() < 1e-5
+
+
+def randomized(dense):
+    """The work with other weights: fresh LayerNorms are all alike, and could not be told apart."""
+    torch.manual_seed(1)
+    for parameter in dense[0].parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return dense
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("sequence", [False, True])
+def test_the_block_that_is_timed_does_the_dense_work(sequence, backward):
+    dense = randomized(dense_block(QUICK))
+    wanted = step(*dense, backward)
+    wanted = wanted.tensor_split(3, 1) if sequence else [wanted] * 3  # 8 tokens: pieces of 3, 3 and 2
+    program = lambda group: step(*device_block(sequence, QUICK.heads, group, *dense), backward)  # noqa: E731
+    for mine, expected in zip(Cluster(3).run(program), wanted, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("split", "dense"), [(PlainMLP, dense_work("MLP", QUICK)), (PlainBlock, dense_block(QUICK))], ids=("MLP", "block")
+)
+def test_the_layers_of_others_do_the_dense_work(split, dense, backward):
+    randomized(dense)
+    with local_tensors(3):
+        found = step(*work_of_all(3, split, dense), backward)
+    torch.testing.assert_close(found.reconcile(), step(*dense, backward), rtol=1e-5, atol=1e-5)  # on all the same
 
 
 def test_spent_is_from_the_first_start_to_the_last_end():

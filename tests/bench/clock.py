@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.layers import dense_work, in_one_run
-from bench.plan import Plan, progress, spent, summary
+from bench.layers import dense_work, device_work
+from bench.plan import Plan, progress, summary
+from bench.rounds import time_simulated
 from lib import Cluster, Group
 from lib.devices import Meters, algorithms, cluster
 from lib.parallel import copy_to, reduce_from
@@ -52,7 +54,7 @@ def metering(plan: Plan) -> list[float]:
     for round_ in range(plan.rounds + 1):
         for meters in found:
             cluster.Meters = meters
-            took = spent(Cluster(4).run(in_one_run, "MLP", dense, True, 3 * plan.steps)).wall
+            took = time_simulated(4, partial(device_work, "MLP"), dense, True, 3 * plan.steps).wall
             if round_:
                 found[meters].append(took)
     cluster.Meters = Meters

@@ -6,14 +6,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.plan import Plan, Reading, now, progress, spent, summary
+from bench.plain import PlainMLP
+from bench.plan import Plan, Reading, now, progress, spent
 from bench.processes import Processes
+from bench.rounds import Work, compare, step, time_dense, time_simulated
 from lib import Cluster, ColumnParallelLinear, Group, RowParallelLinear, shard
 
 WORKS = ("column", "row", "MLP")
 
 
-def dense_work(work: str, plan: Plan) -> tuple[nn.Module, Tensor, Tensor]:
+def dense_work(work: str, plan: Plan) -> Work:
     """The dense model, its input, and the gradient that comes from above."""
     torch.manual_seed(0)
     wide, narrow = (plan.batch, plan.tokens, plan.hidden), (plan.batch, plan.tokens, plan.width)
@@ -25,9 +27,7 @@ def dense_work(work: str, plan: Plan) -> tuple[nn.Module, Tensor, Tensor]:
     return mlp, torch.randn(narrow), torch.randn(narrow)
 
 
-def device_work(
-    work: str, group: Group, model: nn.Module, x: Tensor, above: Tensor
-) -> tuple[nn.Module, Tensor, Tensor]:
+def device_work(work: str, group: Group, model: nn.Module, x: Tensor, above: Tensor) -> Work:
     """The same for one device: its layers, its input, its gradient from above."""
     if work == "column":  # the output stays sharded, and so does its gradient
         return ColumnParallelLinear.from_dense(model, group), x, shard(above, group, -1).contiguous()
@@ -38,48 +38,14 @@ def device_work(
     return nn.Sequential(enter, gelu, leave), x, above
 
 
-def step(model: nn.Module, x: Tensor, above: Tensor, backward: bool) -> Tensor:
-    """One forward, or one forward + backward with the gradients of weights and input. Returns the last of both."""
-    if not backward:
-        with torch.no_grad():
-            return model(x)
-    model.zero_grad()
-    x = x.detach().requires_grad_()
-    model(x).backward(above)
-    return x.grad
-
-
-def in_one_run(group: Group, work: str, dense: tuple, backward: bool, steps: int):
-    """The program of one device: builds its layers and warms up outside of the clock."""
-    mine = device_work(work, group, *dense)
-    step(*mine, backward)
-    group.barrier()
-    start = now()
-    for _ in range(steps):
-        step(*mine, backward)
-    return start, now()
-
-
-def rebuilt(group: Group, work: str, dense: tuple, backward: bool) -> Tensor:
+def rebuilt(group: Group, work: str, dense: Work, backward: bool) -> Tensor:
     """The program for a fresh run per step: layers that share the memory of the dense weights."""
     with torch.no_grad():
         mine = device_work(work, group, *dense)
     return step(*mine, backward)
 
 
-def time_dense(dense: tuple, backward: bool, steps: int) -> Reading:
-    step(*dense, backward)  # warms up, as all others do
-    start = now()
-    for _ in range(steps):
-        step(*dense, backward)
-    return spent([(start, now())])
-
-
-def time_simulated(size: int, work: str, dense: tuple, backward: bool, steps: int) -> Reading:
-    return spent(Cluster(size).run(in_one_run, work, dense, backward, steps))
-
-
-def time_fresh(size: int, work: str, dense: tuple, backward: bool, steps: int) -> Reading:
+def time_fresh(size: int, work: str, dense: Work, backward: bool, steps: int) -> Reading:
     start = now()
     for _ in range(steps):
         Cluster(size).run(rebuilt, work, dense, backward)
@@ -96,32 +62,14 @@ def measure(plan: Plan, threads: int, processes: bool) -> list[dict]:
             real = {}
             if processes and work == "MLP":
                 for size in plan.processes:
-                    real[size] = opened.enter_context(Processes(size, max(1, threads // size), dense))
+                    real[size] = opened.enter_context(Processes(size, max(1, threads // size), PlainMLP, dense))
             for backward in (False, True):
                 progress(f"  {work}, forward{' + backward' * backward}, {threads} thread(s) ...")
-                variants = {("simulated", n): partial(time_simulated, n, work, dense) for n in plan.devices}
+                split = partial(device_work, work)
+                variants = {("simulated", n): partial(time_simulated, n, split, dense) for n in plan.devices}
                 if work == "MLP":
                     variants |= {("fresh run per step", n): partial(time_fresh, n, work, dense) for n in plan.devices}
                 variants |= {("processes", n): team.time for n, team in real.items()}
-                timed = interleaved({("dense", 1): partial(time_dense, dense), **variants}, backward, plan)
-                for (how, size), samples in timed.items():
-                    pairs = list(zip(samples, timed["dense", 1], strict=True))
-                    rows.append({
-                        "work": work, "backward": backward, "how": how, "devices": size, "threads": threads,
-                        "ratio": summary([sample.wall / base.wall for sample, base in pairs]),
-                        "cpu ratio": summary([sample.cpu / base.cpu for sample, base in pairs]),
-                        "milliseconds": summary([1e3 * sample.wall / plan.steps for sample in samples]),
-                        "faults": summary([sample.faults / plan.steps for sample in samples]),
-                    })  # fmt: skip
+                variants = {("dense", 1): partial(time_dense, dense), **variants}
+                rows += compare(variants, backward, plan, work=work, threads=threads)
     return rows
-
-
-def interleaved(variants: dict, backward: bool, plan: Plan) -> dict:
-    """A B C ... A B C ...: what disturbs the machine for a while disturbs all alike. A first round is thrown away."""
-    timed = {name: [] for name in variants}
-    for round_ in range(plan.rounds + 1):
-        for name, run in variants.items():
-            sample = run(backward, plan.steps)
-            if round_:
-                timed[name].append(sample)
-    return timed

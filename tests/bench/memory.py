@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from bench.layers import dense_work, device_work, step
+from bench.layers import dense_work, device_work
 from bench.plan import Plan
+from bench.rounds import Work, step
 from lib import Cluster, Group
 
 
@@ -22,11 +23,11 @@ def resident(peak: bool) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def program(group: Group, dense: tuple) -> None:
+def program(group: Group, dense: Work) -> None:
     step(*device_work("MLP", group, *dense), backward=True)
 
 
-def shared(group: Group, dense: tuple) -> torch.nn.Module:
+def shared(group: Group, dense: Work) -> torch.nn.Module:
     return device_work("MLP", group, *dense)[0]  # kept, so that the layers of all devices exist at once
 
 

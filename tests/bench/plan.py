@@ -16,7 +16,10 @@ class Plan:
     tokens: int = 256
     width: int = 768
     hidden: int = 3072
+    heads: int = 12
     devices: tuple[int, ...] = (1, 2, 4, 8, 12)
+    in_block: tuple[int, ...] = (1, 2, 4, 12)
+    local_tensor: tuple[int, ...] = (4,)
     processes: tuple[int, ...] = (2, 4)
     clusters: tuple[int, ...] = (8, 64, 256, 1024)
     in_memory: tuple[int, ...] = (1, 4, 12)
@@ -26,7 +29,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(2, 8, 48, 96, processes=(2,), clusters=(2, 8), in_memory=(4,), rounds=2, calls=64)
+QUICK = Plan(2, 8, 48, 96, in_block=(4, 12), processes=(2,), clusters=(2, 8), in_memory=(4,), rounds=2, calls=64)
 
 
 class Reading(NamedTuple):

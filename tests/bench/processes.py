@@ -1,4 +1,4 @@
-"""The same MLP in real processes that talk by gloo: what the simulator stands for, and has to beat on one machine."""
+"""The same layers in real processes that talk by gloo: what the simulator stands for, and has to beat."""
 
 import multiprocessing
 import os
@@ -8,73 +8,33 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.autograd import Function
-from torch.nn import functional as F
+from torch import Tensor, nn
 
+from bench.plain import Split, pieces
 from bench.plan import Reading, now, spent
+from bench.rounds import Work, step
 
 
-class CopyTo(Function):
-    """Forward identity, backward all-reduce."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad
-
-
-class ReduceFrom(Function):
-    """Forward all-reduce, backward identity."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-def mlp(x, up, up_bias, down, down_bias):
-    return ReduceFrom.apply(F.linear(F.gelu(F.linear(CopyTo.apply(x), up, up_bias)), down)) + down_bias
-
-
-def worker(rank: int, size: int, threads: int, meeting_place: str, model: nn.Sequential, x, above, pipe) -> None:
+def worker(rank: int, size: int, threads: int, meeting_place: str, split: Split, dense: Work, pipe) -> None:
     """One process: waits for orders (backward, steps), answers with its (start, end) marks."""
     torch.set_num_threads(threads)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
     dist.init_process_group("gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=size)
-    up, _, down = model
-    pieces = up.weight.tensor_split(size, 0)[rank], up.bias.tensor_split(size)[rank]
-    pieces = *pieces, down.weight.tensor_split(size, 1)[rank], down.bias
-    weights = [piece.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for piece in pieces]
 
-    def step(backward: bool) -> None:
-        if not backward:
-            with torch.no_grad():
-                mlp(x, *weights)
-            return
-        for weight in weights:
-            weight.grad = None
-        mlp(x.detach().requires_grad_(), *weights).backward(above)
+    def cut(whole: Tensor, dim: int | None) -> nn.Parameter:
+        return nn.Parameter(pieces(whole, dim, size)[rank])
 
+    model, *data = dense
+    mine = split(model, cut), *data
     pipe.send("ready")
     while order := pipe.recv():
         backward, steps = order
-        step(backward)
+        step(*mine, backward)
         dist.barrier()
         start = now()
         for _ in range(steps):
-            step(backward)
+            step(*mine, backward)
         dist.barrier()
         pipe.send((start, now()))
     dist.destroy_process_group()
@@ -83,15 +43,14 @@ def worker(rank: int, size: int, threads: int, meeting_place: str, model: nn.Seq
 class Processes:
     """`size` processes that sleep until they are timed, so that they do not disturb what is measured in between."""
 
-    def __init__(self, size: int, threads: int, dense: tuple):
+    def __init__(self, size: int, threads: int, split: Split, dense: Work):
         self.size, self.threads = size, threads
-        model, x, above = dense
         self._folder = tempfile.TemporaryDirectory()
         spawn = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for rank in range(size):
             mine, theirs = spawn.Pipe()
-            args = rank, size, threads, str(Path(self._folder.name) / "store"), model, x, above, theirs
+            args = rank, size, threads, str(Path(self._folder.name) / "store"), split, dense, theirs
             process = spawn.Process(target=worker, args=args, daemon=True)
             process.start()
             theirs.close()  # so that the death of a process ends our wait for it

@@ -1,21 +1,37 @@
 """The numbers as markdown."""
 
-TARGETS = {4: 1.15, 12: 1.35}  # MLP, forward + backward, simulated, times the dense time
+TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
+    ("MLP", "simulated", 4, True): 1.15,
+    ("MLP", "simulated", 12, True): 1.35,
+    ("GPT-2 block", "TP", 4, False): 1.15,
+    ("GPT-2 block", "TP", 4, True): 1.20,
+    ("GPT-2 block", "TP + SP", 4, True): 1.12,
+    ("GPT-2 block", "TP + SP", 12, True): 1.35,
+}
 TARGET_COLLECTIVE = 50  # microseconds per device
-HOWS = ("simulated", "fresh run per step", "processes")
 
 
 def tables(found: dict) -> str:
     """All tables of one bench; `found` is what tests/bench.py gathers."""
-    parts = [head(found), targets(found), layers(found), faults(found), collectives(found), clock(found), memory(found)]
+    parts = [
+        head(found),
+        targets(found),
+        ratios(found["layers"]),
+        ratios(found["block"]),
+        faults(found),
+        collectives(found),
+        clock(found),
+        memory(found),
+    ]
     return "\n\n".join(parts)
 
 
 def head(found: dict) -> str:
     plan, machine = found["plan"], found["machine"]
     return (
-        f"MLP {plan['width']} -> {plan['hidden']} -> {plan['width']}, batch {plan['batch']} x {plan['tokens']}, "
-        f"float32; torch {machine['torch']}, {machine['cores']} core(s), load {machine['load']:.1f} at the start; "
+        f"MLP {plan['width']} -> {plan['hidden']} -> {plan['width']}, GPT-2 block {plan['width']} wide with "
+        f"{plan['heads']} heads, batch {plan['batch']} x {plan['tokens']}, float32; torch {machine['torch']}, "
+        f"{machine['cores']} core(s), load {machine['load']:.1f} at the start; "
         f"{plan['rounds']} interleaved rounds, median (quartiles)."
     )
 
@@ -31,12 +47,13 @@ def spread(value: dict, digits: int = 2) -> str:
 
 def targets(found: dict) -> str:
     rows = []
-    for row in found["layers"]:
-        if row["work"] == "MLP" and row["backward"] and row["how"] == "simulated" and row["devices"] in TARGETS:
-            what = f"MLP forward + backward, {row['devices']} devices, {row['threads']} thread(s)"
-            rows.append(
-                [*verdict(what, TARGETS[row["devices"]], row["ratio"], 2, " x dense"), spread(row["cpu ratio"])]
-            )
+    for row in found["layers"] + found["block"]:
+        wanted = TARGETS.get((row["work"], row["how"], row["devices"], row["backward"]))
+        if wanted:
+            how = "" if row["how"] == "simulated" else f" {row['how']}"
+            direction = "forward + backward" if row["backward"] else "forward"
+            what = f"{row['work']}{how} {direction}, {row['devices']} devices, {row['threads']} thread(s)"
+            rows.append([*verdict(what, wanted, row["ratio"], 2, " x dense"), spread(row["cpu ratio"])])
     largest = max(row["devices"] for row in found["collectives"])
     for row in found["collectives"]:
         if row["devices"] == largest and row["what"] in ("all_reduce", "barrier"):
@@ -55,33 +72,34 @@ def verdict(what: str, wanted: float, reached: dict, digits: int, unit: str) -> 
     return [what, f"<= {wanted}{unit}", f"{spread(reached, digits)}{unit}", met]
 
 
-def by_work(found: dict, cell) -> list[tuple[list[str], dict]]:
+def by_work(rows: list[dict], cell) -> list[tuple[list[str], dict]]:
     """Rows of a table with one column per device count; cells by `cell(row)`."""
-    rows: dict[tuple, dict] = {}
-    for row in found["layers"]:
+    lines: dict[tuple, dict] = {}
+    for row in rows:
         name = (row["work"], "fwd + bwd" if row["backward"] else "fwd", str(row["threads"]))
-        rows.setdefault((*name, row["how"]), {})[row["devices"]] = cell(row)
-    return [(list(name), cells) for name, cells in rows.items()]
+        lines.setdefault((*name, row["how"]), {})[row["devices"]] = cell(row)
+    return [(list(name), cells) for name, cells in lines.items()]
 
 
-def layers(found: dict) -> str:
-    devices = found["plan"]["devices"]
+def ratios(rows: list[dict]) -> str:
+    """What every variant takes, times the dense time of the same round; and the dense time itself."""
+    devices = sorted({row["devices"] for row in rows})
     header = ["time / dense", "pass", "threads", "how", *(f"{n} dev" for n in devices)]
     dense = {
         (row["work"], row["backward"], row["threads"]): row["milliseconds"]["median"]
-        for row in found["layers"]
+        for row in rows
         if row["how"] == "dense"
     }
-    rows = [
+    lines = [
         [*name, *(cells.get(n, "") for n in devices)]
-        for name, cells in by_work(found, lambda row: spread(row["ratio"]))
-        if name[-1] in HOWS
+        for name, cells in by_work(rows, lambda row: spread(row["ratio"]))
+        if name[-1] != "dense"
     ]
     note = "; ".join(
         f"{work} {'fwd + bwd' if backward else 'fwd'} at {threads}: {ms:.1f}"
         for (work, backward, threads), ms in dense.items()
     )
-    return f"{table(header, rows)}\n\nDense, ms per step at so many threads: {note}."
+    return f"{table(header, lines)}\n\nDense, ms per step at so many threads: {note}."
 
 
 def faults(found: dict) -> str:
@@ -89,7 +107,7 @@ def faults(found: dict) -> str:
     header = ["page faults per step", "pass", "threads", "how", *(f"{n} dev" for n in devices)]
     rows = [
         [*name, *(cells.get(n, "") for n in devices)]
-        for name, cells in by_work(found, lambda row: f"{row['faults']['median']:,.0f}")
+        for name, cells in by_work(found["layers"], lambda row: f"{row['faults']['median']:,.0f}")
         if name[0] == "MLP"
     ]
     return table(header, rows)
