@@ -16,7 +16,7 @@ import torch
 from lib import Cluster, Group
 from lib.devices import algorithms
 from lib.parallel import Partial, Replicate, Shard
-from lib.show import Picture, draw_matmul, draw_tensor, element, stack
+from lib.show import Picture, draw_block, draw_matmul, draw_mlp, draw_qkv, draw_tensor, element, stack
 from lib.show.batch import draw_training_step
 from lib.show.blocks import arrow, block, hatches, label, tag
 from lib.show.hops import draw_hops, hops
@@ -199,6 +199,22 @@ def placement_moves() -> Picture:
     return Picture(480, down + 130, "Moves between placements", desc, [node for node in body if node is not None])
 
 
+def parallel_mlp() -> Picture:
+    """The MLP of GPT-2 on 4 devices: by columns, GeLU, by rows, and one all-reduce."""
+    return draw_mlp(4)
+
+
+def layer_regions() -> Picture:
+    """One layer of GPT-2 on 4 devices: what tensor parallelism leaves replicated, and with sequence parallelism."""
+    blocks = [draw_block(4, sequence_parallel) for sequence_parallel in (False, True)]
+    return stack("A transformer layer on 4 devices, without and with sequence parallelism", *blocks)
+
+
+def parallel_attention() -> Picture:
+    """Self-attention of GPT-2 on 4 devices, with every shape."""
+    return draw_qkv(4)
+
+
 FIGURES: tuple[Callable[[], Picture], ...] = (
     column_sharding,
     row_sharding,
@@ -208,6 +224,9 @@ FIGURES: tuple[Callable[[], Picture], ...] = (
     placement_moves,
     ring_allreduce,
     data_parallel_step,
+    parallel_mlp,
+    layer_regions,
+    parallel_attention,
 )
 
 if __name__ == "__main__":

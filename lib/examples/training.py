@@ -1,0 +1,50 @@
+"""Training a GPT, data x tensor parallel: the program of one device."""
+
+from collections.abc import Callable
+
+import torch
+
+from lib.devices import Group, Mesh
+from lib.examples.text import Text
+from lib.parallel import average_gradients, shard_batch
+from lib.parallel.gpt import GPT
+from lib.parallel.gpt_config import GPTConfig
+
+
+def train(
+    group: Group,
+    config: GPTConfig,
+    text: Text,
+    steps: int,
+    data_parallel: int = 1,
+    batch: int = 16,
+    length: int = 64,
+    rate: float = 3e-3,
+    sequence_parallel: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[list[float], GPT]:
+    """Returns the loss of every step (the mean over the whole batch, the same on all devices) and this device's GPT.
+
+    The devices form a grid: `data_parallel` replicas, each of them split over the others. Neighboring ranks share a
+    replica, since tensor parallelism talks most. Whatever the grid, the model and its updates are those of one device.
+
+    `progress(step, loss)` is called on rank 0 after each step.
+    """
+    mesh = Mesh(group, dp=data_parallel, tp=group.size // data_parallel)
+    torch.manual_seed(seed)  # every device draws the same dense weights, and keeps its shards
+    model = GPT(config, mesh.tp, sequence_parallel)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
+    losses = []
+    for step, (tokens, targets) in enumerate(text.batches(steps, batch, length, seed)):
+        tokens, targets = shard_batch(tokens, mesh.dp), shard_batch(targets, mesh.dp)  # (B/dp, S)  Shard(0) over dp
+        optimizer.zero_grad()
+        loss = model(tokens, targets)
+        loss.backward()
+        share = len(tokens) / batch
+        average_gradients(model, mesh.dp, share)
+        optimizer.step()
+        losses.append(mesh.dp.all_reduce(share * loss.detach()).item())
+        if progress is not None and group.rank == 0:
+            progress(step, losses[-1])
+    return losses, model

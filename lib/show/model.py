@@ -1,0 +1,166 @@
+"""`draw_model`: a GPT on its devices: which weight lives where, and where the devices must talk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from xml.etree.ElementTree import Element
+
+import torch
+from torch import nn
+
+from lib.devices import Cluster, Group
+from lib.parallel.dense import layout_of
+from lib.parallel.gpt import GPT
+from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.linear import ColumnParallelLinear, RowParallelLinear
+from lib.parallel.placement import Replicate, Shard
+from lib.parallel.vocabulary import VocabParallelEmbedding
+
+from .blocks import arrow, block, label
+from .legend import legend
+from .split import check_devices, count, shape_text
+from .svg import Picture, element
+
+WIDTH, LEFT, RIGHT = 480, 8, 472
+GLYPH, WIDE, TALL = 100, 60, 30  # where a weight is drawn, and how large
+SHAPE, EACH = 168, 274  # where the shapes begin: of the whole weight, of a device's piece
+STEP = 42
+SPOKEN = {
+    "embedding": "embedding",
+    "positions": "positions",
+    "norm1": "LayerNorm",
+    "attention.qkv": "Q, K, V",
+    "attention.out": "output",
+    "norm2": "LayerNorm",
+    "mlp.up": "MLP, up",
+    "mlp.down": "MLP, down",
+    "norm": "LayerNorm",
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the model: its whole shape as (in, out), a device's piece, how it is cut, what follows."""
+
+    name: str
+    whole: tuple[int, ...]
+    piece: tuple[int, ...]
+    across: int | None  # 0: cut by rows, 1: by columns, None: replicated
+    talks: bool  # its result is a partial sum: the devices must add up
+
+
+def draw_model(config: GPTConfig, devices: int) -> Picture:
+    """The weights of a GPT from top to bottom, one of its equal layers in full, as a run without data builds them.
+
+    A linear layer is drawn as the matrix of the formulas, (in, out). Arrows mark where partial sums are added up.
+
+    Errors: ValueError when the devices do not divide the heads, or are more than 8.
+    """
+    check_devices(devices, 8)
+    one_layer = replace(config, layers=1)
+    with torch.device("meta"):
+        model = Cluster(devices).run(lambda group: _described(one_layer, group))[0]
+    weights, ends, layer = model
+    parameters = ends + config.layers * layer
+    around = sum(weight.talks for weight in weights if weight.name == "embedding")
+    forward = around + config.layers * sum(weight.talks for weight in weights if weight.name != "embedding")
+    title = f"{config.layers} layers of {config.hidden:,} on {count(devices, 'device')}"
+    body: list[Element | None] = [
+        label(LEFT, 24, title, bold=True, size=15),
+        label(SHAPE, 48, "weight"),
+        label(EACH, 48, "of each device"),
+        label(RIGHT, 48, "then", "end"),
+    ]
+    y, told = 60.0, []
+    for weight in weights:
+        if weight.name == "norm1":
+            top, y = y, y + 30
+            body.append(label(LEFT + 10, y - 10, f"{config.layers} times", bold=True))
+        body += _row(y, weight, devices)
+        told.append(_says(weight))
+        y += STEP
+        if weight.name == "mlp.down":
+            body.append(_frame(top + 6, y))
+            y += 14
+    body.append(label(LEFT + 10, y + 19, "head"))
+    body.append(label(GLYPH, y + 19, "the embedding once more, as columns"))
+    if devices > 1:
+        body.append(label(GLYPH, y + 36, "loss: three all-reduces of a number per token"))
+    y += 54
+    total = f"{parameters:,} parameters on rank 0, of {config.parameters:,}"
+    body.append(label(LEFT, y + 10, total, bold=True))
+    if devices > 1:
+        body.append(label(LEFT, y + 30, f"{forward} all-reduces of the whole activation in a forward pass"))
+        y += 20
+    y += 24
+    looks = ["sharded", "replicated"] if devices > 1 else ["replicated"]
+    explained, height = legend(LEFT, y, looks)
+    desc = f"{title}. " + ". ".join(told) + f". {total}."
+    if devices > 1:
+        desc += f" A forward pass has {forward} all-reduces of the whole activation, and 3 small ones for the loss."
+    nodes = [node for node in (*body, *explained) if node is not None]
+    return Picture(WIDTH, y + height + 8, f"A GPT on {count(devices, 'device')}", desc, nodes)
+
+
+def _described(config: GPTConfig, group: Group) -> tuple[list[Weight], int, int]:
+    """The weights of a GPT of one layer, and this device's parameters outside and inside of the layer."""
+    model = GPT(config, group)
+    weights = []
+    for name, module in model.named_modules():
+        short = name.removeprefix("blocks.0.")
+        if short in SPOKEN:
+            weights.append(_weight(short, module, layout_of(model, f"{name}.weight"), group.size, config))
+    layer = sum(p.numel() for p in model.blocks.parameters())
+    return weights, sum(p.numel() for p in model.parameters()) - layer, layer
+
+
+def _weight(name: str, module: nn.Module, layout: object, devices: int, config: GPTConfig) -> Weight:
+    piece = tuple(module.weight.shape)
+    whole = next(shape for full, shape in config.shapes().items() if full.endswith(f"{name}.weight"))
+    linear = isinstance(module, ColumnParallelLinear | RowParallelLinear)
+    if linear:  # stored as (out, in)
+        piece, whole = piece[::-1], whole[::-1]
+    along = 1 if isinstance(layout, Shard) and layout.dim == 1 else 0
+    across = None if isinstance(layout, Replicate) or devices == 1 else (1 - along if linear else along)
+    talks = devices > 1 and isinstance(module, RowParallelLinear | VocabParallelEmbedding)
+    return Weight(name, whole, piece, across, talks)
+
+
+def _row(y: float, weight: Weight, devices: int) -> list[Element | None]:
+    flat = len(weight.whole) == 1
+    tall = 10 if flat else TALL
+    top = y + (TALL - tall) / 2
+    drawn: list[Element | None] = [label(LEFT + 10, y + 19, SPOKEN[weight.name])]
+    for rank in range(devices):
+        if weight.across is None:
+            inset = 2.0 * rank if devices > 1 and not flat else 0
+            if flat and rank:
+                continue
+            size = (WIDE - 2 * inset, tall - 2 * inset)
+            if min(size) > 2:
+                drawn.append(block(GLYPH + inset, top + inset, 1, 1, size, "replicated", rank))
+            continue
+        size = (WIDE / devices, TALL) if weight.across == 1 else (WIDE, TALL / devices)
+        left = GLYPH + (rank * WIDE / devices if weight.across == 1 else 0)
+        drawn.append(block(left, y + (rank * TALL / devices if weight.across == 0 else 0), 1, 1, size, "sharded", rank))
+    drawn += [label(SHAPE, y + 19, _short(weight.whole)), label(EACH, y + 19, _short(weight.piece))]
+    if weight.talks:
+        drawn += [arrow((RIGHT - 92, y + 15), (RIGHT - 68, y + 15)), label(RIGHT, y + 19, "all-reduce", "end")]
+    return drawn
+
+
+def _short(shape: tuple[int, ...]) -> str:
+    return " × ".join(f"{n:,}" for n in shape)
+
+
+def _says(weight: Weight) -> str:
+    how = {None: "whole on every device", 0: "cut by rows", 1: "cut by columns"}[weight.across]
+    each = "" if weight.across is None else f", {shape_text(weight.piece)} on each"
+    return f"{SPOKEN[weight.name]} {shape_text(weight.whole)} is {how}{each}{', then an all-reduce' * weight.talks}"
+
+
+def _frame(top: float, bottom: float) -> Element:
+    return element(
+        "rect", x=LEFT, y=top, width=RIGHT - LEFT + 4, height=bottom - top, rx=6, fill="none",
+        stroke="currentColor", stroke_opacity=".5",
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""Data beside tensor parallelism: the bars are the formulas' numbers."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from lib.parallel.activation_costs import LayerShape
+from lib.parallel.tensor_costs import data_parallel_costs, tensor_parallel_costs
+from lib.show import draw_data_and_tensor
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("shape", [LayerShape(16, 8, 64, 8), LayerShape(2048, 8, 12288, 96)])
+def test_bars_are_the_costs(shape, devices):
+    picture = draw_data_and_tensor(shape, devices)
+    ways = [
+        data_parallel_costs(shape, devices),
+        tensor_parallel_costs(shape, devices),
+        tensor_parallel_costs(shape, devices, True),
+    ]
+    root = ElementTree.fromstring(picture.svg())
+    texts = [n.text for n in root.iter(f"{SVG}text")]
+    units = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1}
+    written = [t.split() for t in texts if t.split()[-1] in units]
+    bars = [float(number) for number, _ in written]
+    values = [bar * units[unit] for bar, (_, unit) in zip(bars, written, strict=True)]
+    assert values[:3] == pytest.approx([16 * way.parameters for way in ways], rel=1e-3)
+    assert values[3:6] == pytest.approx([way.activations for way in ways], rel=1e-3)
+    assert values[6:] == pytest.approx([way.sent for way in ways], rel=1e-3)
+    assert [t for t in texts if t in ("DP", "TP", "TP + SP")] == ["DP", "TP", "TP + SP"] * 3
+    assert all(1 <= max(bars[i : i + 3]) < 1000 or not any(bars[i : i + 3]) for i in (0, 3, 6))
+    assert f"Sent in a step, by each of {devices} device" in picture.desc
+    assert f"DP: {bars[0]:,.4g} " in picture.desc
+
+
+def test_bad_input_is_passed_on():
+    with pytest.raises(ValueError, match="a batch of 4 cannot be divided evenly over 8 devices"):
+        draw_data_and_tensor(LayerShape(16, 4, 64, 8), 8)
