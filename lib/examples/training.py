@@ -19,7 +19,7 @@ def train(
     data_parallel: int = 1,
     batch: int = 16,
     length: int = 64,
-    rate: float = 3e-3,
+    rate: float = 1e-2,
     sequence_parallel: bool = False,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
@@ -29,12 +29,13 @@ def train(
     The devices form a grid: `data_parallel` replicas, each of them split over the others. Neighboring ranks share a
     replica, since tensor parallelism talks most. Whatever the grid, the model and its updates are those of one device.
 
-    `progress(step, loss)` is called on rank 0 after each step.
+    The learning rate rises to `rate` and falls again. `progress(step, loss)` is called on rank 0 after each step.
     """
     mesh = Mesh(group, dp=data_parallel, tp=group.size // data_parallel)
     torch.manual_seed(seed)  # every device draws the same dense weights, and keeps its shards
     model = GPT(config, mesh.tp, sequence_parallel)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
     losses = []
     for step, (tokens, targets) in enumerate(text.batches(steps, batch, length, seed)):
         tokens, targets = shard_batch(tokens, mesh.dp), shard_batch(targets, mesh.dp)  # (B/dp, S)  Shard(0) over dp
@@ -44,6 +45,7 @@ def train(
         share = len(tokens) / batch
         average_gradients(model, mesh.dp, share)
         optimizer.step()
+        schedule.step()
         losses.append(mesh.dp.all_reduce(share * loss.detach()).item())
         if progress is not None and group.rank == 0:
             progress(step, losses[-1])

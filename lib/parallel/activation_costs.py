@@ -1,7 +1,7 @@
 """Activation memory of one transformer layer: the terms of the published formula, and what our layer really keeps.
 
 Korthikanti et al. 2022, arXiv 2205.05198, sections 4.1 and 5, table 2. s = sequence, b = batch, h = hidden, a = heads,
-t = devices; bytes per device, for 16-bit activations and dropout masks of one byte per element:
+t = devices; bytes per device, for 16-bit activations and dropout masks of one byte per element::
 
                         tensor parallel              tensor and sequence parallel
     keep all            sbh (10 + 24/t + 5as/(ht))   sbh/t (34 + 5as/h)

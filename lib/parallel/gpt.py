@@ -121,7 +121,7 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def initialize(model: GPT) -> None:
-    """GPT-2's initialization, cut: normal with deviation 0.02, and less where 2 x layers outputs add up on a residual.
+    """GPT-2's initialization, cut: normal with one deviation, and less where 2 x layers outputs add up on a residual.
 
     Every device draws the dense weights, one after the other, and keeps its pieces.
     """
@@ -131,7 +131,7 @@ def initialize(model: GPT) -> None:
             parameters[name].fill_(1.0 if name.endswith("weight") else 0.0)  # LayerNorm; biases
             continue
         last = name.endswith(("attention.out.weight", "mlp.down.weight"))
-        deviation = 0.02 / math.sqrt(2 * model.config.layers) if last else 0.02
+        deviation = model.config.deviation / (math.sqrt(2 * model.config.layers) if last else 1)
         dense = torch.empty(shape, dtype=parameters[name].dtype, device=parameters[name].device)
         piece = layout_of(model, name).piece(dense.normal_(std=deviation), model.group.size, model.group.rank)
         parameters[name].copy_(piece)

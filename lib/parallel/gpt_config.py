@@ -19,7 +19,10 @@ SIZES = {  # layers, hidden, heads, positions
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """`positions` is the longest text. `approximate` is the kind of GeLU: "tanh" in GPT-2, "none" for the exact one."""
+    """`positions` is the longest text. `approximate` is the kind of GeLU: "tanh" in GPT-2, "none" for the exact one.
+
+    `deviation` is that of the first random weights: 0.02 in GPT-2; narrower models learn sooner with more.
+    """
 
     layers: int
     hidden: int
@@ -28,6 +31,7 @@ class GPTConfig:
     positions: int = 1024
     dropout: float = 0.0
     approximate: Literal["none", "tanh"] = "tanh"
+    deviation: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "vocabulary", "positions"):

@@ -1,6 +1,6 @@
 """Data beside tensor parallelism: what one transformer layer costs each device, in closed form.
 
-For b samples of s tokens, hidden size h and P devices, in 16-bit numbers, on rings:
+For b samples of s tokens, hidden size h and P devices, in 16-bit numbers, on rings::
 
                             parameters held      all-reduced per step, elements     sent per device, bytes
     data parallel           12h² + 13h           12h² + 13h, the gradients          2 (P-1)/P · 2 (12h² + 13h)

@@ -1,5 +1,6 @@
 """How the reader sees it: pictures of tensors on devices, and pictures with controls."""
 
+from lib.show.activations import draw_activations
 from lib.show.attention import draw_attention, draw_weighted_average
 from lib.show.bars import draw_bars
 from lib.show.batch import draw_batch, draw_training_step
@@ -14,6 +15,7 @@ from lib.show.language import paint
 from lib.show.matmul import draw_matmul
 from lib.show.memory import draw_memory
 from lib.show.mlp import draw_mlp
+from lib.show.model import draw_model
 from lib.show.qkv import draw_qkv
 from lib.show.regions import draw_block
 from lib.show.source import Source, show_source
@@ -25,6 +27,7 @@ __all__ = [
     "Exploration",
     "Picture",
     "Source",
+    "draw_activations",
     "draw_attention",
     "draw_bars",
     "draw_batch",
@@ -33,6 +36,7 @@ __all__ = [
     "draw_head_scores",
     "draw_heads",
     "draw_mlp",
+    "draw_model",
     "draw_qkv",
     "draw_weighted_average",
     "draw_training_step",

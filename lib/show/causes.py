@@ -19,6 +19,8 @@ def cause_of(wrong: Wrong) -> str | None:
         return _no_tensor(wrong)
     if wrong.mine.dtype != wrong.right.dtype:
         return f"it is {_dtype(wrong.mine)}, the inputs are {_dtype(wrong.right)}: keep the dtype of the inputs."
+    if not wrong.mine.isfinite().all():
+        return "exp of more than 709 is inf, of less than -745 it is 0, and 0/0 is nan: what is subtracted before it?"
     alone = (_named, _transposed)  # what one device can get wrong, too
     together = (_times, _partial, _named, _own_piece, _whole, _concatenated, _added, _order, _transposed, _silent)
     for recognized in together if wrong.parts > 1 else alone:
@@ -59,6 +61,8 @@ def _times(wrong: Wrong) -> str | None:
 
 def _named(wrong: Wrong) -> str | None:
     for sentence, whole in wrong.mistakes.items():
+        if whole.shape != wrong.whole.shape:
+            continue  # of several values returned, it is about another one
         if same(wrong.mine, place(whole, wrong.placement, wrong.parts)[wrong.rank]):
             return sentence + (" (Rank 0 is right.)" if wrong.rank else "")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def check_silence(talks: Sequence[Talk], trial: Trial, spent: Sequence[Spent]) -
     if trial.devices > 1 and talks and not any(mine.bytes_sent for mine in spent):
         raise Fault(
             f"gives the right numbers, but no device sent anything, on {trial}.",
-            f"Needed: {'; '.join(map(str, talks))}.",
+            f"Needed: {_listed(talks)}.",
             "Cause: each device computed from data that is not its own piece.",
         )
 
@@ -92,7 +93,7 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
     each = [talk.traffic(trial.lengths, trial.devices) for talk in talks]
     allowed = [sum(traffic[rank].bytes_sent for traffic in each) for rank in range(trial.devices)]
     sent = [mine.bytes_sent for mine in spent]
-    needed = f"Needed{phase}: {'; '.join(map(str, talks)) or 'nothing'}."
+    needed = f"Needed{phase}: {_listed(talks)}."
     if sum(sent) < sum(allowed):
         raise Fault(
             f"gives the right numbers, but from too few bytes{phase}, on {trial}.",
@@ -155,5 +156,9 @@ def check_work(oracle: Callable[..., Tensor | tuple[Tensor, ...]], trial: Trial,
 
 def praise(phases: Mapping[str, Sequence[Talk]]) -> tuple[str, ...]:
     """What a correct answer costs, a line per phase."""
-    sent = {phase: "; ".join(map(str, talks)) or "nothing" for phase, talks in phases.items()}
-    return tuple(f"{phase}: {what}." for phase, what in sent.items())
+    return tuple(f"{phase}: {_listed(talks)}." for phase, talks in phases.items())
+
+
+def _listed(talks: Sequence[Talk]) -> str:
+    times = Counter(map(str, talks))
+    return "; ".join(talk if n == 1 else f"{n} times: {talk}" for talk, n in times.items()) or "nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
@@ -12,17 +13,20 @@ from lib.devices import Cluster, Group
 from lib.parallel.dense import layout_of
 from lib.parallel.gpt import GPT
 from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt_costs import gpt_synchronizations
+from lib.parallel.heads import FusedHeads
 from lib.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from lib.parallel.placement import Replicate, Shard
 from lib.parallel.vocabulary import VocabParallelEmbedding
 
-from .blocks import arrow, block, label
+from .blocks import Look, arrow, block, label, tag
 from .legend import legend
 from .split import check_devices, count, shape_text
 from .svg import Picture, element
 
 WIDTH, LEFT, RIGHT = 480, 8, 472
 GLYPH, WIDE, TALL = 100, 60, 30  # where a weight is drawn, and how large
+TAG = 32  # how wide a rank's name plate is
 SHAPE, EACH = 168, 274  # where the shapes begin: of the whole weight, of a device's piece
 STEP = 42
 SPOKEN = {
@@ -46,6 +50,7 @@ class Weight:
     whole: tuple[int, ...]
     piece: tuple[int, ...]
     across: int | None  # 0: cut by rows, 1: by columns, None: replicated
+    blocks: int  # Q, K and V are three blocks in one weight, and each is cut on its own
     talks: bool  # its result is a partial sum: the devices must add up
 
 
@@ -59,28 +64,34 @@ def draw_model(config: GPTConfig, devices: int) -> Picture:
     check_devices(devices, 8)
     one_layer = replace(config, layers=1)
     with torch.device("meta"):
-        model = Cluster(devices).run(lambda group: _described(one_layer, group))[0]
-    weights, ends, layer = model
+        weights, ends, layer = Cluster(devices).run(lambda group: _described(one_layer, group))[0]
     parameters = ends + config.layers * layer
-    around = sum(weight.talks for weight in weights if weight.name == "embedding")
-    forward = around + config.layers * sum(weight.talks for weight in weights if weight.name != "embedding")
-    title = f"{config.layers} layers of {config.hidden:,} on {count(devices, 'device')}"
+    forward = sum(
+        meeting.calls
+        for meeting in gpt_synchronizations(config, batch=1, sequence=1)
+        if meeting.direction == "forward" and not meeting.where.startswith("loss")
+    )
+    title = f"{count(config.layers, 'layer')} of {config.hidden:,} on {count(devices, 'device')}"
     body: list[Element | None] = [
         label(LEFT, 24, title, bold=True, size=15),
-        label(SHAPE, 48, "weight"),
-        label(EACH, 48, "of each device"),
-        label(RIGHT, 48, "then", "end"),
+        label(LEFT, 54.5, "rank"),
+        *(tag(LEFT + 40 + rank * (TAG + 2), 50, rank, TAG) for rank in range(devices)),
+        label(SHAPE, 82, "weight"),
+        label(EACH, 82, "of each device"),
+        label(RIGHT, 82, "then", "end"),
     ]
-    y, told = 60.0, []
+    y, told = 94.0, []
     for weight in weights:
         if weight.name == "norm1":
             top, y = y, y + 30
-            body.append(label(LEFT + 10, y - 10, f"{config.layers} times", bold=True))
+            body.append(label(LEFT + 10, y - 10, count(config.layers, "time"), bold=True))
+            told.append(f"Then, {count(config.layers, 'time')}")
         body += _row(y, weight, devices)
         told.append(_says(weight))
         y += STEP
         if weight.name == "mlp.down":
             body.append(_frame(top + 6, y))
+            told.append("After the layers")
             y += 14
     body.append(label(LEFT + 10, y + 19, "head"))
     body.append(label(GLYPH, y + 19, "the embedding once more, as columns"))
@@ -123,30 +134,32 @@ def _weight(name: str, module: nn.Module, layout: object, devices: int, config: 
     along = 1 if isinstance(layout, Shard) and layout.dim == 1 else 0
     across = None if isinstance(layout, Replicate) or devices == 1 else (1 - along if linear else along)
     talks = devices > 1 and isinstance(module, RowParallelLinear | VocabParallelEmbedding)
-    return Weight(name, whole, piece, across, talks)
+    return Weight(name, whole, piece, across, 3 if isinstance(layout, FusedHeads) else 1, talks)
 
 
 def _row(y: float, weight: Weight, devices: int) -> list[Element | None]:
-    flat = len(weight.whole) == 1
-    tall = 10 if flat else TALL
-    top = y + (TALL - tall) / 2
     drawn: list[Element | None] = [label(LEFT + 10, y + 19, SPOKEN[weight.name])]
-    for rank in range(devices):
-        if weight.across is None:
-            inset = 2.0 * rank if devices > 1 and not flat else 0
-            if flat and rank:
-                continue
-            size = (WIDE - 2 * inset, tall - 2 * inset)
-            if min(size) > 2:
-                drawn.append(block(GLYPH + inset, top + inset, 1, 1, size, "replicated", rank))
-            continue
-        size = (WIDE / devices, TALL) if weight.across == 1 else (WIDE, TALL / devices)
-        left = GLYPH + (rank * WIDE / devices if weight.across == 1 else 0)
-        drawn.append(block(left, y + (rank * TALL / devices if weight.across == 0 else 0), 1, 1, size, "sharded", rank))
+    drawn += [block(x, top, 1, 1, size, look, rank) for rank, look, x, top, size in _pieces(y, weight, devices)]
     drawn += [label(SHAPE, y + 19, _short(weight.whole)), label(EACH, y + 19, _short(weight.piece))]
     if weight.talks:
         drawn += [arrow((RIGHT - 92, y + 15), (RIGHT - 68, y + 15)), label(RIGHT, y + 19, "all-reduce", "end")]
     return drawn
+
+
+def _pieces(y: float, weight: Weight, devices: int) -> Iterator[tuple[int, Look, float, float, tuple[float, float]]]:
+    """(rank, look, x, y, size): shards where they lie in the whole, copies as small outlines side by side."""
+    flat = len(weight.whole) == 1
+    for rank in range(devices):
+        wide = WIDE / devices
+        if weight.across is None:
+            tall = 10 if flat else TALL
+            yield rank, "replicated", GLYPH + rank * wide + 1, y + (TALL - tall) / 2, (wide - 2, tall)
+        elif weight.across == 0:
+            yield rank, "sharded", GLYPH, y + rank * TALL / devices, (WIDE, TALL / devices)
+        else:
+            for number in range(weight.blocks):
+                left = GLYPH + (number * devices + rank) * wide / weight.blocks
+                yield rank, "sharded", left, y, (wide / weight.blocks, TALL)
 
 
 def _short(shape: tuple[int, ...]) -> str:
@@ -155,6 +168,8 @@ def _short(shape: tuple[int, ...]) -> str:
 
 def _says(weight: Weight) -> str:
     how = {None: "whole on every device", 0: "cut by rows", 1: "cut by columns"}[weight.across]
+    if weight.blocks > 1 and weight.across is not None:
+        how += f", each of its {weight.blocks} blocks"
     each = "" if weight.across is None else f", {shape_text(weight.piece)} on each"
     return f"{SPOKEN[weight.name]} {shape_text(weight.whole)} is {how}{each}{', then an all-reduce' * weight.talks}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,9 +36,17 @@ class Input:
     at: Placement | OnRank0 = WHOLE
 
     def shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape for given lengths; "in+1" is one more than "in"."""
+        """The shape for given lengths; "in+1" is one more than "in", "4*heads" is four times "heads", "2" is 2."""
         named = (name.partition("+") for name in self.dims.split())
-        return tuple(lengths[name] + int(more or 0) for name, _, more in named)
+        return tuple(_product(name, lengths) + int(more or 0) for name, _, more in named)
+
+    def draw(self, lengths: Mapping[str, int], random: torch.Generator) -> Tensor:
+        """Random numbers in float64, whole. Other kinds of inputs draw something else."""
+        return drawn(self.shape(lengths), random)
+
+
+def _product(factors: str, lengths: Mapping[str, int]) -> int:
+    return math.prod(int(factor) if factor.isdigit() else lengths[factor] for factor in factors.split("*"))
 
 
 @dataclass(frozen=True)
@@ -56,17 +66,14 @@ class Trial:
 def trials(inputs: Mapping[str, Input], devices: tuple[int, ...], seed: int) -> Iterator[Trial]:
     """An even and an uneven trial per number of devices. Seeded: the same program gets the same verdict."""
     random = torch.Generator().manual_seed(seed)
-    every = " ".join(given.dims for given in inputs.values()).split()
-    names = list(dict.fromkeys(name.partition("+")[0] for name in every))
+    names = list(dict.fromkeys(re.findall("[a-z]+", " ".join(given.dims for given in inputs.values()))))
     for parts in devices:
         for even in (True, False) if parts > 1 else (True,):
             # Lengths differ from each other, so that a mixed-up dim shows; none is 1, so that nothing broadcasts.
             each = (torch.randperm(len(names) + 1, generator=random) + 2).tolist()
             more = [0 if even else int(torch.randint(1, parts, (), generator=random)) for _ in names]
             lengths = {name: k * parts + m for name, k, m in zip(names, each, more, strict=False)}
-            yield Trial(parts, even, lengths, {
-                name: drawn(given.shape(lengths), random) for name, given in inputs.items()
-            })  # fmt: skip
+            yield Trial(parts, even, lengths, {name: given.draw(lengths, random) for name, given in inputs.items()})
 
 
 def drawn(shape: Sequence[int], random: torch.Generator) -> Tensor:

@@ -59,8 +59,10 @@ def test_the_menu_folds_on_a_desk(visit):
     sidebar = page.locator("#pst-primary-sidebar")
     assert sidebar.is_visible()
     page.locator(".primary-toggle:visible").click()
-    page.wait_for_function("document.querySelector('#pst-primary-sidebar').getBoundingClientRect().right <= 0 "
-                           "|| !document.querySelector('#pst-primary-sidebar').checkVisibility()")
+    page.wait_for_function(
+        "document.querySelector('#pst-primary-sidebar').getBoundingClientRect().right <= 0 "
+        "|| !document.querySelector('#pst-primary-sidebar').checkVisibility()"
+    )
 
 
 @pytest.mark.parametrize("base", ["http", "file"])

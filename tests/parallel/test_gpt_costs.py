@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from parallel.small_gpt import CONFIG, COUNTS, one_thread, tokens_of  # noqa: F401
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.devices import Cluster
 from lib.parallel.gpt import GPT
 from lib.parallel.gpt_config import GPTConfig
 from lib.parallel.gpt_costs import Synchronization, gpt_flops, gpt_parameters, gpt_synchronizations
+from lib.parallel.gpt_step import measure_step
+from lib.parallel.saved import saved_activations
 
 BATCH, LENGTH = 2, 12
 SEQUENCE = pytest.mark.parametrize("sequence_parallel", [False, True], ids=["TP", "TP+SP"])
@@ -84,36 +85,6 @@ def gpt3(layers, dropout=0.1):
     return replace(GPTConfig.preset("gpt3-175b"), layers=layers, dropout=dropout)
 
 
-def one_step_on_meta(group, config, sequence_parallel=False, recompute=None):
-    """Rank 0: FLOPs counted by PyTorch, and bytes saved for the backward besides the parameters."""
-    with torch.device("meta"):
-        model = GPT(config, group, sequence_parallel, recompute)
-        tokens = torch.empty(1, config.positions, dtype=torch.long)
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept = {}
-
-    def keep(x):
-        if (storage := x.untyped_storage())._cdata not in parameters:
-            kept[storage._cdata] = storage  # held, so that no other gets its number
-        return x
-
-    watched = group.rank == 0
-    with FlopCounterMode(display=False) if watched else nullcontext() as counter:
-        with saved_tensors_hooks(keep, lambda x: x) if watched else nullcontext():
-            loss = model(tokens, tokens)
-        saved = sum(storage.nbytes() for storage in kept.values())
-        loss.backward()
-    return sum(p.numel() for p in model.parameters()), counter and counter.get_total_flops(), saved
-
-
-@pytest.fixture
-def _bfloat16():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    yield
-    torch.set_default_dtype(before)
-
-
 def saved_bytes(config, devices, sequence_parallel):
     """Korthikanti et al. 2022, table 2, for each layer; and what they leave out or have elsewhere.
 
@@ -128,44 +99,70 @@ def saved_bytes(config, devices, sequence_parallel):
     return config.layers * layer + ends
 
 
-@pytest.mark.usefixtures("_bfloat16")
 def test_gpt3_with_all_its_96_layers_on_8_devices():
-    config, cluster = gpt3(96), Cluster(8)
-    results = cluster.run(one_step_on_meta, config)
-    assert [held for held, _, _ in results] == [gpt_parameters(config, 8)] * 8 == [21_853_777_920] * 8
-    _, flops, saved = results[0]
-    assert flops == gpt_flops(config, 1, 2048, devices=8)
+    config = gpt3(96)
+    found = measure_step(config, 8)
+    assert found.parameters == gpt_parameters(config, 8) == 21_853_777_920
+    assert found.flops == gpt_flops(config, 1, 2048, devices=8)
     s, h, layers, vocabulary = 2048, 12288, 96, 8 * 6283
-    assert abs(flops * 8 / (72 * s * layers * h**2 * (1 + s / (6 * h) + vocabulary / (12 * layers * h))) - 1) < 1e-12
-    assert saved == saved_bytes(config, 8, sequence_parallel=False)
-    calls = cluster.meters.count(0, "all_reduce").calls
-    assert calls == cluster.meters.count(0).calls == 2 * 192 + 1 + 3 + 1
-    assert cluster.meters.count(0).bytes_sent == 2 * sum(x.sent(8) for x in gpt_synchronizations(config, 1, 2048))
+    expected = 72 * s * layers * h**2 * (1 + s / (6 * h) + vocabulary / (12 * layers * h))
+    assert abs(found.flops * 8 / expected - 1) < 1e-12
+    assert found.activations == saved_bytes(config, 8, sequence_parallel=False)
+    assert found.calls == {"all_reduce": 2 * 192 + 1 + 3 + 1}
+    assert found.sent == 2 * sum(x.sent(8) for x in gpt_synchronizations(config, 1, 2048))
 
 
-@pytest.mark.usefixtures("_bfloat16")
 @SEQUENCE
 def test_with_full_recomputation_a_third_more_but_not_for_the_head(sequence_parallel):
     config = gpt3(3)
-    _, flops, saved = Cluster(8).run(one_step_on_meta, config, sequence_parallel, "full")[0]
-    assert flops == gpt_flops(config, 1, 2048, recompute=True, devices=8)
+    found = measure_step(config, 8, sequence_parallel=sequence_parallel, recompute="full")
+    assert found.flops == gpt_flops(config, 1, 2048, recompute=True, devices=8)
     s, h, layers, vocabulary = 2048, 12288, 3, 8 * 6283
-    assert abs(flops * 8 / (96 * s * layers * h**2 * (1 + s / (6 * h) + vocabulary / (16 * layers * h))) - 1) < 1e-12
+    expected = 96 * s * layers * h**2 * (1 + s / (6 * h) + vocabulary / (16 * layers * h))
+    assert abs(found.flops * 8 / expected - 1) < 1e-12
     ends = 2 * saved_bytes(gpt3(1), 8, sequence_parallel) - saved_bytes(gpt3(2), 8, sequence_parallel)
     inputs = 2 * s * h // (8 if sequence_parallel else 1)  # all that is kept of a layer
-    assert saved == ends + layers * inputs
+    assert found.activations == ends + layers * inputs
 
 
-@pytest.mark.usefixtures("_bfloat16")
 def test_without_dropout_pytorch_does_not_compute_the_last_product_anew():
     config = gpt3(2, dropout=0.0)
-    flops = Cluster(8).run(one_step_on_meta, config, recompute="full")[0][1]
+    flops = measure_step(config, 8, recompute="full").flops
     assert gpt_flops(config, 1, 2048, recompute=True, devices=8) - flops == 2 * 8 * 2048 * 12288**2 // 8
 
 
-@pytest.mark.usefixtures("_bfloat16")
 def test_sequence_parallelism_saves_what_is_replicated():
     config = gpt3(2)
-    _, flops, saved = Cluster(8).run(one_step_on_meta, config, True)[0]
-    assert flops == gpt_flops(config, 1, 2048, devices=8)
-    assert saved == saved_bytes(config, 8, sequence_parallel=True)
+    found = measure_step(config, 8, sequence_parallel=True)
+    assert found.flops == gpt_flops(config, 1, 2048, devices=8)
+    assert found.activations == saved_bytes(config, 8, sequence_parallel=True)
+
+
+@SEQUENCE
+@pytest.mark.parametrize("recompute", [None, "selective", "full"])
+def test_a_step_is_measured_as_a_run_with_data_does_it(sequence_parallel, recompute):
+    config, batch, cluster = replace(CONFIG, dropout=0.1), 2, Cluster(3)
+    tokens = tokens_of(batch, CONFIG.positions)
+
+    def program(group):
+        model = GPT(config, group, sequence_parallel, recompute).bfloat16()
+        with FlopCounterMode(display=False) if group.rank == 0 else nullcontext() as counter:
+            model(tokens, tokens).backward()
+        return counter and counter.get_total_flops()
+
+    def kept(group):  # on meta: LayerNorm keeps its two numbers in 32 bits there, as GPUs do, and in 16 on a CPU
+        with torch.device("meta"):
+            model = GPT(config, group, sequence_parallel, recompute).bfloat16()
+        return sum(block.size for block in saved_activations(model, tokens.to("meta"), tokens.to("meta")))
+
+    found = measure_step(config, 3, batch, sequence_parallel, recompute)
+    assert found.flops == cluster.run(program)[0]
+    assert found.calls == {verb: cluster.meters.count(0, verb).calls for verb in cluster.meters.verbs()}
+    assert found.sent == cluster.meters.count(0).bytes_sent
+    assert found.activations == Cluster(3).run(kept)[0]
+
+
+def test_twice_the_texts_are_twice_the_work_and_the_same_weights():
+    one, two = (measure_step(replace(CONFIG, dropout=0.1), 4, batch, recompute="selective") for batch in (1, 2))
+    assert (two.flops, two.sent, two.parameters) == (2 * one.flops, 2 * one.sent, one.parameters)
+    assert two.calls == one.calls
