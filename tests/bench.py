@@ -1,6 +1,6 @@
 """`make bench`: what the simulator costs, as ratios measured in one run, interleaved. Prints tables for a note.
 
-    python tests/bench.py            about three minutes on two cores
+    python tests/bench.py            about five minutes on two cores
     python tests/bench.py --quick    toy sizes, seconds: proves that the bench works, says nothing about speed
 
 The work lies in tests/bench/. Each part runs in a fresh process: OpenMP keeps a team of workers per thread, and a peak
@@ -32,6 +32,10 @@ def run_part(plan, name: str, **options: int) -> object:
         from bench.layers import measure
     elif name == "block":
         from bench.block import measure
+    elif name == "gpt":
+        from bench.gpt import measure
+    elif name == "inference":
+        from bench.gpt import measure_inference as measure
     elif name == "collectives":
         from bench.collectives import measure
     elif name == "clock":
@@ -62,6 +66,8 @@ def main() -> None:
     default = machine["threads"]
     jobs = [("layers", {"threads": n, "processes": n == default}) for n in sorted({default, 1, 2})]
     jobs += [("block", {"threads": n, "processes": n == 2}) for n in (1, 2)]
+    jobs += [("gpt", {"threads": n}) for n in (1, 2)]
+    jobs += [("inference", {"devices": devices}) for devices in (0, *plan.in_gpt)]
     jobs += [("collectives", {}), ("clock", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
     # One after the other: side by side they would disturb each other. The quick bench does not care.
     with ThreadPoolExecutor(4 if chosen.quick else 1) as pool:
@@ -71,6 +77,8 @@ def main() -> None:
         "machine": machine,
         "layers": [row for name, rows in results if name == "layers" for row in rows],
         "block": [row for name, rows in results if name == "block" for row in rows],
+        "gpt": [row for name, rows in results if name == "gpt" for row in rows],
+        "inference": [row for name, row in results if name == "inference"],
         "collectives": next(rows for name, rows in results if name == "collectives"),
         "clock": next(rows for name, rows in results if name == "clock"),
         "memory": [row for name, row in results if name == "memory"],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench.block import dense_block, device_block
+from bench.gpt import dense_gpt, device_gpt
 from bench.layers import WORKS, dense_work, device_work
 from bench.local_tensor import local_tensors, work_of_all
 from bench.plain import PlainBlock, PlainMLP
@@ -50,8 +51,16 @@ def test_the_block_is_measured_in_all_ways(found):
     assert measured == wanted
 
 
+def test_all_of_gpt2_is_measured(found):
+    measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["gpt"]}
+    ways = [("dense", 1), *(("TP", n) for n in QUICK.in_gpt)]
+    assert measured == {("GPT-2 small", b, t, how, n) for b in (False, True) for t in (1, 2) for how, n in ways}
+    assert [row["devices"] for row in found["inference"]] == [0, *QUICK.in_gpt]
+    assert all(row["peak"] >= 0 for row in found["inference"])
+
+
 def test_ratios_can_be_true(found):
-    for row in found["layers"] + found["block"]:
+    for row in found["layers"] + found["block"] + found["gpt"]:
         ratio = row["ratio"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
         assert ratio["median"] == 1 or row["how"] != "dense"
@@ -68,8 +77,8 @@ def test_every_collective_is_measured(found):
 
 
 def test_meters_and_clock_are_measured(found):
-    assert len(found["clock"]) == 6
-    assert [row["target"] for row in found["clock"]] == [1.05, 1.0, None, 1.0, 60, None]
+    assert len(found["clock"]) == 7
+    assert [row["target"] for row in found["clock"]] == [1.05, 1.0, None, 1.0, 30, 60, None]
     assert all(0 < row["values"]["low"] <= row["values"]["high"] for row in found["clock"])
 
 
@@ -97,13 +106,16 @@ def test_tables_show_target_and_reached(found):
         "GPT-2 block TP forward + backward, 4 devices, 2 thread(s) | <= 1.2 x dense",
         "GPT-2 block TP + SP forward + backward, 4 devices, 2 thread(s) | <= 1.12 x dense",
         "GPT-2 block TP + SP forward + backward, 12 devices, 1 thread(s) | <= 1.35 x dense",
+        "GPT-2 small TP forward, 4 devices, 1 thread(s) | <= 1.15 x dense",
+        "GPT-2 small TP forward + backward, 4 devices, 2 thread(s) | <= 1.25 x dense",
+        "memory of GPT-2 small for inference, 4 devices | <= 1.15 x dense",
         "all_reduce, 8 devices | <= 50",
     ):
         assert f"| {row}" in text
     beside = ["LocalTensor, TP | ", "processes, TP | "]
     assert all(re.search(rf"GPT-2 block .* {re.escape(way)}.*\d\.\d\d \(", text) for way in beside)
     widths = [len({line.count("|") for line in block.splitlines()}) for block in text.split("\n\n") if block[0] == "|"]
-    assert widths == [1] * 7, "seven tables, each with as many cells in every line"
+    assert widths == [1] * 8, "eight tables, each with as many cells in every line"
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -133,6 +145,23 @@ def test_the_block_that_is_timed_does_the_dense_work(sequence, backward):
     program = lambda group: step(*device_block(sequence, QUICK.heads, group, *dense), backward)  # noqa: E731
     for mine, expected in zip(Cluster(3).run(program), wanted, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gpt_that_is_timed_does_the_dense_work():
+    dense = dense_gpt(QUICK)
+    for parameter in dense[0].parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    rows = QUICK.vocabulary // 3 + 1  # 101 tokens are cut into pieces of 34, with one row of padding
+    logits, grad = step(*dense, backward=False), step(*dense, backward=True)
+    for rank, (mine, given) in enumerate(Cluster(3).run(steps_of_a_device, dense)):
+        piece = slice(rank * rows, (rank + 1) * rows)
+        torch.testing.assert_close(mine[..., : logits[..., piece].shape[-1]], logits[..., piece], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(given[: len(grad[piece])], grad[piece], rtol=1e-5, atol=1e-5)
+
+
+def steps_of_a_device(group, dense):
+    mine = device_gpt(QUICK, group, *dense)
+    return step(*mine, backward=False), step(*mine, backward=True)
 
 
 @pytest.mark.parametrize("backward", [False, True])

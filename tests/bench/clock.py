@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +15,8 @@ from bench.rounds import time_simulated
 from lib import Cluster, Group
 from lib.devices import Meters, algorithms, cluster
 from lib.parallel import copy_to, reduce_from
+from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt_step import measure_step
 
 
 class Uncounted(Meters):
@@ -74,6 +77,11 @@ def measure(plan: Plan) -> list[dict]:
     rows.append({"what": "the same, with a trace / without", "target": None, "values": ratio})
     gpt3 = [seconds(lambda: Cluster(8, "H100").run(block, 1, 2048, 12288, 96, "meta")) for _ in range(plan.rounds)]
     rows.append({"what": "GPT-3 layer on 8 devices on meta, seconds", "target": 1.0, "values": gpt3})
+    progress(f"  GPT-3, {plan.meta_layers} layers on meta ...")
+    config = replace(GPTConfig.preset("gpt3-175b"), layers=plan.meta_layers, dropout=0.1)
+    step = seconds(lambda: measure_step(config, 8))
+    what = f"GPT-3 with {plan.meta_layers} layers on 8 devices on meta, forward + backward, seconds"
+    rows.append({"what": what, "target": 30, "values": [step]})
     many = max(plan.clusters)
     progress(f"  a ring all-reduce by hand on {many} devices ...")
     ring = seconds(lambda: Cluster(many).run(algorithms.ring, torch.ones(many)))

@@ -1,10 +1,11 @@
-"""The block of GPT-2 as one device has it: what the sharded blocks are compared with."""
+"""GPT-2 and its block as one device has them: what the sharded ones are compared with."""
 
 import math
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class DenseAttention(nn.Module):
@@ -35,3 +36,17 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))  # (B, T, D)
         return x + self.mlp(self.norm2(x))
+
+
+class DenseGPT(nn.Module):
+    """Embedding and head are one weight. Its weights have the names that `lib.parallel.gpt.GPT` gives them."""
+
+    def __init__(self, width: int, heads: int, layers: int, vocabulary: int, tokens: int):
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(tokens, width)
+        self.blocks = nn.Sequential(*(DenseBlock(width, heads, tokens) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.blocks(self.embedding(tokens) + self.positions.weight)  # (B, T, D)
+        return F.linear(self.norm(x), self.embedding.weight)  # (B, T, V)

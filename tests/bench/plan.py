@@ -23,13 +23,22 @@ class Plan:
     processes: tuple[int, ...] = (2, 4)
     clusters: tuple[int, ...] = (8, 64, 256, 1024)
     in_memory: tuple[int, ...] = (1, 4, 12)
+    layers: int = 12
+    vocabulary: int = 50257
+    text: int = 256  # tokens, for all of GPT-2
+    in_gpt: tuple[int, ...] = (4,)
+    meta_layers: int = 96
     rounds: int = 5
+    long_rounds: int = 3  # of what takes seconds per step
     steps: int = 1
     calls: int = 10_000  # collectives per measurement, all devices together
 
 
 FULL = Plan()
-QUICK = Plan(2, 8, 48, 96, in_block=(4, 12), processes=(2,), clusters=(2, 8), in_memory=(4,), rounds=2, calls=64)
+QUICK = Plan(
+    2, 8, 48, 96, in_block=(4, 12), processes=(2,), clusters=(2, 8), in_memory=(4,),
+    layers=2, vocabulary=101, text=8, meta_layers=2, rounds=2, calls=64,
+)  # fmt: skip
 
 
 class Reading(NamedTuple):

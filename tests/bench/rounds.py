@@ -18,6 +18,9 @@ def step(model: nn.Module, x: Tensor, above: Tensor, backward: bool) -> Tensor:
         with torch.no_grad():
             return model(x)
     model.zero_grad()
+    if not x.is_floating_point():  # tokens have no gradient; that of the first weight comes last, too
+        model(x).backward(above)
+        return next(model.parameters()).grad
     x = x.detach().requires_grad_()
     model(x).backward(above)
     return x.grad

@@ -7,7 +7,10 @@ TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("GPT-2 block", "TP", 4, True): 1.20,
     ("GPT-2 block", "TP + SP", 4, True): 1.12,
     ("GPT-2 block", "TP + SP", 12, True): 1.35,
+    ("GPT-2 small", "TP", 4, False): 1.15,
+    ("GPT-2 small", "TP", 4, True): 1.25,
 }
+TARGET_INFERENCE = 1.15  # times the memory that the dense model takes
 TARGET_COLLECTIVE = 50  # microseconds per device
 
 
@@ -18,6 +21,7 @@ def tables(found: dict) -> str:
         targets(found),
         ratios(found["layers"]),
         ratios(found["block"]),
+        ratios(found["gpt"]),
         faults(found),
         collectives(found),
         clock(found),
@@ -30,7 +34,8 @@ def head(found: dict) -> str:
     plan, machine = found["plan"], found["machine"]
     return (
         f"MLP {plan['width']} -> {plan['hidden']} -> {plan['width']}, GPT-2 block {plan['width']} wide with "
-        f"{plan['heads']} heads, batch {plan['batch']} x {plan['tokens']}, float32; torch {machine['torch']}, "
+        f"{plan['heads']} heads, batch {plan['batch']} x {plan['tokens']}; GPT-2 with {plan['layers']} such layers and "
+        f"{plan['vocabulary']} tokens, batch 1 x {plan['text']}; float32; torch {machine['torch']}, "
         f"{machine['cores']} core(s), load {machine['load']:.1f} at the start; "
         f"{plan['rounds']} interleaved rounds, median (quartiles)."
     )
@@ -47,7 +52,7 @@ def spread(value: dict, digits: int = 2) -> str:
 
 def targets(found: dict) -> str:
     rows = []
-    for row in found["layers"] + found["block"]:
+    for row in found["layers"] + found["block"] + found["gpt"]:
         wanted = TARGETS.get((row["work"], row["how"], row["devices"], row["backward"]))
         if wanted:
             how = "" if row["how"] == "simulated" else f" {row['how']}"
@@ -59,6 +64,13 @@ def targets(found: dict) -> str:
         if row["devices"] == largest and row["what"] in ("all_reduce", "barrier"):
             what = f"{row['what']}, {row['devices']} devices"
             rows.append([*verdict(what, TARGET_COLLECTIVE, row["microseconds"], 1, " µs per device"), ""])
+    dense, *others = found["inference"]
+    for row in others:
+        ratio, mib = row["peak"] / max(dense["peak"], 1), row["peak"] / 2**20
+        met = "yes" if ratio <= TARGET_INFERENCE else "NO"
+        reached = f"{ratio:.2f} x dense ({mib:.0f} MiB)"
+        what = f"memory of GPT-2 small for inference, {row['devices']} devices"
+        rows.append([what, f"<= {TARGET_INFERENCE} x dense", reached, met, ""])
     for row in found["memory"]:
         if row["devices"]:
             kept = f"{row['shared shards'] / 2**20:.1f} MiB more for {row['weights'] / 2**20:.1f} MiB of weights"
