@@ -10,7 +10,9 @@ from torch import Tensor
 from lib.devices.collectives import Collective
 
 # Frames in these places are not the reader's: this library, PyTorch, Python itself.
-_NOT_THE_READERS = (str(Path(__file__).parents[1]), *(sysconfig.get_paths()[key] for key in ("purelib", "stdlib")))
+# The programs in lib/examples count as the reader's.
+_FLOORS = (str(Path(__file__).parents[1] / floor) for floor in ("devices", "parallel", "show"))
+_NOT_THE_READERS = (*_FLOORS, *(sysconfig.get_paths()[key] for key in ("purelib", "stdlib")))
 
 
 def where(frame: FrameType | None) -> str:

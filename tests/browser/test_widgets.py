@@ -59,6 +59,7 @@ class Widget:
         if not self.is_slider(name):
             self.controls(name).nth(index).locator("xpath=ancestor::label").click()
             return
+        self.controls(name).scroll_into_view_if_needed()  # a tall picture may have pushed it out of the window
         box = self.controls(name).bounding_box()
         share = index / (len(self.axes[name]) - 1)
         thumb = 16  # the middle of the thumb travels the slider's width less the thumb's

@@ -46,7 +46,8 @@ def test_a_downloaded_file_cut_merged_and_written_back_has_the_same_bits(tmp_pat
     assert same(state, STATE)
     merged = dense_state(Cluster(size).run(build, state))
     assert same(merged, STATE)
-    again = tmp_path / "again.safetensors"
+    again = tmp_path / "again" / "model.safetensors"
+    again.parent.mkdir()
     write_gpt2(again, config, merged)
     before, after = load_file(path), load_file(again)
     assert same({f"transformer.{name}": x for name, x in before.items() if ".attn.bias" not in name

@@ -28,6 +28,7 @@ def test_published_sizes(name, parameters):
 def test_presets_are_those_of_the_papers():
     small, xl, large = (GPTConfig.preset(name) for name in ("gpt2", "gpt2-xl", "gpt3-175b"))
     assert small == GPTConfig(12, 768, 12, vocabulary=50257, positions=1024, dropout=0.0, approximate="tanh")
+    assert small == GPTConfig(12, 768, 12)
     assert (xl.layers, xl.hidden, xl.heads, xl.positions) == (48, 1600, 25, 1024)
     assert (large.layers, large.hidden, large.heads, large.positions) == (96, 12288, 96, 2048)
 

@@ -83,6 +83,10 @@ def load_sent_in_vain(group, *weights):
     return *pieces[:3], group.all_reduce(pieces[3]) / group.size
 
 
+def load_whatever(group, attn, attn_bias, *others):
+    return tasks.load_attention.solution(group, attn[:, : len(attn_bias)], attn_bias, *others)
+
+
 # ---- greedy ----
 
 
@@ -227,6 +231,10 @@ def grid_by_the_cube(group, x, w, y):
     return mesh.tp.all_gather(w, 1)
 
 
+def grid_whatever(group, x, w, y):
+    return tasks.grid_gradient.solution(group, x, w, y[:, : w.shape[1]])
+
+
 # ---- synchronizations ----
 
 
@@ -270,6 +278,7 @@ WRONG = [
     (tasks.load_attention, load_out_bias_shared, "exactly 2 times too small"),
     (tasks.load_attention, load_forgot_the_bias, "expected qkv and qkv_bias and out and out_bias, given 3 values"),
     (tasks.load_attention, load_sent_in_vain, "sends too many bytes"),
+    (tasks.load_attention, load_whatever, "accepts what cannot be right: attn has a column too many"),
     (tasks.greedy, greedy_gathers_logits, "sends too many bytes"),
     (tasks.greedy, greedy_alone, "no device sent anything"),
     (tasks.greedy, greedy_local_place, "the token: that is own[place]"),
@@ -292,6 +301,7 @@ WRONG = [
     (tasks.grid_gradient, grid_axes_mixed_up, "is wrong on 2 devices"),
     (tasks.grid_gradient, grid_alone, "no device sent anything"),
     (tasks.grid_gradient, grid_by_the_cube, "Mesh on rank 0: dp=2 x tp=2 needs 4 devices, but the group has 2"),
+    (tasks.grid_gradient, grid_whatever, "accepts what cannot be right: y has one column more than w"),
     (tasks.synchronizations, formula(lambda n: 2 * n, right_text), "a forward pass without embedding and loss"),
     (tasks.synchronizations, formula(lambda n: 2 * n + 4, right_text), "this is the forward pass; the backward has"),
     (tasks.synchronizations, formula(lambda n: 4 * n, right_text), "embedding, loss and head have some, too"),
@@ -361,6 +371,7 @@ def test_the_solution_can_be_copied_from_the_page(task):
     exec(task.show_solution().text, cell)
     assert task.check(cell[task.name]).passed
     assert len({task.hint(number).text for number in (1, 2, 3)}) == 3
+    assert repr(task).startswith(f"Exercise def {task.name}(")
 
 
 def test_a_formula_that_is_required_and_wrong_raises():
