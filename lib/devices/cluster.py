@@ -55,7 +55,7 @@ class Cluster:
         What a program raises is raised here, with a note of the rank. Devices that wait for ever raise DeadlockError,
         devices that disagree raise MismatchError, and an interrupt stops all.
         """
-        _check_program(program, args, kwargs)
+        check_program(program, args, kwargs)
         keep_freed_memory()
         self.meters = Meters(self.size)
         self.trace = Trace(self.size) if self.hardware else None
@@ -82,7 +82,7 @@ class Cluster:
         return outputs
 
 
-def _check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
+def check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
     if not callable(program):
         raise TypeError(f"Cluster.run needs a program, a function of (group, ...), not {type(program).__name__}")
     if inspect.isgeneratorfunction(program) or inspect.iscoroutinefunction(program):

@@ -1,0 +1,92 @@
+"""A script under torchrun: its processes are the devices; without torchrun they are simulated."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from oracles.real_script import SIZE, everything, rank_of
+
+from lib.devices import Cluster
+from lib.devices.torchrun import Torchrun, devices, launch
+
+HERE = Path(__file__).parent
+SECONDS = 150  # a safety net: all take some ten, on a busy machine more
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """All at the same time, for most of it is the import of PyTorch: by name, the exit code and what was said."""
+    started = {}
+    for name in ("well", "fails_on_rank_1", "dies_on_rank_1"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE)]
+        started[name] = subprocess.Popen(
+            [*command, str(HERE / "real_script.py"), name],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        said = {name: process.communicate(timeout=SECONDS)[0] for name, process in started.items()}
+    finally:
+        for process in started.values():
+            process.terminate()  # torchrun ends its processes, if there still are any
+    return {name: (process.returncode, said[name]) for name, process in started.items()}
+
+
+@pytest.mark.parametrize("step", ["agrees", "refuses", "goes_on_after_errors"])
+def test_every_process_of_torchrun(runs, step):
+    code, said = runs["well"]
+    assert code == 0, said
+    assert sorted(re.findall(rf"rank (\d) {step}$", said, re.M)) == ["0", "1"]
+
+
+def test_another_number_of_processes_is_refused(runs):
+    _, said = runs["well"]
+    assert said.count("the program asks for 3 devices, but torchrun started 2 processes: start it with --nproc") == 2
+
+
+def test_a_group_does_not_outlive_its_run(runs):
+    _, said = runs["well"]
+    for rank in range(SIZE):
+        assert f"rank {rank} called barrier() after its run had ended" in said
+
+
+def test_who_has_failed_is_named_to_those_who_wait(runs):
+    _, said = runs["well"]
+    call = "all_reduce(op='sum') in group (0, 1)"
+    assert f"heard by 0: rank 0 waits for {call}, but rank 1 has raised OurOwnError: on purpose" in said
+
+
+def test_torchrun_reports_what_a_process_raises(runs):
+    code, said = runs["fails_on_rank_1"]
+    assert code != 0
+    cause = said[said.index("Root Cause") :]
+    assert re.search(r"rank +: 1", cause)
+    assert "OurOwnError: on purpose\n  raised on rank 1 of 2" in cause
+
+
+def test_torchrun_reports_who_dies(runs):
+    code, said = runs["dies_on_rank_1"]
+    assert code != 0
+    cause = said[said.index("Root Cause") :]
+    assert re.search(r"rank +: 1", cause)
+    assert re.search(r"exitcode +: 7", cause)
+
+
+def test_without_torchrun_the_devices_are_simulated():
+    assert launch(rank_of, size=3) == [0, 1, 2]
+    assert launch(rank_of) == [0, 1, 2, 3]
+    assert isinstance(devices(2), Cluster)
+    assert len(launch(everything, size=4, device="cpu")) == 4
+
+
+def test_the_number_of_processes_is_that_of_torchrun(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert (repr(devices()), devices(6).size) == ("Torchrun(6)", 6)
+    with pytest.raises(ValueError, match="asks for 4 devices, but torchrun started 6 processes"):
+        Torchrun(4)

@@ -1,0 +1,237 @@
+"""What goes wrong in real processes: it comes out with its rank and its cause, nothing hangs, nobody is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from oracles import real_errors, real_verbs
+
+from lib.devices import Cluster, DeadlockError, MismatchError
+from lib.devices.processes import Processes
+from lib.devices.real.process import Place, joined, own_gpu
+from lib.devices.torchrun import launch
+
+SECONDS = 90  # much longer than anything here takes, much shorter than the programs that wait for ever
+DEADLOCKS = ["all_receive_first", "one_ends_early", "one_receives_instead", "handle_of_one_alone"]
+DISAGREEMENTS = [name for name in vars(real_errors) if name.startswith("other_")]
+ALIKE = [*DISAGREEMENTS, "nothing_to_broadcast", "never_received", "never_waited_for", "waited_for_twice"]
+
+
+@pytest.fixture(autouse=True)
+def in_time():
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < SECONDS
+
+
+def error_of(devices, program, *args):
+    with pytest.raises(Exception) as error:  # noqa: PT011, B017  which one is what the tests ask
+        devices.run(program, *args)
+    return error.value
+
+
+def assert_alike(simulated, real):
+    assert (type(simulated), str(simulated)) == (type(real), str(real))
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_the_error_is_that_of_the_simulation(name):
+    program = getattr(real_errors, name)
+    assert_alike(error_of(Cluster(3), program), error_of(Processes(3), program))
+
+
+def test_disagreements_name_both_calls_and_their_lines():
+    error = error_of(Processes(2), real_errors.other_beside)
+    assert isinstance(error, MismatchError)
+    for rank, op in enumerate(["min", "max"]):
+        assert f"rank {rank}: all_reduce(op='{op}') of float32 (2,), in other_beside, line" in str(error)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow_runs():
+    """Deadlocks are noticed after some seconds: all of them at the same time, beside the other tests."""
+    with ThreadPoolExecutor() as threads:
+        runs = {name: threads.submit(error_of, Processes(3), getattr(real_errors, name)) for name in DEADLOCKS}
+        runs["is_late"] = threads.submit(Processes(2).run, real_errors.is_late)
+        yield runs
+
+
+@pytest.mark.parametrize(
+    ("error", "args"), [(real_errors.OurOwnError, ("no",)), (ZeroDivisionError, ()), (OSError, (5, "no"))]
+)
+def test_what_a_program_raises_is_raised_with_its_rank_and_traceback(error, args):
+    found = error_of(Processes(4), real_errors.raises, error, *args)
+    assert (type(found), found.args) == (error, args)
+    rank, place = found.__notes__
+    assert rank == "raised on rank 3 of 4"
+    assert "in raises\n    raise error(*args)" in place
+
+
+def test_an_error_that_cannot_be_pickled_says_the_same_words():
+    found = error_of(Processes(2), real_errors.raises, real_errors.StubbornError, 1, 2)
+    assert (type(found), str(found)) == (RuntimeError, "StubbornError: 1 and 2")
+    assert "raised on rank 1 of 2" in found.__notes__
+
+
+def test_the_cause_comes_out_not_that_the_others_lost_it():
+    found = error_of(Processes(3), real_errors.raises_beside_a_handle)
+    assert type(found) is real_errors.OurOwnError
+
+
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [(3, "with exit code 3"), (0, "with exit code 0"), (-9, "by SIGKILL (out of memory?)"), (-11, "by SIGSEGV")],
+)
+def test_who_dies_is_named(number, how):
+    found = error_of(Processes(3), real_errors.dies, number)
+    assert type(found) is RuntimeError
+    assert str(found) == f"rank 2 of 3 real processes has died {how}"
+
+
+def wait_until(there):
+    end = time.monotonic() + SECONDS
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def written(folder):
+    return [text for file in folder.iterdir() if (text := file.read_text())]
+
+
+def wait_until_gone(folder, size):
+    """Waits until the processes that wrote their ids there have ended."""
+    ids = written(folder)
+    assert len(ids) == size
+    wait_until(lambda: not any(Path(f"/proc/{number}").exists() for number in ids))
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="counts processes in /proc")
+
+
+@needs_proc
+def test_nobody_is_left_behind(tmp_path):
+    assert isinstance(error_of(Processes(3), real_errors.ignores_signals, tmp_path), real_errors.OurOwnError)
+    wait_until_gone(tmp_path, 3)
+
+
+@needs_proc
+def test_nobody_is_left_behind_by_a_parent_that_is_ended(tmp_path):
+    text = (
+        "from pathlib import Path; import sys; from oracles.real_errors import waits_for_ever\n"
+        "from lib.devices.processes import Processes; Processes(2).run(waits_for_ever, Path(sys.argv[1]))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+    parents = {}
+    for number in (signal.SIGINT, signal.SIGKILL):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        command = [sys.executable, "-c", text, str(folder)]
+        parents[number] = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: all(len(written(tmp_path / number.name)) == 2 for number in parents))
+    said = {}
+    for number, parent in parents.items():
+        parent.send_signal(number)
+        _, said[number] = parent.communicate(timeout=SECONDS)
+        wait_until_gone(tmp_path / number.name, 2)
+    assert "KeyboardInterrupt" in said[signal.SIGINT]
+    assert said[signal.SIGKILL] == ""
+
+
+def test_what_the_processes_print_is_printed_here(capfd):
+    Processes(3).run(real_errors.prints)
+    printed = capfd.readouterr().out
+    assert [printed.count(f"hello from {rank}\n") for rank in range(3)] == [1, 1, 1]
+    assert [printed.count(f"unfinished {rank}") for rank in range(3)] == [1, 1, 1]
+
+
+def says(kind, words, devices, program, *args):
+    error = error_of(devices, program, *args)
+    assert isinstance(error, kind)
+    for word in words:
+        assert word in str(error)
+
+
+def test_a_program_that_no_file_holds_is_refused():
+    def local(group):
+        return group.rank
+
+    for program in (local, lambda group: 1, partial(local)):
+        says(TypeError, ["Processes.run cannot send the program", "%%writefile"], Processes(2), program)
+
+
+def test_a_program_of_a_notebook_is_refused(monkeypatch):
+    # To other processes a cell is what this module is: they pickle it by a name that leads nowhere.
+    notebook = types.ModuleType("notebook")
+    exec("def cell(group): return 1", vars(notebook))
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    says(TypeError, ["cannot find the program", "'notebook'", "%%writefile"], Processes(2), notebook.cell)
+
+
+def test_arguments_and_results_that_cannot_travel_are_named():
+    says(TypeError, ["cannot send an argument of first_argument"], Processes(2), real_errors.first_argument, sys)
+    says(TypeError, ["rank 1 returned a lock that cannot be sent"], Processes(2), real_errors.returns_a_lock)
+
+
+def test_bad_calls_are_refused_before_anything_starts():
+    for size in (0, -1, 2.0, True, "2"):
+        with pytest.raises(ValueError, match=f"Processes\\(size={size!r}\\)"):
+            Processes(size)
+    says(TypeError, ["needs a program"], Processes(2), 3)
+    says(TypeError, ["cannot be called as handles(group, ...)"], Processes(2), real_verbs.handles, 1)
+
+
+def test_tensors_that_cannot_travel_are_refused():
+    says(ValueError, ["all_reduce(op='sum')", "30 dims", "Convert"], Processes(2), real_errors.too_many_dims)
+    says(ValueError, ["sparse", "Convert"], Processes(2), real_errors.sparse)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none; this machine has one")
+def test_cuda_asked_for_and_absent():
+    with torch.device("cuda"), pytest.raises(RuntimeError, match=r"'cuda' was asked for.* sees 0 GPU.*device='cpu'"):
+        Processes(2).run(real_verbs.modes)
+    with pytest.raises(RuntimeError, match=r"launch\(device='cuda'\): this PyTorch sees no GPU.*device='cpu'"):
+        launch(real_verbs.modes, device="cuda")
+
+
+def test_a_gpu_for_each_or_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    assert own_gpu(2, 4) == torch.device("cuda", 2)
+    assert own_gpu(2, 5) is None
+    with torch.device("cuda"), pytest.raises(RuntimeError, match="by 5 process.* sees 4 GPU"):
+        own_gpu(2, 5)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    assert own_gpu(2, 4) is None
+    with torch.device("cuda"), pytest.raises(RuntimeError, match="built without NCCL"):
+        own_gpu(2, 4)
+
+
+def test_a_pytorch_without_gloo_says_so(monkeypatch):
+    monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
+    with (
+        pytest.raises(RuntimeError, match=r"gloo, which this PyTorch was built without.*Cluster"),
+        joined(dist.HashStore(), Place(0, 1, 0, 1)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", DEADLOCKS)
+def test_a_deadlock_shows_the_table_of_the_simulation(slow_runs, name):
+    simulated = error_of(Cluster(3), getattr(real_errors, name))
+    assert isinstance(simulated, DeadlockError)
+    assert_alike(simulated, slow_runs[name].result(SECONDS))
+
+
+def test_who_is_late_is_waited_for(slow_runs):
+    assert slow_runs["is_late"].result(SECONDS) == [2.0, 2.0]

@@ -1,0 +1,55 @@
+"""Every verb of a Group: real processes and simulated devices give the same, and count the same bytes."""
+
+import pytest
+import torch
+from oracles import real_layers, real_verbs
+from oracles.agree import agree
+
+from lib.devices.processes import Processes
+
+SIZES = [2, 3, 4]
+GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@pytest.fixture(autouse=True)
+def random_start():
+    torch.manual_seed(3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_verb_in_every_dtype(size):
+    agree(real_verbs.every_verb_in_every_dtype, size, atol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_messages_handles_groups_and_streams(size):
+    agree(real_verbs.everything_else, size, atol=0)
+
+
+def test_one_process_is_the_identity():
+    agree(real_verbs.single_numbers, 1, atol=0)
+    agree(real_verbs.every_verb_in_every_dtype, 1, atol=0)
+
+
+def test_meshes():
+    agree(real_verbs.meshes, 4, atol=0)
+
+
+def test_without_data():
+    with torch.device("meta"):
+        agree(real_layers.some_programs, 2)
+
+
+@pytest.mark.skipif(GPUS < 2, reason=f"NCCL needs a GPU for each process; this machine has {GPUS} for two")
+def test_on_gpus():
+    size = min(GPUS, 4)
+    with torch.device("cuda"):
+        agree(real_verbs.every_verb_in_every_dtype, size, atol=0)
+        agree(real_verbs.everything_else, size, atol=0)
+        agree(real_layers.some_programs, size, atol=1e-10)
+
+
+def test_the_callers_modes_hold():
+    with torch.no_grad(), torch.device("meta"):
+        assert Processes(2).run(real_verbs.modes) == [(False, "torch.float32", "meta")] * 2
+    assert Processes(1).run(real_verbs.modes) == [(True, "torch.float32", "cpu")]
