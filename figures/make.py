@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import torch
 
@@ -215,6 +216,39 @@ def parallel_attention() -> Picture:
     return draw_qkv(4)
 
 
+def two_worlds() -> Picture:
+    """The same program on 4 simulated devices in one process, and on 4 processes."""
+    width, ranks = 480, range(4)
+
+    def frame(x: float, y: float, w: float, h: float, dashed: bool = False) -> Element:
+        dashes = "6 4" if dashed else None
+        return element(
+            "rect", x=x, y=y, width=w, height=h, rx=6, fill="none", stroke="currentColor", stroke_dasharray=dashes
+        )
+
+    body = [frame(120, 8, 240, 44), label(240, 27, "program(group)", "middle", bold=True)]
+    body += [label(240, 44, "the same lines", "middle", size=12)]
+    body += [arrow((180, 56), (180, 84), (116, 84), (116, 104)), arrow((300, 56), (300, 84), (364, 84), (364, 104))]
+    body += [
+        label(116, 122, "Cluster(4)", "middle", bold=True),
+        label(364, 122, "Processes(4), torchrun", "middle", bold=True),
+    ]
+    body += [frame(8, 134, 216, 104), label(16, 152, "one process", size=12)]
+    body += [tag(16 + 51 * r, 182, r, 46) for r in ranks]
+    body += [label(16, 218, "take turns; virtual clock", size=12), label(16, 233, "tensors are handed over", size=12)]
+    for r in ranks:
+        x = 256 + 55 * r
+        body += [frame(x, 134, 51, 62), tag(x + 3, 172, r, 45), label(x + 25.5, 152, "process", "middle", size=12)]
+    body += [frame(256, 204, 216, 34, dashed=True), label(364, 226, "gloo or NCCL: bytes travel", "middle", size=12)]
+    body += [label(240, 262, "the same values, gradients, bytes and errors", "middle")]
+    desc = (
+        "One program, program(group), with two arrows. Left, Cluster(4): ranks 0 to 3 in one process; they take turns, "
+        "time is virtual, tensors are handed over. Right, Processes(4) or torchrun: ranks 0 to 3 in a process each, "
+        "which talk through gloo or NCCL. Both give the same values, gradients, bytes and errors."
+    )
+    return Picture(width, 272, "One program, simulated and real", desc, body)
+
+
 FIGURES: tuple[Callable[[], Picture], ...] = (
     column_sharding,
     row_sharding,
@@ -227,6 +261,7 @@ FIGURES: tuple[Callable[[], Picture], ...] = (
     parallel_mlp,
     layer_regions,
     parallel_attention,
+    two_worlds,
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Execute every notebook in place and store its outputs in one normal form: `make outputs`.
 
 Running it twice gives the same bytes, so a commit shows what really changed, and strict nbval passes on the result.
+Cells that measure time never give the same twice: they have the tag "nbval-ignore-output", and what is stored of them
+stays until their source changes.
 """
 
 import json
@@ -14,6 +16,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 # Ids of live widgets are random; the text/html face beside them is what the page shows and what nbval compares.
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+MEASURED = "nbval-ignore-output"
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -53,9 +56,15 @@ def normal_form(notebook: dict) -> str:
 
 def execute(path: Path) -> str:
     notebook = nbformat.read(path, as_version=4)
+    measured = {}
     for count, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{count:03d}"  # Jupyter's ids are random
+        if MEASURED in cell.metadata.get("tags", []) and cell.outputs:
+            measured[cell.source] = cell.outputs
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in notebook.cells:
+        if cell.source in measured:
+            cell["outputs"] = measured[cell.source]
     before = path.read_text("utf-8")
     after = normal_form(notebook)
     path.write_text(after, "utf-8")

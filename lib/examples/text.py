@@ -37,11 +37,15 @@ class Text:
 
     def batches(self, count: int, batch: int, length: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """`count` times (tokens, targets), each (batch, length): pieces from random places, and what follows each
-        token. The same for the same seed, on every device.
+        token. The same for the same seed, on every device. Raises ValueError when the text is too short for it.
         """
+        if length >= len(self.tokens):
+            raise ValueError(
+                f"pieces of {length} tokens do not fit into a text of {len(self.tokens)}: take shorter ones"
+            )
         random = torch.Generator().manual_seed(seed)
         for _ in range(count):
-            starts = torch.randint(len(self.tokens) - length, (batch,), generator=random)
+            starts = torch.randint(len(self.tokens) - length, (batch,), generator=random, device="cpu")
             windows = torch.stack([self.tokens[start : start + length + 1] for start in starts.tolist()])
             yield windows[:, :-1], windows[:, 1:]
 

@@ -1,0 +1,62 @@
+"""What a reader types: the programs of lib.examples, simulated in this process, or for real under torchrun."""
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 90  # a safety net: each takes a few
+SMALL = ["--steps", 20, "--layers", 1, "--hidden", 32, "--batch", 8, "--length", 32, "--seed", 3]  # for train_gpt
+
+
+def simulated(main, *options):
+    """What `python -m` prints."""
+    said = StringIO()
+    with redirect_stdout(said), one_thread():
+        main([str(option) for option in options])
+    return said.getvalue()
+
+
+@contextmanager
+def one_thread():
+    """As torchrun gives each process: with another number, matrix products add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def torchrun(**commands):
+    """Each command is a number of processes, and what they run; all at the same time, for most of it is the import of
+    PyTorch. Returns what each prints, by name. AssertionError when one fails."""
+    started = {}
+    for name, (size, *words) in commands.items():
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size, *words]
+        started[name] = subprocess.Popen(
+            [str(word) for word in command],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        said = {name: process.communicate(timeout=SECONDS) for name, process in started.items()}
+    finally:
+        for process in started.values():
+            process.terminate()  # torchrun ends its processes, if there still are any
+    for name, process in started.items():
+        assert process.returncode == 0, (name, *said[name])
+    return {name: printed for name, (printed, _) in said.items()}
+
+
+def losses(said):
+    """What train_gpt printed, by step."""
+    return {int(step): float(loss) for step, loss in re.findall(r"^step +(\d+)  loss (\d\.\d{8})$", said, re.M)}
