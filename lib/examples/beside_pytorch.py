@@ -10,7 +10,6 @@ Each takes (group, steps), trains the same MLP on the same data, and returns the
 whole weights after the last step. `small_training.one_device` is the training that all of them stand for.
 """
 
-import gc
 import os
 import sys
 import warnings
@@ -54,9 +53,8 @@ def with_process_group(program: Program) -> Program:
         try:
             return program(group, steps)
         finally:
-            # What the program has made is gone by now, or goes now: a DistributedDataParallel that ends after its
-            # process group may hang (github.com/pytorch/pytorch/issues/56297).
-            gc.collect()
+            # A wrapper, so that the program's model is gone by now: a DistributedDataParallel that is freed after its
+            # process group was destroyed may hang (github.com/pytorch/pytorch/issues/56297).
             dist.destroy_process_group()
 
     return with_one

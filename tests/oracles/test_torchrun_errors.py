@@ -127,7 +127,8 @@ def test_nobody_is_left_behind(tmp_path):
 @needs_proc
 def test_nobody_is_left_behind_by_a_parent_that_is_ended(tmp_path):
     text = (
-        "from pathlib import Path; import sys; from oracles.real_errors import waits_for_ever\n"
+        "from pathlib import Path; import signal, sys; from oracles.real_errors import waits_for_ever\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background is started without
         "from lib.devices.processes import Processes; Processes(2).run(waits_for_ever, Path(sys.argv[1]))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
