@@ -43,7 +43,7 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 test: $(BOOK)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
 	@$(BIN)/python -m pytest -n logical --maxprocesses=4 --max-worker-restart=0 --dist loadfile \
-		--nbval --nbval-current-env --nbval-cell-timeout=120 tests chapters $(wildcard *.ipynb)
+		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
 
 bench: $(INSTALLED)  ## measure the library against the dense layers and against real processes
 	@$(BIN)/python tests/bench.py

@@ -61,7 +61,7 @@ def execute(path: Path) -> str:
         cell["id"] = f"cell-{count:03d}"  # Jupyter's ids are random
         if MEASURED in cell.metadata.get("tags", []) and cell.outputs:
             measured[cell.source] = cell.outputs
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=220, resources={"metadata": {"path": str(path.parent)}}).execute()
     for cell in notebook.cells:
         if cell.source in measured:
             cell["outputs"] = measured[cell.source]
