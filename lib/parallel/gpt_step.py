@@ -5,18 +5,15 @@ It runs on the meta device, which has shapes and no numbers, so 175 billion para
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib.devices import Cluster, Group
 from lib.parallel.block import Recompute
 from lib.parallel.gpt import GPT
 from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.saved import watch_saved
 
 
 @dataclass(frozen=True)
@@ -32,23 +29,6 @@ class StepCounts:
     flops: int
     calls: dict[str, int]
     sent: int
-
-
-class CountFlops(TorchDispatchMode):
-    """While entered, adds up in `total` what PyTorch counts for the matrix products of this thread.
-
-    PyTorch's own FlopCounterMode also follows which module runs, and so slows all devices down.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0
-        return out
 
 
 def measure_step(
@@ -76,20 +56,11 @@ def _step(
     with torch.device("meta"):
         model = GPT(config, group, sequence_parallel, recompute).bfloat16()
         tokens = torch.empty(batch, config.positions, dtype=torch.long)
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # each block of memory once, however many tensors are views of it
-
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = storage
-        return x
-
-    counter = CountFlops()
     watched = group.rank == 0
+    counter = FlopCounterMode(display=False)
     with counter if watched else nullcontext():
-        with saved_tensors_hooks(keep, lambda x: x) if watched else nullcontext():
+        with watch_saved(model) if watched else nullcontext(list) as kept:
             loss = model(tokens, tokens)
-        activations = sum(storage.nbytes() for storage in kept.values())
+        activations = sum(block.size for block in kept())
         loss.backward()
-    return sum(p.numel() for p in model.parameters()), activations, counter.total
+    return sum(p.numel() for p in model.parameters()), activations, counter.get_total_flops()

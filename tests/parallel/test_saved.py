@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lib.parallel.saved import SavedBlock, saved_activations
+from lib.parallel.saved import SavedBlock, saved_activations, watch_saved
 
 
 class Layer(nn.Module):
@@ -104,3 +104,18 @@ def test_leaves_nothing_behind():
     with saved_tensors_hooks(lambda y: told.append(y) or y, lambda y: y):
         layer(x).sum().backward()  # and the hooks of others hold again
     assert told
+
+
+def test_a_watched_forward_has_its_backward():
+    x = torch.randn(3, 4)
+    layer = Layer(lambda layer, x: layer.second(layer.first(x).tanh()))
+    with watch_saved(layer) as kept:
+        loss = layer(x).square().sum()
+    sizes = [block.size for block in kept()]
+    assert sizes == [48, 72, 48]  # x; tanh's output, which is the second's input; the second's output
+    loss.backward()
+    watched = [p.grad for p in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(watched, layer.parameters(), strict=True))
+    assert kept() == []  # the backward has used it up
