@@ -40,7 +40,7 @@ class ParallelBlock(nn.Module):
         super().__init__()
         if recompute not in (None, "selective", "full"):
             raise ValueError(f"ParallelBlock: recompute={recompute!r} must be None, 'selective' or 'full'")
-        self.recompute = recompute
+        self.group, self.recompute = group, recompute
         self.norm1 = layer_norm(hidden, group, sequence_dim)
         self.attention = ParallelSelfAttention(
             hidden,
@@ -57,6 +57,11 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """(batch, S, hidden) -> the same shape and placement."""
+        if x.ndim != 3 or x.shape[-1] != self.norm1.weight.numel():
+            raise ValueError(
+                f"ParallelBlock on rank {self.group.rank} of {self.group.size} got an input of shape {tuple(x.shape)}; it "
+                f"must be (batch, S, {self.norm1.weight.numel()}): tokens may be cut, hidden dimensions not"
+            )
         if self.recompute == "full":
             return checkpoint(self._layer, x, cache, use_reentrant=False)
         return self._layer(x, cache)

@@ -195,6 +195,13 @@ def test_heads_that_do_not_fit():
     refuses(["12 heads cannot be split over 5 devices"], lambda g: ParallelBlock(HIDDEN, HEADS, g), size=5)
 
 
+@SPLITS
+@pytest.mark.parametrize("shape", [(2, 4, HIDDEN // 4), (4, HIDDEN)], ids=str)
+def test_an_input_that_is_cut_along_the_hidden_size_or_has_no_batch(shape, sequence_dim):
+    fragments = ["ParallelBlock on rank 0 of 4", f"an input of shape {shape}", f"it must be (batch, S, {HIDDEN})"]
+    refuses(fragments, lambda g: ParallelBlock(HIDDEN, HEADS, g, sequence_dim=sequence_dim)(torch.ones(shape)))
+
+
 def test_tokens_that_are_not_cut_by_the_rule():
     def program(group):
         return ParallelBlock(HIDDEN, HEADS, group, sequence_dim=1)(torch.ones(2, 1 + group.rank, HIDDEN))
