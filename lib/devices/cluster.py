@@ -84,7 +84,7 @@ class Cluster:
 
 def check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
     if not callable(program):
-        raise TypeError(f"Cluster.run needs a program, a function of (group, ...), not {type(program).__name__}")
+        raise TypeError(f"run needs a program, a function of (group, ...), not {type(program).__name__}")
     if inspect.isgeneratorfunction(program) or inspect.iscoroutinefunction(program):
         raise TypeError(
             f"{program.__name__} is a generator or async function, which would not run: use a plain function"
@@ -100,7 +100,7 @@ def check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, An
         raise TypeError(
             f"{name}{signature} cannot be called as {name}(group, ...) with the {len(args)} positional and "
             f"{len(kwargs)} keyword argument(s) after the program: {error}. "
-            "Every device is handed its group first, then what follows the program in Cluster.run(program, ...)"
+            "Every device is handed its group first, then what follows the program in run(program, ...)"
         ) from None
 
 
