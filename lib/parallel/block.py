@@ -59,8 +59,8 @@ class ParallelBlock(nn.Module):
         """(batch, S, hidden) -> the same shape and placement."""
         if x.ndim != 3 or x.shape[-1] != self.norm1.weight.numel():
             raise ValueError(
-                f"ParallelBlock on rank {self.group.rank} of {self.group.size} got an input of shape {tuple(x.shape)}; it "
-                f"must be (batch, S, {self.norm1.weight.numel()}): tokens may be cut, hidden dimensions not"
+                f"ParallelBlock on rank {self.group.rank} of {self.group.size} got an input of shape {tuple(x.shape)}; "
+                f"it must be (batch, S, {self.norm1.weight.numel()}): tokens may be cut, hidden dimensions not"
             )
         if self.recompute == "full":
             return checkpoint(self._layer, x, cache, use_reentrant=False)
