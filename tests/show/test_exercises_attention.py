@@ -2,8 +2,8 @@
 
 import math
 
-import pytest
 import torch
+from show import exercise_checks as checks
 from torch.nn import functional as F
 
 from lib import Cluster, shard
@@ -279,7 +279,6 @@ def token_accepts_anything(group, x, wq, wk, wv, wo, keys, values):
 
 
 RIGHT = [
-    *[(task, task.solution) for task in EVERY],
     (tasks.fused_qkv, fused_block_by_block),
     (tasks.fused_qkv, fused_batched),
     (tasks.heads_to_output, output_with_the_book),
@@ -334,27 +333,24 @@ WRONG = [
     (kv.next_token, token_accepts_anything, "accepts what cannot be right: keys has one head more than queries"),
 ]
 
+BROKEN = [
+    (
+        tasks.fused_qkv,
+        ["is wrong on 2 devices", "w was cut as one, across its three blocks"],
+    ),  # after one device was right
+]
+
 TRAINED = [(tasks.heads_to_output, "q k v wo"), (kv.shared_heads, "q k v")]
 
-
-def name_of(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("task", [task for task in EVERY if task.broken is None], ids=name_of)
-def test_the_stub_waits(task):
-    cell = {}
-    exec(task.stub, cell)
-    assert str(task.check(cell[task.name])) == f"… Waiting. {task.name} is waiting for your code."
-
-
-def test_the_program_to_be_mended_is_right_on_one_device_only():
-    cell = {"shard": shard}
-    exec(tasks.fused_qkv.stub, cell)
-    verdict = tasks.fused_qkv.check(cell["fused_qkv"])
-    assert verdict.state == "wrong"
-    assert "is wrong on 2 devices" in str(verdict)
-    assert "w was cut as one, across its three blocks" in str(verdict)
+test_the_stub_waits = checks.stubs_wait(EVERY[1:])
+test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN, shard=shard)
+test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT, {"shared_heads": "is right on 1, 2 and 4 devices"})
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, math=math, torch=torch, shard=shard, copy_to=copy_to, reduce_from=reduce_from
+)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 
 def test_the_solution_agrees_with_the_layout_of_the_library():
@@ -368,31 +364,3 @@ def test_the_solution_agrees_with_the_layout_of_the_library():
     for devices in (1, 2, 4):
         for solved, laid_out in Cluster(devices).run(both):
             assert all(torch.equal(a, b) for a, b in zip(solved, laid_out, strict=True))
-
-
-@pytest.mark.parametrize(("task", "program"), RIGHT, ids=name_of)
-def test_a_right_answer_passes(task, program):
-    assert task.check(program, required=True).passed
-
-
-@pytest.mark.parametrize(("task", "program", "cause"), WRONG, ids=name_of)
-def test_a_wrong_answer_is_rejected_by_name(task, program, cause):
-    verdict = task.check(program)
-    assert verdict.state == "wrong"
-    assert cause in str(verdict)
-    assert str(task.check(program)) == str(verdict)  # the text is committed in notebooks: always the same
-
-
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task, names in TRAINED for name in names.split()])
-def test_each_gradient_is_asked_for(task, name):
-    def detaches(group, *inputs):
-        return task.solution(group, *(x.detach() if k == name else x for k, x in zip(task.inputs, inputs, strict=True)))
-
-    assert f"nothing connects {name} with the result" in str(task.check(detaches))
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_solution_can_be_copied_from_the_page(task):
-    cell = {"math": math, "torch": torch, "shard": shard, "copy_to": copy_to, "reduce_from": reduce_from}
-    exec(task.show_solution().text, cell)
-    assert task.check(cell[task.name]).passed

@@ -1,7 +1,7 @@
 """The exercises on collectives: stubs wait or stop, solutions pass, each typical mistake is rejected by name."""
 
-import pytest
 import torch
+from show import exercise_checks as checks
 
 from lib.devices import algorithms
 from lib.show import tasks_collectives as tasks
@@ -224,14 +224,13 @@ def only_even(group, x):
 
 
 RIGHT = [
-    *[(task, task.solution) for task in EVERY],
     (tasks.all_reduce_in_two, along_columns),
     (tasks.ring_all_gather, algorithms.ring_all_gather),
     (tasks.ring_all_gather, straight_to_all),
     (tasks.tree_broadcast, algorithms.tree_broadcast),
 ]
 WRONG = [
-    (tasks.all_reduce_in_two, direct, "with all_reduce. "),
+    (tasks.all_reduce_in_two, direct, "with all_reduce."),
     (tasks.all_reduce_in_two, mean, "exactly 2 times too small: a mean where the sum is needed?"),
     (tasks.all_reduce_in_two, none, "these are partial sums, and together they are right"),
     (tasks.all_reduce_in_two, twice, "reduced twice?"),
@@ -265,46 +264,18 @@ WRONG = [
     (tasks.normalize, inplace, "changes its input x in place"),
 ]
 
+BROKEN = [
+    (tasks.normalize, ["stops on 3 devices", "1 of 3 wait", "all_reduce(op='max') in group", "(has ended)"]),
+]
 
-def name_of(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("task", EVERY[:3], ids=name_of)
-def test_the_stub_waits(task):
-    cell = {}
-    exec(task.stub, cell)
-    assert str(task.check(cell[task.name])) == f"… Waiting. {task.name} is waiting for your code."
-
-
-def test_the_broken_program_shows_its_deadlock():
-    cell = {}
-    exec(tasks.normalize.stub, cell)
-    verdict = tasks.normalize.check(cell["normalize"])
-    assert verdict.state == "wrong"
-    assert "2 of 3" in str(verdict) or "1 of 2" in str(verdict) or "1 of 3" in str(verdict)
-    assert "all_reduce(op='max') in group" in str(verdict)
-    assert "(has ended)" in str(verdict)
-
-
-@pytest.mark.parametrize(("task", "program"), RIGHT, ids=name_of)
-def test_a_right_answer_passes(task, program):
-    assert task.check(program, required=True).passed
-
-
-@pytest.mark.parametrize(("task", "program", "cause"), WRONG, ids=name_of)
-def test_a_wrong_answer_is_rejected_by_name(task, program, cause):
-    verdict = task.check(program)
-    assert verdict.state == "wrong"
-    assert cause.strip() in str(verdict)
-    assert str(task.check(program)) == str(verdict)
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_solution_can_be_copied_from_the_page(task):
-    cell = {"torch": torch}
-    exec(task.show_solution().text, cell)
-    assert task.check(cell[task.name]).passed
+test_the_stub_waits = checks.stubs_wait(EVERY[:3])
+test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN)
+test_a_right_answer_passes = checks.right_answers_pass(
+    EVERY, RIGHT, {"tree_broadcast": "is right on 1, 2, 3, 4, 5 and 8 devices"}
+)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 
 def test_steps_are_named_when_they_are_few_enough():

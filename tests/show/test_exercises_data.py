@@ -1,7 +1,7 @@
 """The exercises on data parallelism: stubs wait or are wrong, solutions pass, typical mistakes are rejected by name."""
 
-import pytest
 import torch
+from show import exercise_checks as checks
 
 from lib import shard
 from lib.show import tasks_data as tasks
@@ -130,7 +130,6 @@ def in_one_message(group, w, x, y):
 
 
 RIGHT = [
-    *[(task, task.solution) for task in EVERY],
     (tasks.training_step, in_one_message),
     (tasks.zero_one, gathers_state),
 ]
@@ -159,41 +158,13 @@ WRONG = [
     (tasks.zero_one, whole_state, "this is the whole; each device is to return only its own piece"),
 ]
 
+BROKEN = [  # after 2 devices with 4 samples were right
+    (tasks.mean_gradient, ["is wrong on 2 devices with w (9, 5), x (7, 9)", "a mean of means"]),
+]
 
-def name_of(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("task", [t for t in EVERY if t.broken is None], ids=name_of)
-def test_the_stub_waits(task):
-    cell = {}
-    exec(task.stub, cell)
-    assert str(task.check(cell[task.name])) == f"… Waiting. {task.name} is waiting for your code."
-
-
-def test_the_broken_program_is_right_on_even_batches_only():
-    cell = {}
-    exec(tasks.mean_gradient.stub, cell)
-    verdict = str(tasks.mean_gradient.check(cell["mean_gradient"]))
-    assert "is wrong on 2 devices with w (9, 5), x (7, 9)" in verdict  # after 2 devices with 4 samples were right
-    assert "a mean of means" in verdict
-
-
-@pytest.mark.parametrize(("task", "program"), RIGHT, ids=name_of)
-def test_a_right_answer_passes(task, program):
-    assert task.check(program, required=True).passed
-
-
-@pytest.mark.parametrize(("task", "program", "cause"), WRONG, ids=name_of)
-def test_a_wrong_answer_is_rejected_by_name(task, program, cause):
-    verdict = task.check(program)
-    assert verdict.state == "wrong"
-    assert cause in str(verdict)
-    assert str(task.check(program)) == str(verdict)
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_solution_can_be_copied_from_the_page(task):
-    cell = {"torch": torch, "shard": shard}
-    exec(task.show_solution().text, cell)
-    assert task.check(cell[task.name]).passed
+test_the_stub_waits = checks.stubs_wait([tasks.training_step, tasks.accumulate, tasks.zero_one])
+test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN)
+test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch, shard=shard)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)

@@ -1,6 +1,6 @@
 """The exercises on sequence parallelism: stubs wait or are wrong, solutions pass, mistakes are rejected by name."""
 
-import pytest
+from show import exercise_checks as checks
 from torch.nn import functional as F
 
 from lib import shard
@@ -180,7 +180,6 @@ def again_accepts_anything(group, x, w, dy):
 
 
 RIGHT = [
-    *[(task, task.solution) for task in EVERY],
     (tasks.sequence_mlp, mlp_negative_dims),
     (tasks.sequence_norm, norm_by_hand),
     (tasks.gather_again, again_products_first),
@@ -224,59 +223,21 @@ WRONG = [
     (tasks.gather_again, again_accepts_anything, "accepts what cannot be right: dy has one row more"),
 ]
 
-TRAINED = [(tasks.sequence_mlp, "x a b"), (tasks.sequence_norm, "x weight bias")]
-
-
-def name_of(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("task", [task for task in EVERY if task.broken is None], ids=name_of)
-def test_the_stub_waits(task):
-    cell = {}
-    exec(task.stub, cell)
-    assert str(task.check(cell[task.name])) == f"… Waiting. {task.name} is waiting for your code."
-
-
-BROKEN = [
-    (tasks.sequence_mlp, "different tokens were added to each other"),
-    (tasks.sequence_norm, "weight is used on every device: let it in with copy_to"),
+BROKEN = [  # after one device was right
+    (tasks.sequence_mlp, ["is wrong on 2 devices", "different tokens were added to each other"]),
+    (tasks.sequence_norm, ["is wrong on 2 devices", "weight is used on every device: let it in with copy_to"]),
 ]
 
+TRAINED = [(tasks.sequence_mlp, "x a b"), (tasks.sequence_norm, "x weight bias")]
 
-@pytest.mark.parametrize(("task", "cause"), BROKEN, ids=name_of)
-def test_the_program_to_be_mended_is_wrong_by_name(task, cause):
-    cell = {"F": F, "copy_to": copy_to, "reduce_from": reduce_from}
-    exec(task.stub, cell)
-    verdict = task.check(cell[task.name])
-    assert verdict.state == "wrong"
-    assert "is wrong on 2 devices" in str(verdict)  # after one device was right
-    assert cause in str(verdict)
-
-
-@pytest.mark.parametrize(("task", "program"), RIGHT, ids=name_of)
-def test_a_right_answer_passes(task, program):
-    assert task.check(program, required=True).passed
-
-
-@pytest.mark.parametrize(("task", "program", "cause"), WRONG, ids=name_of)
-def test_a_wrong_answer_is_rejected_by_name(task, program, cause):
-    verdict = task.check(program)
-    assert verdict.state == "wrong"
-    assert cause in str(verdict)
-    assert str(task.check(program)) == str(verdict)  # the text is committed in notebooks: always the same
-
-
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task, names in TRAINED for name in names.split()])
-def test_each_gradient_is_asked_for(task, name):
-    def detaches(group, *inputs):
-        return task.solution(group, *(x.detach() if k == name else x for k, x in zip(task.inputs, inputs, strict=True)))
-
-    assert f"nothing connects {name} with the result" in str(task.check(detaches))
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_solution_can_be_copied_from_the_page(task):
-    cell = {"F": F, "copy_to": copy_to, "all_gather": all_gather, "reduce_scatter": reduce_scatter}
-    exec(task.show_solution().text, cell)
-    assert task.check(cell[task.name]).passed
+test_the_stub_waits = checks.stubs_wait([tasks.gather_again])
+test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(
+    BROKEN, F=F, copy_to=copy_to, reduce_from=reduce_from
+)
+test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, F=F, copy_to=copy_to, all_gather=all_gather, reduce_scatter=reduce_scatter
+)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)

@@ -1,7 +1,7 @@
 """The exercises on sharding: the stub waits, solutions pass, and each typical mistake is rejected by its own name."""
 
-import pytest
 import torch
+from show import exercise_checks as checks
 from torch.autograd import Function
 
 from lib import shard
@@ -386,7 +386,6 @@ RIGHT = [
     (tasks.column_backward, backward_by_autograd),
     (tasks.two_layers, two_by_own_function),
     (tasks.two_layers, two_with_clamp),
-    *((task, task.solution) for task in EVERY),
 ]
 
 WRONG = [
@@ -455,39 +454,16 @@ WRONG = [
     (tasks.two_layers, two_whole_weights, "does work twice"),
 ]
 
+TRAINED = [(tasks.two_layers, "x a b")]
 
-def name_of(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_stub_waits(task):
-    cell = {}
-    exec(task.stub, cell)
-    assert str(task.check(cell[task.name])) == f"… Waiting. {task.name} is waiting for your code."
-
-
-@pytest.mark.parametrize(("task", "program"), RIGHT, ids=name_of)
-def test_a_right_answer_passes(task, program):
-    verdict = task.check(program, required=True)
-    assert verdict.passed
-    assert "is right on 1, 2, 3 and 4 devices" in str(verdict)
-
-
-@pytest.mark.parametrize(("task", "program", "cause"), WRONG, ids=name_of)
-def test_a_wrong_answer_is_rejected_by_name(task, program, cause):
-    verdict = task.check(program)
-    assert not verdict.passed
-    assert verdict.state == "wrong"
-    assert cause in str(verdict)
-    assert str(task.check(program)) == str(verdict)  # the text is committed in notebooks: always the same
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_solution_can_be_copied_from_the_page(task):
-    cell = {"torch": torch, "shard": shard, "copy_to": copy_to, "reduce_from": reduce_from}
-    exec(task.show_solution().text, cell)
-    assert task.check(cell[task.name]).passed
+test_the_stub_waits = checks.stubs_wait(EVERY)
+test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, torch=torch, shard=shard, copy_to=copy_to, reduce_from=reduce_from
+)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 
 def test_pieces_handed_on_behind_the_engine_are_noticed():

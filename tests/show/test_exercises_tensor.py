@@ -1,7 +1,7 @@
 """The exercises on tensor parallelism: the stub waits, solutions pass, each typical mistake is rejected by its name."""
 
-import pytest
 import torch
+from show import exercise_checks as checks
 from torch.nn import functional as F
 
 from lib.parallel import copy_to, gather_from, reduce_from
@@ -190,6 +190,10 @@ def embed_gradient_summed(group, tokens, table, own):
     return copy_to(reduce_from(embed_not_summed(group, tokens, table, own), group), group)
 
 
+def embed_detached(group, tokens, table, own):
+    return ends.embed.solution(group, tokens, table.detach(), own)
+
+
 def embed_zeros_for_the_unknown(group, tokens, table, own):
     return reduce_from(embed_not_summed(group, tokens, table, own), group)
 
@@ -275,7 +279,6 @@ def sums_gathered(group, logits, targets, own):
 
 
 RIGHT = [
-    *[(task, task.solution) for task in EVERY],
     (tasks.mlp_backward, backward_by_autograd),
     (ends.embed, embed_one_device_at_a_time),
     (ends.embed, embed_with_functional),
@@ -313,6 +316,7 @@ WRONG = [
     (ends.embed, embed_gathered, "sends too many bytes forward"),
     (ends.embed, embed_one_hot_product, "does work twice"),
     (ends.embed, embed_gradient_summed, "exactly 2 times too large: a gradient that is the same"),
+    (ends.embed, embed_detached, "no input is connected with the result"),
     (ends.embed, embed_zeros_for_the_unknown, "accepts what cannot be right: a token is not in the vocabulary"),
     (ends.cross_entropy, loss_own_maximum, "each device subtracted the maximum of its own logits"),
     (ends.cross_entropy, loss_no_maximum, "exp of more than 709 is inf"),
@@ -333,44 +337,14 @@ WRONG = [
 
 TRAINED = [(tasks.mlp, "x a a_bias b b_bias")]
 
-
-def name_of(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("task", [task for task in EVERY if task.broken is None], ids=name_of)
-def test_the_stub_waits(task):
-    cell = {}
-    exec(task.stub, cell)
-    assert str(task.check(cell[task.name])) == f"… Waiting. {task.name} is waiting for your code."
-
-
-@pytest.mark.parametrize(("task", "program"), RIGHT, ids=name_of)
-def test_a_right_answer_passes(task, program):
-    assert task.check(program, required=True).passed
-
-
-@pytest.mark.parametrize(("task", "program", "cause"), WRONG, ids=name_of)
-def test_a_wrong_answer_is_rejected_by_name(task, program, cause):
-    verdict = task.check(program)
-    assert verdict.state == "wrong"
-    assert cause in str(verdict)
-    assert str(task.check(program)) == str(verdict)  # the text is committed in notebooks: always the same
-
-
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task, names in TRAINED for name in names.split()])
-def test_each_gradient_is_asked_for(task, name):
-    def detaches(group, *inputs):
-        return task.solution(group, *(x.detach() if k == name else x for k, x in zip(task.inputs, inputs, strict=True)))
-
-    assert f"nothing connects {name} with the result" in str(task.check(detaches))
-
-
-@pytest.mark.parametrize("task", EVERY, ids=name_of)
-def test_the_solution_can_be_copied_from_the_page(task):
-    cell = {"torch": torch, "F": F, "copy_to": copy_to, "reduce_from": reduce_from}
-    exec(task.show_solution().text, cell)
-    assert task.check(cell[task.name]).passed
+test_the_stub_waits = checks.stubs_wait(EVERY)
+test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, torch=torch, F=F, copy_to=copy_to, reduce_from=reduce_from
+)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 
 def test_inputs_of_a_vocabulary_reach_its_last_token_and_overflow_without_the_maximum():
