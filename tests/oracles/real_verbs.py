@@ -161,6 +161,10 @@ def modes(group):
     return torch.is_grad_enabled(), str(torch.zeros(1).dtype), torch.zeros(1).device.type
 
 
+def threads(group):
+    return torch.get_num_threads()
+
+
 def every_verb_in_every_dtype(group):
     shapes = {torch.float64: [(12, 12), (5, 3), (1, 2)]}  # fewer for the other dtypes
     return [every_verb(group, shape, dtype) for dtype in DTYPES for shape in shapes.get(dtype, [(5, 12)])]

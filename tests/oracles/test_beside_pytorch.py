@@ -10,7 +10,7 @@ from oracles.real_pairs import PAIRS, run_all
 from lib.devices import Cluster
 from lib.devices.processes import Processes
 from lib.examples.beside_pytorch import data_parallel, device_mesh, fsdp, grid
-from lib.examples.small_training import BATCH, dense_mlp, largest_difference, one_device, weights
+from lib.examples.small_training import BATCH, batches, dense_mlp, largest_difference, one_device, weights
 
 STEPS = 5
 
@@ -40,6 +40,20 @@ def test_it_learns():
     assert len(losses) == STEPS
     start = weights(dense_mlp())
     assert all((state[name] - start[name]).abs().max() > 0.02 for name in start)
+
+
+def test_one_device_trains_as_a_plain_loop_does():
+    """No gradient outlives its step."""
+    model = dense_mlp()
+    parameters, losses = list(model.parameters()), []
+    optimizer = torch.optim.AdamW(parameters, lr=0.02)
+    for x, target in batches(STEPS):
+        loss = (model(x) - target).square().mean()
+        for p, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p.grad = grad
+        optimizer.step()
+        losses.append(loss.item())
+    assert largest_difference(one_device(STEPS), (losses, weights(model))) <= 1e-12
 
 
 def test_the_difference_sees_every_loss_and_every_weight():

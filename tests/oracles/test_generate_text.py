@@ -3,7 +3,9 @@
 
 import json
 import re
+import runpy
 import shutil
+import sys
 
 import pytest
 import torch
@@ -70,6 +72,13 @@ def test_four_devices_and_the_likeliest_characters_unless_said_otherwise(weights
     assert len(greedy) == 56
     assert greedy == write(weights, "--size", 4, "--temperature", 0, "--seed", 9)
     assert greedy == write(weights, "--top-k", 1, "--temperature", 3.0)
+
+
+def test_the_command_as_a_reader_types_it(weights, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate_text", "--weights", str(weights), "--count", "3"])
+    monkeypatch.delitem(sys.modules, generate_text.__name__)  # it runs under another name
+    runpy.run_module(generate_text.__name__, run_name="__main__")
+    assert capsys.readouterr().out == write(weights, "--count", 3) + "\n"
 
 
 def test_what_is_drawn_depends_on_seed_temperature_and_top_k(weights):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ import torch
 import torch.distributed as dist
 from oracles import real_errors, real_verbs
 
-from lib.devices import Cluster, DeadlockError, MismatchError
+from lib.devices import Cluster, DeadlockError, Group, MismatchError
 from lib.devices.processes import Processes
+from lib.devices.real.channel import naming_a_lost_connection
 from lib.devices.real.process import Place, joined, own_gpu
 from lib.devices.torchrun import launch
 
@@ -146,6 +148,31 @@ def test_nobody_is_left_behind_by_a_parent_that_is_ended(tmp_path):
         wait_until_gone(tmp_path / number.name, 2)
     assert "KeyboardInterrupt" in said[signal.SIGINT]
     assert said[signal.SIGKILL] == ""
+
+
+def test_a_run_ends_its_threads():
+    before = set(threading.enumerate())
+    with joined(dist.HashStore(), Place(0, 1, 0, 1)) as exchange:
+        group = Group(exchange, 0, [0])
+        assert group.all_reduce(torch.ones(2), async_op=True).wait().tolist() == [1, 1]
+        assert len(set(threading.enumerate()) - before) == 3  # to send, to receive, and for the collective
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.mark.parametrize("text", ["[gloo] Connection closed by peer", "gloo::EnforceNotMet"])
+def test_a_lost_connection_is_named(text):
+    with (
+        pytest.raises(ConnectionError, match=r"rank 4 lost the others in recv\(src=1\) in group \(3, 4\)"),
+        naming_a_lost_connection(4, "recv(src=1)", (3, 4)),
+    ):
+        raise RuntimeError(text)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), DeadlockError("gloo"), MismatchError("gloo"), KeyError()])
+def test_what_is_no_lost_connection_is_not_called_one(error):
+    with pytest.raises(type(error)) as raised, naming_a_lost_connection(4, "recv(src=1)", (3, 4)):
+        raise error
+    assert raised.value is error
 
 
 def test_what_the_processes_print_is_printed_here(capfd):

@@ -53,3 +53,9 @@ def test_the_callers_modes_hold():
     with torch.no_grad(), torch.device("meta"):
         assert Processes(2).run(real_verbs.modes) == [(False, "torch.float32", "meta")] * 2
     assert Processes(1).run(real_verbs.modes) == [(True, "torch.float32", "cpu")]
+
+
+@pytest.mark.parametrize(("callers", "each"), [(1, 1), (2, 1), (4, 2)])
+def test_the_callers_threads_are_shared_among_the_processes(monkeypatch, callers, each):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: callers)
+    assert Processes(2).run(real_verbs.threads) == [each, each]

@@ -10,6 +10,7 @@ from lib import Cluster
 from lib.examples import train_gpt
 from lib.examples.text import alice
 from lib.examples.training import train
+from lib.parallel import dense_state
 from lib.parallel.gpt import GPT
 from lib.parallel.gpt2_weights import read_gpt2
 from lib.parallel.gpt_config import GPTConfig
@@ -52,6 +53,36 @@ def test_every_option_arrives(tmp_path):
     assert (written.layers, written.hidden, written.heads, written.positions) == (2, 24, 2, 12)
     for name, x in model.named_parameters():
         torch.testing.assert_close(state[name], x.detach(), rtol=0, atol=1e-9)
+
+
+def plain_loop(group, config, steps, batch, length):
+    """What `train` shall do unless asked otherwise, for one device: no gradient outlives its step."""
+    torch.manual_seed(0)
+    model = GPT(config, group).double()
+    weights, losses = list(model.parameters()), []
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps, cycle_momentum=False)
+    for tokens, targets in alice().batches(steps, batch, length, seed=0):
+        loss = model(tokens, targets)
+        for p, grad in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            p.grad = grad
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+@pytest.mark.parametrize(("size", "replicas"), [(1, 1), (4, 2)])
+def test_it_trains_as_a_plain_loop_does(size, replicas):
+    config, cluster = GPTConfig(1, 8, 2, alice().vocabulary, positions=8), Cluster(size)
+    expected, dense = Cluster(1).run(plain_loop, config, 6, 16, 8)[0]
+    results = cluster.run(train, config, alice(), 6, replicas, length=8, dtype=torch.float64)
+    for found, _ in results:
+        assert found == pytest.approx(expected, rel=0, abs=1e-12)
+    whole = dense_state([model for _, model in results[: size // replicas]])
+    for name, x in dense.named_parameters():  # AdamW divides by small numbers
+        torch.testing.assert_close(whole[name], x.detach(), rtol=0, atol=1e-9, msg=name)
+    assert cluster.meters.verbs() == ["all_reduce"]  # of sequence parallelism there would be others
 
 
 def test_a_part_of_a_model_is_smaller():

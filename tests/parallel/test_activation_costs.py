@@ -118,6 +118,14 @@ def test_on_real_tensors_every_term_is_kept_to_the_byte(devices, sp, way):
         assert kept == {term.name: term.size for term in terms}
 
 
+def test_unless_asked_nothing_is_cut_along_the_sequence_or_recomputed():
+    terms = activation_terms(SMALL, 2)
+    assert [term.size for term in terms] == [term.size for term in activation_terms(SMALL, 2, False, None)]
+    kept = saved_by_term(terms, Cluster(2).run(layer_saved, SMALL)[1])
+    kept.pop(STATISTICS)
+    assert kept == {term.name: term.size for term in terms}
+
+
 @pytest.mark.parametrize(("sp", "way"), WAYS)
 def test_nothing_else_outlives_the_forward(sp, way):
     """Two other ways to count: what autograd is handed, and which memory of the forward is still there after it."""

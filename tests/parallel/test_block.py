@@ -22,6 +22,7 @@ from parallel.dense_transformer import (  # noqa: F401
 from lib.devices import Cluster
 from lib.parallel import KVCache, ParallelBlock, SequenceLayerNorm, load_dense, shard
 from lib.parallel.dense import layout_of
+from lib.parallel.saved import saved_activations
 
 X = (BATCH, LENGTH, HIDDEN)
 RECOMPUTE = [None, "selective", "full"]
@@ -133,6 +134,47 @@ def test_the_norms_are_those_of_own_tokens_only_where_tokens_are_cut():
         ]
 
     assert Cluster(2).run(program) == [[False, False, True, True, True, True]] * 2
+
+
+@pytest.mark.parametrize(("recompute", "kept"), [(None, 1), ("selective", 0), ("full", 0)])
+def test_scores_are_kept_only_where_nothing_is_recomputed(recompute, kept):
+    def program(group):
+        blocks = saved_activations(ParallelBlock(HIDDEN, HEADS, group, recompute=recompute), torch.randn(X))
+        return sum(block.shape[-2:] == (LENGTH, LENGTH) for block in blocks)
+
+    assert Cluster(4).run(program) == [kept] * 4  # for the softmax and for the product with the values, in one block
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_gradients_may_be_asked_for_one_by_one_with_recomputation_too(recompute):
+    """Checkpoints of PyTorch's older kind refuse `torch.autograd.grad`."""
+    x = torch.randn(X, requires_grad=True)
+
+    def program(group, recompute=None):
+        torch.manual_seed(3)
+        block = ParallelBlock(HIDDEN, HEADS, group, recompute=recompute)
+        return torch.autograd.grad(block(x).square().sum(), x)[0]
+
+    (expected,) = Cluster(1).run(program)
+    for grad in Cluster(2).run(program, recompute):
+        assert_close(grad, expected, recompute)
+
+
+def test_dropout_acts_on_the_weights_of_attention_and_on_what_both_regions_leave():
+    def program(group):
+        shares, block = [], ParallelBlock(HIDDEN, HEADS, group, dropout=0.5)
+
+        def note(_, inputs, y):
+            shares.append(float((y == 0).sum() - (inputs[0] == 0).sum()) / float((inputs[0] != 0).sum()))
+
+        for layer in (block.attention.dropout, block.dropout):
+            layer.register_forward_hook(note)
+        block(torch.randn(2, 40, HIDDEN))
+        return shares
+
+    for shares in Cluster(2).run(program):
+        assert len(shares) == 3
+        assert all(0.4 < share < 0.6 for share in shares), "half of what was not 0"
 
 
 # ---- what is sent ----

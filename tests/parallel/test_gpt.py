@@ -69,6 +69,13 @@ def test_the_padding_of_the_embedding_starts_at_zero_and_gets_no_gradient():
 
 
 @SEQUENCE
+def test_the_sum_of_a_row_for_the_token_and_one_for_its_position(sequence_parallel):
+    outputs = Cluster(2).run(lambda group: build(group, STATE, sequence_parallel=sequence_parallel).embed(TOKENS, 5))
+    whole = torch.cat(outputs, 1) if sequence_parallel else outputs[1]
+    assert torch.equal(whole, STATE["embedding.weight"][TOKENS] + STATE["positions.weight"][5:16])
+
+
+@SEQUENCE
 @pytest.mark.parametrize("recompute", [None, "selective", "full"])
 @pytest.mark.parametrize("size", [1, 4])
 def test_gradients_equal_those_of_one_device(size, recompute, sequence_parallel):

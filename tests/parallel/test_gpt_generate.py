@@ -71,6 +71,11 @@ def test_drawn_as_often_as_softmax_says(top_k):
     assert (expected > 0.01).sum() > 4
 
 
+def test_the_likeliest_one_alone_is_no_draw():
+    greedy, drawn = (Cluster(2).run(text, **way)[1] for way in ({}, {"temperature": 3.0, "top_k": 1, "seed": 1}))
+    assert torch.equal(greedy, drawn)
+
+
 def test_seeds():
     ways = [{"seed": 3}, {"seed": 3}, {"seed": 0}, {}]
     same, again, other, free = (Cluster(2).run(text, temperature=1.0, **way)[0] for way in ways)

@@ -59,7 +59,7 @@ def test_one_pays_for_parameters_and_the_other_for_activations():
 
 
 def test_parameters_of_gpt2_layers():
-    """GPT-2 small has 85,056,000 parameters in its 12 layers: 124,439,808 less embeddings and the last LayerNorm."""
+    """The 12 layers of GPT-2 small: its 124,439,808 parameters, less the embeddings and the last LayerNorm."""
     assert 12 * layer_parameters(768) == 124_439_808 - 50257 * 768 - 1024 * 768 - 2 * 768 == 85_054_464
 
 

@@ -45,6 +45,13 @@ def test_a_padded_shard(length, parts):
     assert torch.equal(PaddedShard(length).whole(pieces), whole)
 
 
+@pytest.mark.parametrize("length", [8, 10])
+def test_a_padded_shard_of_another_length(length):
+    """8 rows and 3 of padding would give the first three of four devices pieces of the right size."""
+    with pytest.raises(ValueError, match=rf"shape \({length}, 3\) does not have the 9 rows to cut"):
+        PaddedShard(9).piece(torch.ones(length, 3), 4, 0)
+
+
 # ---- the embedding ----
 
 

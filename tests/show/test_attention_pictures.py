@@ -64,6 +64,9 @@ def test_every_weight_stands_in_its_cell():
         assert rows[i] < left[1] < rows[i] + rows[1] - rows[0]
         assert left[0] < columns[0]
         assert above[1] < rows[0]
+    heights = {n.text: float(n.get("y")) for n in nodes(picture, x=True) if (n.text or "").startswith(("query", "key"))}
+    assert heights["query"] == named["the"][0][1], "above the names of the rows"
+    assert heights["key: what it takes from"] < named["the"][0][1], "above the names of the columns"
 
 
 def test_a_causal_mask_is_seen_and_said():
@@ -88,8 +91,11 @@ def test_arcs_of_a_query_are_as_thick_as_its_weights():
     starts = [float(n.get("x")) for n in nodes(picture, text_anchor="middle") if n.text in WORDS][:6]
     assert [float(numbers[0]) for numbers in ends] == pytest.approx([starts[i] for i in (1, 2, 3, 5)], abs=0.1)
     assert {float(numbers[-2]) for numbers in ends} == {round(starts[4], 1)}
+    under_the_words = [t for t in texts(picture) if re.fullmatch(r"\d\.\d\d", t)][:6]
+    assert under_the_words == ["0.00", "0.30", "0.05", "0.10", "0.20", "0.35"]
     assert picture.desc.count(" takes ") == 1
     assert '"it" takes 0.00 from "the", 0.30 from "cat"' in picture.desc
+    assert [n.text for n in nodes(picture, font_weight="600") if n.text in WORDS] == ["it"] * 3  # at arcs, column, row
     # The frame lies around row 4 of the map.
     ((cells, *_),) = maps(picture)
     frame = next(n for n in nodes(picture, stroke_width="2.5") if n.tag == f"{SVG}rect")
@@ -110,6 +116,9 @@ def test_long_sentences_stay_inside(count):
             assert 0 <= float(node.get("x")) - 7.6 * len(node.text) / 2 + 0.1
             assert float(node.get("x")) + 7.6 * len(node.text) / 2 <= picture.width + 0.1
     assert max(float(n.get("y")) for n in nodes(picture, y=True)) <= picture.height
+    (heat,) = nodes(picture, data_look="heat")
+    wide = float(next(heat.iter(f"{SVG}rect")).get("width"))
+    assert len(list(heat.iter(f"{SVG}text"))) == (count**2 if wide >= 34 else 0), "digits only where they have room"
 
 
 def test_an_average_as_areas():
@@ -119,6 +128,7 @@ def test_an_average_as_areas():
     sizes = [(float(n.get("width")), float(n.get("height"))) for n in bars]
     assert [w / sum(w for w, _ in sizes) for w, _ in sizes] == pytest.approx([0.1, 0.3, 0.6], abs=1e-3)
     assert [h / sizes[-1][1] for _, h in sizes] == pytest.approx([2 / 9, 5 / 9, 1], abs=1e-2)
+    assert all(float(n.get("fill-opacity")) < 0.5 for n in bars), "the line is to be seen on them"
     base = float(bars[0].get("y")) + sizes[0][1]
     height = base - float(re.match(r"M[\d.]+ ([\d.]+)", line.get("d"))[1])
     assert sum(w * h for w, h in sizes) == pytest.approx(height * sum(w for w, _ in sizes), rel=1e-2)
@@ -141,6 +151,8 @@ def test_heads_are_drawn_on_the_device_that_has_them():
         assert [opacity for _, opacity, *_ in cells] == pytest.approx(seen, abs=1e-3)  # the largest of all is 1
         assert crosses == 10
     assert [t for t in texts(picture) if t.startswith("head ")] == [f"head {i}" for i in range(4)]
+    assert [t for t in texts(picture) if t.startswith("rank ")] == ["rank 0", "rank 1"]
+    assert "Crossed out: keys after the query (causal mask)." in texts(picture)
     largest, key = given[2, -1].max(0)
     assert f"head 2 on rank 1: {largest:.2f} at key {key}" in picture.desc
 

@@ -12,7 +12,14 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("shape", [LayerShape(16, 8, 64, 8), LayerShape(2048, 8, 12288, 96)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        LayerShape(16, 8, 64, 8),
+        LayerShape(2048, 8, 12288, 96),
+        LayerShape(2048, 8, 3200, 32),  # GB on one device, MB on 8: one unit for all three bars
+    ],
+)
 def test_bars_are_the_costs(shape, devices):
     picture = draw_data_and_tensor(shape, devices)
     ways = [
@@ -33,6 +40,17 @@ def test_bars_are_the_costs(shape, devices):
     assert all(1 <= max(bars[i : i + 3]) < 1000 or not any(bars[i : i + 3]) for i in (0, 3, 6))
     assert f"Sent in a step, by each of {devices} device" in picture.desc
     assert f"DP: {bars[0]:,.4g} " in picture.desc
+    what = [title.split(",")[0] for title in texts if "each of" in title]
+    assert what == ["Weights", "Activations kept", "Sent in a step"]
+
+
+def test_some_hundred_bytes_are_bytes():
+    shape = LayerShape(2, 2, 2, 2)
+    ways = [data_parallel_costs(shape, 2), tensor_parallel_costs(shape, 2), tensor_parallel_costs(shape, 2, True)]
+    assert all(100 < way.activations < 1000 for way in ways)
+    dp, tp, sp = (f"{way.activations:.4g} B" for way in ways)
+    desc = draw_data_and_tensor(shape, 2).desc
+    assert f"Activations kept, on each of 2 devices. DP: {dp}; TP: {tp}; TP + SP: {sp}." in desc
 
 
 def test_bad_input_is_passed_on():

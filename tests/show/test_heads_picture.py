@@ -91,6 +91,32 @@ def test_the_fused_weight_is_cut_per_head(heads, kv_heads, devices):
     assert sum(widths) == pytest.approx(464, abs=1)
 
 
+def test_names_and_numbers_stand_at_what_they_name():
+    picture = draw_heads(8, 2, 4, head_size=2, positions=3)
+    heads, right, wrong = parts(picture, 4)
+    root, at = ElementTree.fromstring(picture.svg()), {}
+    for node in root.iter(f"{SVG}text"):
+        at.setdefault(node.text, []).append((float(node.get("x")), float(node.get("y"))))
+    assert "heads of 2; cache of 3 positions" in at
+    for rank, (own, common) in enumerate(zip(heads[::2], heads[1::2], strict=True)):
+        for name, block in (("Q", own), ("K, V", common)):
+            x, y = at[name][rank]
+            assert x < block[3]
+            assert block[4] < y < block[4] + block[6]
+        ((_, y),) = at[f"rank {rank}"]
+        assert own[4] < y < common[4] + common[6]
+    for rank, _, written, *_, width, _ in right + wrong:
+        assert written == ([str(rank)] if width > 8 else [])
+    ends = [8 + 464 * n / 12 for n in (0, 8, 10, 12)]  # of the rows of the queries, keys and values
+    for name, start, end in zip("QKV", ends, ends[1:], strict=False):
+        in_both_bars = [x for x, _ in at[name]][-2:]
+        assert in_both_bars == pytest.approx([(start + end) / 2] * 2, abs=0.1)
+    lines = [n.get("d") for n in root.iter(f"{SVG}path") if n.get("stroke-width") == "1.5"]
+    assert len(lines) == 2
+    for line in lines:
+        assert [float(x) for x in re.findall(r"M([\d.]+)", line)] == pytest.approx(ends, abs=0.1)
+
+
 def test_what_is_wrong_is_said():
     assert "In 4 equal pieces, rank 0 would have no keys and no values." in draw_heads(12, 12, 4).desc
     assert "In 2 equal pieces, rank 0 would have no values." in draw_heads(12, 12, 2).desc
@@ -113,6 +139,11 @@ def test_the_cache_is_that_of_a_real_run(heads, kv_heads, devices):
         assert re.search(rf"rank {rank} holds [^;]* a cache of {readable(size, 'B')}[.;]", picture.desc)
     shown = [n.text for n in ElementTree.fromstring(picture.svg()).iter(f"{SVG}text") if (n.text or "").endswith("B")]
     assert shown == [readable(size, "B") for size in held]
+
+
+def test_a_cache_that_no_machine_holds():
+    size = 2 * 10 * 128 * 100_000_000 * 2  # keys and values of 10 heads, 16 bits each
+    assert f"a cache of {readable(size, 'B')}" in draw_heads(80, 80, 8, head_size=128, positions=100_000_000).desc
 
 
 def test_many_heads_are_named_by_their_range():

@@ -178,6 +178,8 @@ def test_shards_lie_where_they_belong_in_the_whole(devices):
         else:
             assert (y, height) == pytest.approx((top + rank * tall / devices, tall / devices), abs=0.2)
             assert (x, width) == pytest.approx((left, wide), abs=0.2)
+    arrows = [n for n in ElementTree.fromstring(picture.svg()).iter(f"{SVG}g") if n.get("data-look") == "arrow"]
+    assert len(arrows) == 3 * devices, "from every row to the next"
     assert len({b[2:] for b in drawn[2 * devices :]}) == 2 * devices  # whole ones: one for each lane and row
     assert all(0 <= b[2] and b[2] + b[4] <= picture.width and b[3] + b[5] <= picture.height for b in drawn)
 
@@ -192,6 +194,9 @@ def test_looks_follow_the_placements():
     assert looks(draw_block(2, False, S, H, HEADS)) == [copy, copy, cut, copy, copy, cut, copy]
     assert set(looks(draw_block(2, True, S, H, HEADS))) == {cut}
     assert looks(draw_qkv(2, S, H, HEADS)) == [copy, *[cut] * 7, "partial", copy]
+    for tokens_or_rows in (blocks(draw_mlp(2, False, S, H))[8:10], blocks(draw_mlp(2, True, S, H))[:2]):  # B; X
+        (*_, y0, _, tall), (*_, y1, _, _) = tokens_or_rows
+        assert y1 == pytest.approx(y0 + tall, abs=0.2)
     # Along the sequence, from top to bottom; inside of the regions by columns, from left to right.
     tall = {(round(b[4]), round(b[5])) for b in blocks(draw_block(2, True, S, H, HEADS)) if b[0] == 0}
     assert len(tall) == 3
@@ -200,7 +205,9 @@ def test_looks_follow_the_placements():
 def test_bars_are_solid_where_something_is_sent_forward():
     def dashes(picture):
         root = ElementTree.fromstring(picture.svg())
-        return [n.get("stroke-dasharray") for n in root.iter(f"{SVG}rect") if n.get("data-talk")]
+        bars = [n for n in root.iter(f"{SVG}rect") if n.get("data-talk")]
+        assert all(n.get("stroke") == "currentColor" for n in bars), "the dashes are to be seen"
+        return [n.get("stroke-dasharray") for n in bars]
 
     assert dashes(draw_mlp(2, False, S, H)) == ["5 4", None]
     assert dashes(draw_mlp(2, True, S, H)) == [None, None]
@@ -214,6 +221,9 @@ def test_residuals_go_around_the_regions():
         float(n.get("y")) for n in root.iter(f"{SVG}text") if n.text in ("x", "y = x + dropout", "z = y + dropout")
     ]
     assert len(lines) == 2
+    bars = [n for n in root.iter(f"{SVG}rect") if n.get("data-talk")]
+    assert len(bars) == 4
+    assert all(float(n.get("x")) + float(n.get("width")) < 472 for n in bars), "a residual passes beside them"
     for line, (start, end) in zip(lines, pairwise(names), strict=True):
         numbers = [float(n) for n in re.findall(r"[\d.]+", line)]
         assert numbers[1] == pytest.approx(start + 4 + 6, abs=0.2)  # a name stands 4 above the middle of its row
@@ -244,6 +254,39 @@ def test_words_name_every_row():
     assert "small gradients" not in desc
     assert "small gradients of LayerNorm and bias" in draw_block(4, True, S, H, HEADS).desc
     assert "small gradients" not in "".join(filter(None, texts(draw_block(1, True, S, H, HEADS))))
+
+
+@pytest.mark.parametrize(
+    ("draw", "plain", "cut"),
+    [
+        (draw_mlp, "The MLP on 2 devices, TP", "The MLP on 2 devices, TP + SP"),
+        (draw_block, "A layer on 2 devices, TP", "A layer on 2 devices, TP + SP"),
+    ],
+)
+def test_titles_say_how_the_layer_is_split(draw, plain, cut):
+    assert (draw(2).title, draw(2, True).title) == (plain, cut)
+    assert plain in texts(draw(2))
+    assert draw(2).desc.startswith(plain + ".")
+
+
+def test_notes():
+    same_work = "Outlined: every device does the same work."
+    assert [same_work in texts(draw_block(devices, sp)) for devices in (1, 2) for sp in (False, True)] == [
+        *(False, False),
+        *(True, False),
+    ]
+    which = "(the all-reduces: small gradients of LayerNorm and bias)"
+    assert [which in texts(draw_block(devices, sp)) for devices in (1, 2) for sp in (False, True)] == [
+        *(False, False),
+        *(False, True),
+    ]
+    assert "8 heads of d = 2 columns, 4 on each device" in texts(draw_qkv(2, S, H, HEADS))
+    assert draw_qkv(2, S, H, HEADS).title == "Self-attention, 8 heads on 2 devices"
+
+
+def test_sizes_that_no_machine_holds():
+    assert shapes(draw_qkv(8, 10**7, 16384, 128))["scores Q Kᵀ / √d"] == [(16, 10**7, 10**7)]
+    assert shapes(draw_mlp(8, True, 8 * 10**7, 16384))["GeLU(X A)"] == [(8 * 10**7, 8192)]
 
 
 def test_text_stays_readable_on_a_phone():

@@ -177,6 +177,27 @@ def test_every_size_is_drawn_inside_of_the_picture(name, devices):
             assert x + 6.6 * len(text) < after + 8, (text, "runs into its neighbor")
 
 
+def test_headings_stand_above_their_columns():
+    at = {}
+    for node in nodes(draw_model(SMALL, 2), "text"):
+        at.setdefault(node.text, node.get("x"))
+    assert at["weight"] == at["50 × 16"] == at["16 × 48"]
+    assert at["of each device"] == at["25 × 16"] == at["16 × 24"]
+    assert at["then"] == at["all-reduce"]
+    assert at["head"] == at["embedding"]
+    assert "the embedding once more, as columns" in at
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_frame_holds_the_layer_that_is_there_several_times(devices):
+    picture = draw_model(SMALL, devices)
+    (frame,) = [n for n in nodes(picture, "rect") if n.get("rx") == "6"]
+    top, bottom = float(frame.get("y")), float(frame.get("y")) + float(frame.get("height"))
+    words = [(n.text, float(n.get("y"))) for n in nodes(picture, "text") if n.text in {*ROWS, "LayerNorm", "head"}]
+    assert [text for text, y in words if top < y < bottom] == ["LayerNorm", *LINEAR[:2], "LayerNorm", *LINEAR[2:]]
+    assert any(top < float(n.get("y")) < bottom for n in nodes(picture, "text") if n.text == "3 times")
+
+
 def test_ranks_have_their_plates_and_the_legend_explains_both_looks():
     words = texts(draw_model(SMALL, 4))
     assert words[words.index("rank") + 1 :][:4] == ["0", "1", "2", "3"]
