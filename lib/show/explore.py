@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 from .language import THEME_CSS
-from .page import PAGE_CSS, page
+from .page import PAGE_CSS, page, words
 from .svg import Picture
 
 
@@ -86,7 +86,7 @@ class Exploration:
             numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
             control = widgets.SelectionSlider if numeric else widgets.ToggleButtons
             options = [(str(value), value) for value in values]
-            controls[name] = control(options=options, value=values[0], description=name)
+            controls[name] = control(options=options, value=values[0], description=words(name))
         head = widgets.HTML(f"<style>{THEME_CSS}{PAGE_CSS}</style>" + _question(self.question))
         picture, says = widgets.HTML(), widgets.HTML()
 

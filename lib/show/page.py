@@ -66,20 +66,25 @@ def _chunks(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
+def words(name: str) -> str:
+    """What a reader sees for an argument of `draw`."""
+    return name.replace("_", " ")
+
+
 def _control(name: str, values: Sequence[Any], uid: str) -> str:
     """A slider for numbers, radio buttons for words."""
-    shown = html.escape(name)
+    axis, shown = html.escape(name), html.escape(words(name))
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         listed = html.escape(json.dumps([str(value) for value in values]))
         return (
             f'<label class="omd-range"><span>{shown}</span> <input type="range" '
             f'min="0" max="{len(values) - 1}" '
-            f'value="0" step="1" data-axis="{shown}" data-values="{listed}" aria-label="{shown}" '
+            f'value="0" step="1" data-axis="{axis}" data-values="{listed}" aria-label="{shown}" '
             f'aria-valuetext="{html.escape(str(values[0]))}" autocomplete="off"> '
             f'<output aria-live="off">{html.escape(str(values[0]))}</output></label>'
         )
     radios = "".join(
-        f'<label><input type="radio" name="omd-{uid}-{shown}" data-axis="{shown}" '
+        f'<label><input type="radio" name="omd-{uid}-{axis}" data-axis="{axis}" '
         f'value="{html.escape(str(value))}" autocomplete="off"'
         f"{' checked data-first' if i == 0 else ''}> {html.escape(str(value))}</label>"
         for i, value in enumerate(values)

@@ -91,6 +91,16 @@ def test_one_value_needs_no_control():
     assert not tags(explore(lambda n: "text", n=[3])._repr_html_(), "input")
 
 
+def test_names_of_several_words_are_read_as_words():
+    explored = explore(lambda kv_heads, one_group: "text", kv_heads=[1, 2], one_group=[False, True])
+    page = explored._repr_html_()
+    slider, radio, _ = tags(page, "input")
+    assert (slider["aria-label"], slider["data-axis"], radio["data-axis"]) == ("kv heads", "kv_heads", "one_group")
+    assert "<span>kv heads</span>" in page
+    assert "<legend>one group</legend>" in page
+    assert [control.description for control in explored.live.children[1:3]] == ["kv heads", "one group"]
+
+
 def test_booleans_are_words():
     inputs = tags(explore(lambda bias: "text", bias=[False, True])._repr_html_(), "input")
     assert [i["type"] for i in inputs] == ["radio", "radio"]
