@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lib.devices.arguments import SharedArguments
 from lib.devices.clock import Charge, Clock
 from lib.devices.exchange import Exchange
 from lib.devices.group import Group
@@ -48,8 +49,9 @@ class Cluster:
     def run(self, program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Runs `program(group, *args, **kwargs)` once per device; returns the results in rank order.
 
-        The arguments are handed to every device as they are, not copied: treat them as read-only. The caller's modes
-        (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device, and every
+        The arguments are handed to every device as they are, not copied, so they are read-only: a tensor or module
+        among them, or around the program, that several devices changed raises RuntimeError after the run. The caller's
+        modes (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device, and every
         device's random stream starts where the caller's stands; afterwards the caller's goes on where rank 0's stopped.
 
         What a program raises is raised here, with a note of the rank. Devices that wait for ever raise DeadlockError,
@@ -62,6 +64,7 @@ class Cluster:
         clock = Clock(self.size, self.hardware, self.trace) if self.hardware else None
         exchange = Exchange(self.size, self.meters, clock)
         outputs: list[Any] = [None] * self.size
+        shared = SharedArguments(program, args, kwargs)
         with_modes = _modes_of_the_caller()
 
         def device(rank: int) -> None:
@@ -79,6 +82,8 @@ class Cluster:
             exchange.turns = None  # the groups are dead now, and nothing keeps the threads
             torch.default_generator.set_state(stream)
         exchange.check_nothing_left()
+        if self.size > 1:
+            shared.check_unchanged(self.size)
         return outputs
 
 
