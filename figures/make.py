@@ -240,11 +240,11 @@ def two_worlds() -> Picture:
         x = 256 + 55 * r
         body += [frame(x, 134, 51, 62), tag(x + 3, 172, r, 45), label(x + 25.5, 152, "process", "middle", size=12)]
     body += [frame(256, 204, 216, 34, dashed=True), label(364, 226, "gloo or NCCL: bytes travel", "middle", size=12)]
-    body += [label(240, 262, "the same values, gradients, bytes and errors", "middle")]
+    body += [label(240, 262, "the same values, gradients, meters and errors", "middle")]
     desc = (
         "One program, program(group), with two arrows. Left, Cluster(4): ranks 0 to 3 in one process; they take turns, "
         "time is virtual, tensors are handed over. Right, Processes(4) or torchrun: ranks 0 to 3 in a process each, "
-        "which talk through gloo or NCCL. Both give the same values, gradients, bytes and errors."
+        "which talk through gloo or NCCL. Both give the same values, gradients, meters and errors."
     )
     return Picture(width, 272, "One program, simulated and real", desc, body)
 

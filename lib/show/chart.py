@@ -12,6 +12,7 @@ from .language import paint
 from .svg import Picture, element, number
 
 WIDTH, LEFT, TOP, BOTTOM = 480, 64, 44, 264
+MOST_SPANS = 4  # nobody keeps more of them in mind
 LOOKS = ((0, None, 2.5), (5, "7 4", 2.5), (2, "2 4", 3), (3, "9 3 2 3", 2.5), (7, "4 2", 2), (1, None, 1.5))
 Points = Sequence[tuple[float, float]]
 
@@ -102,19 +103,26 @@ def _apart(places: list[float], least: float) -> list[float]:
 
 
 def _says(lines: Mapping[str, Points], title: str, x: str, y: str, units: tuple[str, str], note: str) -> str:
-    """The curves in words: who is lowest from where to where, when they share their points; else their ends."""
+    """The curves in words: who is lowest from where to where, if that can be followed; else their ends."""
     shared = {tuple(px for px, _ in points) for points in lines.values()}
     head = f"{title}. {y} over {x}."
     if len(lines) > 1 and len(shared) == 1:
-        lowest = [(px, min(lines, key=lambda name, i=i: lines[name][i][1])) for i, px in enumerate(next(iter(shared)))]
+        lowest = [(px, _lowest(lines, i)) for i, px in enumerate(next(iter(shared)))]
         spans = [(name, list(group)) for name, group in groupby(lowest, key=lambda pair: pair[1])]
         told = [
             f"from {readable(group[0][0], units[0])} to {readable(group[-1][0], units[0])}: {name}"
             for name, group in spans
         ]
-        return f"{head} Lowest {'; '.join(told)}. {note}".strip()
+        if len(told) <= MOST_SPANS:
+            return f"{head} Lowest {'; '.join(told)}. {note}".strip()
     told = [
         f"{name} goes from {readable(points[0][1], units[1])} to {readable(points[-1][1], units[1])}"
         for name, points in lines.items()
     ]
     return f"{head} {'; '.join(told)}. {note}".strip()
+
+
+def _lowest(lines: Mapping[str, Points], i: int) -> str:
+    """The line that is lowest at the i-th point. Curves that differ by rounding alone are one curve."""
+    least = min(points[i][1] for points in lines.values())
+    return " and ".join(name for name, points in lines.items() if math.isclose(points[i][1], least, rel_tol=1e-6))

@@ -64,6 +64,21 @@ def test_the_words_say_who_is_lowest_where():
     assert "loss goes from 3 to 0.5" in draw_chart({"loss": [(0, 3), (1, 0.5)]}, "L", "x", "y").desc
 
 
+def test_curves_that_differ_by_rounding_are_told_as_equal():
+    one, eps = [(0, 4.0), (1, 3.0), (2, 2.0)], 2e-16
+    points = {"one": one, "four": [(0, 4.0), (1, 3.0 - 3 * eps), (2, 2.0 + 2 * eps)], "bug": [(0, 4.0), (1, 5), (2, 6)]}
+    desc = draw_chart(points, "Loss", "step", "loss").desc
+    assert desc == "Loss. loss over step. Lowest from 0 to 0: one and four and bug; from 1 to 2: one and four."
+
+
+@pytest.mark.parametrize("crossings", [3, 4])
+def test_curves_that_cross_all_the_time_are_told_by_their_ends(crossings):
+    points = {"a": [(i, 2 + i % 2) for i in range(crossings + 1)], "b": [(i, 3 - i % 2) for i in range(crossings + 1)]}
+    desc = draw_chart(points, "Loss", "step", "loss").desc
+    assert ("Lowest" in desc) == (crossings == 3)
+    assert ("a goes from 2 to 2; b goes from 3 to 3." in desc) == (crossings == 4)
+
+
 def test_a_flat_line_can_be_drawn():
     assert lines(draw_chart({"one": [(0, 2), (1, 2)]}, "T", "x", "y"))
 
