@@ -120,11 +120,11 @@ def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
     forward=(Talk(AllReduce("max"), ""),),
     broken=normalize_that_stops,
     mistakes={
-        "every device divides by the largest element of its own piece.": lambda parts, x: torch.cat(
+        "every device divides by the largest |element| of its own piece.": lambda parts, x: torch.cat(
             [scaled_down(piece) for piece in cut(x, parts, 0)]
         ),
-        "it is divided always, also when the largest element is below 2.5.": lambda parts, x: x / x.abs().max(),
-        "the largest elements of all devices were added up: all_reduce adds unless it is told op='max'.": (
+        "it is divided always, also when the largest |element| is below 2.5.": lambda parts, x: x / x.abs().max(),
+        "the largest |elements| of all devices were added up: all_reduce adds unless it is told op='max'.": (
             lambda parts, x: x / sum(piece.abs().max() for piece in cut(x, parts, 0))
         ),
         "it is never divided.": lambda parts, x: x,
@@ -133,7 +133,7 @@ def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
         "The table says which devices wait, and in which line. What have the others done instead of coming there?",
         "largest is another number on every device, so some take the if and some do not. A collective must be called "
         "by all of them, or by none.",
-        "Let all devices agree on the largest element first, by one all_reduce outside of the if. Then decide.",
+        "Let all devices agree on the largest |element| first, by one all_reduce outside of the if. Then decide.",
     ),
 )
 def normalize(group: Group, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def mean_of_means(parts: int, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         "x.T @ (x @ w - y) is the sum over this device's samples. all_reduce adds the sums of all devices. How many "
         "samples were there? Ask in the same way.",
         "total = group.all_reduce(x.T @ (x @ w - y)); count = group.all_reduce(torch.tensor(float(len(x)))); then one "
-        "step along total / count.",
+        "step against total / count.",
     ),
 )
 def training_step(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:

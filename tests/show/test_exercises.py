@@ -7,10 +7,10 @@ from lib import shard
 from lib.devices.collectives import AllReduce
 from lib.parallel import Partial
 from lib.show import tasks_sharding as tasks
-from lib.show.cost import Talk
+from lib.show.cost import Spent, Talk, check_bytes
 from lib.show.exercises import exercise
 from lib.show.trials import Input, one_core, trials
-from lib.show.verdict import Folded, Verdict
+from lib.show.verdict import Fault, Folded, Verdict
 
 
 def one_device(x, w):
@@ -86,6 +86,23 @@ def test_lengths_differ_and_divide_where_they_should():
 
 def test_a_talk_costs_what_the_engine_charges():
     assert [t.bytes_sent for t in Talk(AllReduce(), "n").traffic({"n": 8}, 4)] == [96] * 4  # 2 * 3/4 * 8 * 8 bytes
+
+
+def test_too_few_bytes_are_refused_and_a_single_number_may_be_small():
+    trial = next(trials({"x": Input("a b")}, (2,), seed=0))
+    tensor, number = Talk(AllReduce(), "a b"), Talk(AllReduce(), "")
+    enough = tensor.traffic(trial.lengths, 2)[0].bytes_sent
+
+    def spent(more):
+        return [Spent({"all_reduce": (2, enough + more)})] * 2
+
+    for more in 0, 4, 8:  # the number in no, four, eight bytes
+        check_bytes("", [tensor, number], trial, spent(more))
+    with pytest.raises(Fault, match="too few bytes") as refused:
+        check_bytes("", [tensor, number], trial, spent(-1))
+    assert f"{2 * enough - 2:,} bytes sent, {2 * enough:,} are needed" in refused.value.details[0]
+    with pytest.raises(Fault, match="too many bytes"):
+        check_bytes("", [tensor, number], trial, spent(9))
 
 
 def test_a_verdict_reads_the_same_as_text_and_html():

@@ -129,7 +129,21 @@ def in_one_message(group, w, x, y):
     return w - 0.1 * total[:-1].reshape(w.shape) / total[-1]
 
 
+def counted_in_float32(group, w, x, y):
+    """Hint 3, word for word."""
+    total = group.all_reduce(x.T @ (x @ w - y))
+    count = group.all_reduce(torch.tensor(float(len(x))))
+    return w - 0.1 * total / count
+
+
+def counted_in_bytes(group, w, x, y):
+    count = group.all_reduce(torch.tensor(len(x), dtype=torch.uint8))
+    return group.all_reduce(x.T @ (x @ w - y)) / count
+
+
 RIGHT = [
+    (tasks.training_step, counted_in_float32),
+    (tasks.mean_gradient, counted_in_bytes),
     (tasks.training_step, in_one_message),
     (tasks.zero_one, gathers_state),
 ]
