@@ -50,9 +50,10 @@ class Cluster:
         """Runs `program(group, *args, **kwargs)` once per device; returns the results in rank order.
 
         The arguments are handed to every device as they are, not copied, so they are read-only: a tensor or module
-        among them, or around the program, that several devices changed raises RuntimeError after the run. The caller's
-        modes (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device, and every
-        device's random stream starts where the caller's stands; afterwards the caller's goes on where rank 0's stopped.
+        among them, or around the program, that one of several devices changed raises RuntimeError after the run. The
+        caller's modes (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device,
+        and every device's random stream starts where the caller's stands; afterwards the caller's goes on where rank
+        0's stopped.
 
         What a program raises is raised here, with a note of the rank. Devices that wait for ever raise DeadlockError,
         devices that disagree raise MismatchError, and an interrupt stops all.
