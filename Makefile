@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BOOK := _build/html/index.html
 # Whatever the built book depends on. jupyter-book itself finds out which pages are stale.
-SOURCES := $(shell find lib chapters figures _ext _assets _templates -type f -not -path '*/__pycache__/*' -not -path '*/.ipynb_checkpoints/*') \
+SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type f -not -path '*/__pycache__/*' -not -path '*/.ipynb_checkpoints/*') \
            $(wildcard *.md *.yml *.bib)
 
 .DEFAULT_GOAL := help

@@ -12,7 +12,7 @@ from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 
-from lib.show.language import THEME_CSS
+from book.pictures.kit.language import THEME_CSS
 
 logger = logging.getLogger(__name__)
 SVG = "http://www.w3.org/2000/svg"

@@ -14,16 +14,24 @@ from xml.etree.ElementTree import Element
 
 import torch
 
-from lib import Cluster, Group
+from book import (
+    Picture,
+    draw_block,
+    draw_matmul,
+    draw_mlp,
+    draw_qkv,
+    draw_tensor,
+    element,
+    stack,
+)
+from book.pictures.batch import draw_training_step
+from book.pictures.hops import draw_hops, hops
+from book.pictures.kit.blocks import arrow, block, hatches, label, tag
+from book.pictures.kit.holders import shape_text
+from book.pictures.kit.language import paint
+from book.pictures.verbs import draw_verbs
+from lib import Cluster, Group, Partial, Replicate, Shard
 from lib.devices import algorithms
-from lib.parallel import Partial, Replicate, Shard
-from lib.show import Picture, draw_block, draw_matmul, draw_mlp, draw_qkv, draw_tensor, element, stack
-from lib.show.batch import draw_training_step
-from lib.show.blocks import arrow, block, hatches, label, tag
-from lib.show.hops import draw_hops, hops
-from lib.show.language import paint
-from lib.show.split import shape_text
-from lib.show.verbs import draw_verbs
 
 
 def column_sharding() -> Picture:

@@ -1,23 +1,155 @@
-"""One Model, Many Devices: simulated devices, layers that are split over them, and ways to see it.
+"""One Model, Many Devices: simulated devices, models that are split over them, and what it costs.
 
-Three floors, and imports only go down: `lib.show` (how the reader sees it), `lib.parallel` (how a model is split),
-`lib.devices` (how devices run and talk). `lib.examples` has programs that use all three.
+`lib.devices` says how devices run and talk, `lib.parallel` how a model is split (a room per idea), `lib.costs` what it
+costs, `lib.real` how the same programs run as real processes, and `lib.examples` has programs that use all of it.
+Imports only go down, in this order. Readers find every name here: `from lib import Cluster, shard`.
 """
 
-from lib.devices import Cluster, DeadlockError, Group, Mesh, MismatchError, different_random, same_random
-from lib.parallel import ColumnParallelLinear, RowParallelLinear, shard, shard_sizes, unshard
+from lib.costs.activations import LayerShape, activation_bytes, activation_terms, layer_saved, saved_by_term
+from lib.costs.gpt import gpt_parameters, gpt_synchronizations
+from lib.costs.gpt_step import measure_step
+from lib.costs.tensor import data_parallel_costs, tensor_parallel_costs
+from lib.costs.zero import ModelState, model_state, zero_bytes, zero_volume
+from lib.devices.bandwidth import algorithm_bandwidth, bus_bandwidth
+from lib.devices.cluster import Cluster
+from lib.devices.errors import DeadlockError, MismatchError
+from lib.devices.group import Group
+from lib.devices.handle import Handle
+from lib.devices.hardware import Hardware, Link
+from lib.devices.mesh import Mesh
+from lib.devices.meters import Count, Meters
+from lib.devices.streams import different_random, same_random
+from lib.devices.trace import Event, Trace
+from lib.parallel.attention.attention import KVCache, ParallelSelfAttention, attend
+from lib.parallel.attention.heads import FusedHeads, ParallelQKV
+from lib.parallel.data.average import (
+    average_gradients,
+    averaging,
+    broadcast_parameters,
+    check_same_parameters,
+    shard_batch,
+)
+from lib.parallel.data.clip import clip_gradients, gradient_norm
+from lib.parallel.data.parameter_server import plan_updates, train_asynchronously
+from lib.parallel.gpt.block import ParallelBlock
+from lib.parallel.gpt.config import SIZES, GPTConfig
+from lib.parallel.gpt.generate import generate
+from lib.parallel.gpt.model import GPT
+from lib.parallel.gpt.weights import from_gpt2, read_gpt2, write_gpt2
+from lib.parallel.sequence.layers import SequenceLayerNorm, gather_linear
+from lib.parallel.sharding.conjugates import (
+    all_gather,
+    all_to_all,
+    copy_to,
+    gather_from,
+    reduce_from,
+    reduce_scatter,
+    scatter_to,
+)
+from lib.parallel.sharding.dense import dense_state, load_dense
+from lib.parallel.sharding.linear import ColumnParallelLinear, RowParallelLinear
+from lib.parallel.sharding.placement import Partial, Placement, Replicate, Shard
+from lib.parallel.sharding.shards import shard, shard_sizes, unshard
+from lib.parallel.tensor.dropout import ParallelDropout
+from lib.parallel.tensor.mlp import ParallelMLP
+from lib.parallel.tensor.vocabulary import (
+    PaddedShard,
+    VocabParallelEmbedding,
+    padded_vocabulary,
+    vocab_parallel_cross_entropy,
+)
+from lib.parallel.zero.fully_sharded import FullySharded
+from lib.parallel.zero.master import MasterWeights
+from lib.parallel.zero.optimizer import ShardedOptimizer
+from lib.parallel.zero.state import load_optimizer_state
+from lib.real.processes import Processes
+from lib.real.stopwatch import time_run
+from lib.real.torchrun import launch
 
 __all__ = [
     "Cluster",
     "ColumnParallelLinear",
+    "Count",
     "DeadlockError",
+    "Event",
+    "FullySharded",
+    "FusedHeads",
+    "GPT",
+    "GPTConfig",
     "Group",
+    "Handle",
+    "Hardware",
+    "KVCache",
+    "LayerShape",
+    "Link",
+    "MasterWeights",
     "Mesh",
+    "Meters",
     "MismatchError",
+    "ModelState",
+    "PaddedShard",
+    "ParallelBlock",
+    "ParallelDropout",
+    "ParallelMLP",
+    "ParallelQKV",
+    "ParallelSelfAttention",
+    "Partial",
+    "Placement",
+    "Processes",
+    "Replicate",
     "RowParallelLinear",
+    "SIZES",
+    "SequenceLayerNorm",
+    "Shard",
+    "ShardedOptimizer",
+    "Trace",
+    "VocabParallelEmbedding",
+    "activation_bytes",
+    "activation_terms",
+    "algorithm_bandwidth",
+    "all_gather",
+    "all_to_all",
+    "attend",
+    "average_gradients",
+    "averaging",
+    "broadcast_parameters",
+    "bus_bandwidth",
+    "check_same_parameters",
+    "clip_gradients",
+    "copy_to",
+    "data_parallel_costs",
+    "dense_state",
     "different_random",
+    "from_gpt2",
+    "gather_from",
+    "gather_linear",
+    "generate",
+    "gpt_parameters",
+    "gpt_synchronizations",
+    "gradient_norm",
+    "launch",
+    "layer_saved",
+    "load_dense",
+    "load_optimizer_state",
+    "measure_step",
+    "model_state",
+    "padded_vocabulary",
+    "plan_updates",
+    "read_gpt2",
+    "reduce_from",
+    "reduce_scatter",
     "same_random",
+    "saved_by_term",
+    "scatter_to",
     "shard",
+    "shard_batch",
     "shard_sizes",
+    "tensor_parallel_costs",
+    "time_run",
+    "train_asynchronously",
     "unshard",
+    "vocab_parallel_cross_entropy",
+    "write_gpt2",
+    "zero_bytes",
+    "zero_volume",
 ]

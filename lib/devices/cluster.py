@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from lib.devices.arguments import SharedArguments
 from lib.devices.clock import Charge, Clock
-from lib.devices.exchange import Exchange
+from lib.devices.engine.exchange import Exchange
+from lib.devices.engine.heap import keep_freed_memory
+from lib.devices.engine.shared_arguments import SharedArguments
+from lib.devices.engine.turns import Turns
 from lib.devices.group import Group
 from lib.devices.hardware import Hardware
-from lib.devices.heap import keep_freed_memory
 from lib.devices.meters import Meters
 from lib.devices.trace import Trace
-from lib.devices.turns import Turns
 
 
 class Cluster:

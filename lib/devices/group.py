@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lib.devices import collectives as c
 from lib.devices import rooted
-from lib.devices.exchange import Exchange
-from lib.devices.explain import short_ranks
+from lib.devices.engine.exchange import Exchange
+from lib.devices.engine.wording import short_ranks
 from lib.devices.handle import Handle
 
 
@@ -22,8 +22,8 @@ class Group:
     and never writes into the one it was given. `src` and `dst` are ranks in the group. All devices of the group must
     make the same calls in the same order.
 
-    Verbs know nothing of gradients, so a tensor that requires one is refused; `lib.parallel.conjugates` holds the
-    differentiable functions.
+    Verbs know nothing of gradients, so a tensor that requires one is refused; `lib.parallel.sharding.conjugates` holds
+    the differentiable functions.
     """
 
     def __init__(self, exchange: Exchange, me: int, ranks: Sequence[int], key: int = 0):

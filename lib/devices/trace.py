@@ -95,9 +95,9 @@ class Trace:
         return _aligned(rows)
 
     def draw(self, **options: Any) -> Any:
-        """The timeline as a picture: `lib.show.draw_timeline`, which see for the options."""
+        """The timeline as a picture: `book.draw_timeline`, which see for the options."""
         # The one import that goes up: pictures belong to the reader's floor, but a reader looks for them here.
-        from lib.show.timeline import draw_timeline
+        from book.pictures.timeline import draw_timeline
 
         return draw_timeline(self, **options)
 

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
+from lib import FullySharded, average_gradients, broadcast_parameters
 from lib.devices import Group, Mesh
 from lib.examples.small_training import (
     Result,
@@ -35,7 +36,6 @@ from lib.examples.small_training import (
     train,
     weights,
 )
-from lib.parallel import FullySharded, average_gradients, broadcast_parameters
 
 PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
 

@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from lib import load_dense
 from lib.devices import Group
-from lib.devices.torchrun import launch
 from lib.examples.text import alice
-from lib.parallel import load_dense
-from lib.parallel.generate import generate
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt2_weights import read_gpt2
-from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.generate import generate
+from lib.parallel.gpt.model import GPT
+from lib.parallel.gpt.weights import read_gpt2
+from lib.real.torchrun import launch
 
 
 class Language(NamedTuple):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from lib import ParallelBlock, shard
 from lib.devices import Group
-from lib.parallel import ParallelBlock, shard
 
 
 def layer(

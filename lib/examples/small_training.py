@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import ParallelMLP, shard_batch
 from lib.devices import Group
-from lib.parallel import ParallelMLP, shard_batch
-from lib.parallel.dense import layout_of
+from lib.parallel.sharding.dense import layout_of
 
 HIDDEN, BATCH = 24, 24
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
+from lib import dense_state
 from lib.devices import Group, Meters
-from lib.devices.torchrun import devices
 from lib.examples.text import Text, alice
 from lib.examples.training import train
-from lib.parallel import dense_state
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt2_weights import write_gpt2
-from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
+from lib.parallel.gpt.weights import write_gpt2
+from lib.real.torchrun import devices
 
 LINES = 20  # of progress
 

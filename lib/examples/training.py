@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 
+from lib import average_gradients, shard_batch
 from lib.devices import Group, Mesh
 from lib.examples.text import Text
-from lib.parallel import average_gradients, shard_batch
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
 
 
 def train(

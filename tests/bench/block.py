@@ -12,8 +12,7 @@ from bench.plain import PlainBlock
 from bench.plan import Plan, progress
 from bench.processes import Processes
 from bench.rounds import Work, compare, time_dense, time_simulated
-from lib import Group, shard
-from lib.parallel import ParallelBlock, load_dense
+from lib import Group, ParallelBlock, load_dense, shard
 
 SEQUENCE = 1  # the dim of (batch, tokens, width) that sequence parallelism cuts
 

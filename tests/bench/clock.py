@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from bench.layers import dense_work, device_work
 from bench.plan import Plan, progress, summary
 from bench.rounds import time_simulated
-from lib import Cluster, Group
+from lib import Cluster, Group, copy_to, reduce_from
+from lib.costs.gpt_step import measure_step
 from lib.devices import Meters, algorithms, cluster
-from lib.parallel import copy_to, reduce_from
-from lib.parallel.gpt_config import GPTConfig
-from lib.parallel.gpt_step import measure_step
+from lib.parallel.gpt.config import GPTConfig
 
 
 class Uncounted(Meters):

@@ -39,7 +39,7 @@ class DenseBlock(nn.Module):
 
 
 class DenseGPT(nn.Module):
-    """Embedding and head are one weight. Its weights have the names that `lib.parallel.gpt.GPT` gives them."""
+    """Embedding and head are one weight. Its weights have the names that `lib.parallel.gpt.model.GPT` gives them."""
 
     def __init__(self, width: int, heads: int, layers: int, vocabulary: int, tokens: int):
         super().__init__()

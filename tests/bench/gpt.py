@@ -11,10 +11,9 @@ from bench.dense import DenseGPT
 from bench.memory import resident
 from bench.plan import Plan, progress
 from bench.rounds import Work, compare, time_dense, time_simulated
-from lib import Cluster, Group
-from lib.parallel import load_dense
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt_config import GPTConfig
+from lib import Cluster, Group, load_dense
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
 
 WORK = "GPT-2 small"
 

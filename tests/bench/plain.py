@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from bench.dense import DenseAttention, DenseBlock
-from lib.parallel import attend
+from lib import attend
 
 Cut = Callable[[Tensor, int | None], nn.Parameter]
 Split = Callable[[nn.Module, Cut], nn.Module]

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lib import ColumnParallelLinear, RowParallelLinear
 from lib.devices import Cluster, Hardware, Link
 from lib.devices.memory import USES
-from lib.parallel import ColumnParallelLinear, RowParallelLinear
 
 SLOW = Hardware("slow", 1e3, 1e3, 1e9, Link(1.0, 1e3))
 N, D, H = 6, 8, 32  # tokens, width, hidden

@@ -7,7 +7,15 @@ import pytest
 import torch
 from devices.messages import says
 
-from lib.devices import Cluster, DeadlockError, Event, Hardware, Link, MismatchError, Trace
+from lib.devices import (
+    Cluster,
+    DeadlockError,
+    Event,
+    Hardware,
+    Link,
+    MismatchError,
+    Trace,
+)
 
 TOY = Hardware("Toy", 1.0, inf, 1.0, Link(1.0, 1.0))  # a FLOP, a message, a byte: a second each
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.devices import Cluster, Hardware, Link
-from lib.devices.processes import Processes
 from lib.examples import link as module
 from lib.examples.link import all_reduce, fit_link, ping_pong, time_exchange
+from lib.real.processes import Processes
 
 use_repeatable_profile()
 SIZES = [100, 1_000, 10_000, 100_000, 1_000_000]

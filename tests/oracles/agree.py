@@ -4,7 +4,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from lib.devices import Cluster
-from lib.devices.processes import Processes
+from lib.real.processes import Processes
 
 
 def agree(program, size, *args, atol=1e-12):

@@ -9,8 +9,7 @@ from parallel.zero_training import train
 from torch import nn
 from torch.nn import functional as F
 
-from lib.devices import Mesh
-from lib.parallel import (
+from lib import (
     ColumnParallelLinear,
     ParallelBlock,
     ParallelMLP,
@@ -27,10 +26,11 @@ from lib.parallel import (
     shard_batch,
     vocab_parallel_cross_entropy,
 )
-from lib.parallel.generate import generate
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt_config import GPTConfig
-from lib.parallel.parameter_server import plan_updates, train_asynchronously
+from lib.devices import Mesh
+from lib.parallel.data.parameter_server import plan_updates, train_asynchronously
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.generate import generate
+from lib.parallel.gpt.model import GPT
 
 B, S, HIDDEN, HEADS, VOCABULARY = 2, 8, 16, 8, 37
 

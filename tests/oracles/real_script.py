@@ -10,9 +10,9 @@ from oracles.real_errors import OurOwnError, last
 from oracles.real_layers import PROGRAMS, make_gpt
 from oracles.real_verbs import everything_else
 
+from lib import dense_state
 from lib.devices import Cluster
-from lib.devices.torchrun import Torchrun, devices, launch
-from lib.parallel import dense_state
+from lib.real.torchrun import Torchrun, devices, launch
 
 SIZE = 2
 

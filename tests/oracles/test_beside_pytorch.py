@@ -8,9 +8,16 @@ import torch.distributed as dist
 from oracles.real_pairs import PAIRS, run_all
 
 from lib.devices import Cluster
-from lib.devices.processes import Processes
 from lib.examples.beside_pytorch import data_parallel, device_mesh, fsdp, grid
-from lib.examples.small_training import BATCH, batches, dense_mlp, largest_difference, one_device, weights
+from lib.examples.small_training import (
+    BATCH,
+    batches,
+    dense_mlp,
+    largest_difference,
+    one_device,
+    weights,
+)
+from lib.real.processes import Processes
 
 STEPS = 5
 

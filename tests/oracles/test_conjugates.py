@@ -11,8 +11,17 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from lib import (
+    all_gather,
+    all_to_all,
+    copy_to,
+    gather_from,
+    reduce_from,
+    reduce_scatter,
+    scatter_to,
+    shard,
+)
 from lib.devices import Cluster
-from lib.parallel import all_gather, all_to_all, copy_to, gather_from, reduce_from, reduce_scatter, scatter_to, shard
 
 WHOLE = (12, 24)  # every length divides by 1, 2, 3, 4: for other lengths DTensor cuts by another rule, torch.chunk's
 

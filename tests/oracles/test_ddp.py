@@ -9,8 +9,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from lib import (
+    average_gradients,
+    averaging,
+    broadcast_parameters,
+    clip_gradients,
+    shard_batch,
+)
 from lib.devices import Cluster
-from lib.parallel import average_gradients, averaging, broadcast_parameters, clip_gradients, shard_batch
 
 SIZES = [2, 4]
 BATCHES = make_batches([8] * 5)

@@ -10,8 +10,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from lib import (
+    FullySharded,
+    ShardedOptimizer,
+    broadcast_parameters,
+    clip_gradients,
+    shard_batch,
+)
 from lib.devices import Cluster
-from lib.parallel import FullySharded, ShardedOptimizer, broadcast_parameters, clip_gradients, shard_batch
 
 SIZES = [2, 4]
 # Token 0 would send some samples through a layer that the others do not use: PyTorch's must all use the same.

@@ -8,12 +8,12 @@ from parallel.small_gpt import COUNTS, one_thread  # noqa: F401
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
+from lib import dense_state, load_dense
 from lib.devices import Cluster
-from lib.parallel import dense_state, load_dense
-from lib.parallel.generate import generate
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt2_weights import from_gpt2, read_gpt2, to_gpt2, write_gpt2
-from lib.parallel.gpt_config import SIZES, GPTConfig
+from lib.parallel.gpt.config import SIZES, GPTConfig
+from lib.parallel.gpt.generate import generate
+from lib.parallel.gpt.model import GPT
+from lib.parallel.gpt.weights import from_gpt2, read_gpt2, to_gpt2, write_gpt2
 
 VOCABULARY, POSITIONS, LENGTH = 50, 24, 13  # 12 devices divide none of them
 EXACT, FAST = (torch.float64, 1e-10), (torch.float32, 1e-5)

@@ -9,8 +9,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 
+from lib import ColumnParallelLinear, RowParallelLinear
 from lib.devices import Cluster
-from lib.parallel import ColumnParallelLinear, RowParallelLinear
 
 D_IN, HIDDEN, D_OUT = 5, 24, 7  # the hidden length divides by 1, 2, 3, 4
 

@@ -18,9 +18,9 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn import functional as F
 
+from lib import ParallelBlock, ParallelMLP, dense_state, load_dense, shard
 from lib.devices import Cluster
-from lib.parallel import ParallelBlock, ParallelMLP, dense_state, load_dense, shard
-from lib.parallel.block import layer_norm
+from lib.parallel.gpt.block import layer_norm
 
 HEADS, HEAD_SIZE = 12, 2
 HIDDEN = HEADS * HEAD_SIZE

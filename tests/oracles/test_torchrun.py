@@ -10,7 +10,7 @@ import pytest
 from oracles.real_script import SIZE, everything, rank_of
 
 from lib.devices import Cluster
-from lib.devices.torchrun import Torchrun, devices, launch
+from lib.real.torchrun import Torchrun, devices, launch
 
 HERE = Path(__file__).parent
 SECONDS = 150  # a safety net: all take some ten, on a busy machine more

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from oracles import real_errors, real_verbs
 
 from lib.devices import Cluster, DeadlockError, Group, MismatchError
-from lib.devices.processes import Processes
-from lib.devices.real.channel import naming_a_lost_connection
-from lib.devices.real.process import Place, joined, own_gpu
-from lib.devices.torchrun import launch
+from lib.real.channel import naming_a_lost_connection
+from lib.real.process import Place, joined, own_gpu
+from lib.real.processes import Processes
+from lib.real.torchrun import launch
 
 SECONDS = 90  # much longer than anything here takes, much shorter than the programs that wait for ever
 DEADLOCKS = ["all_receive_first", "one_ends_early", "one_receives_instead", "handle_of_one_alone"]
@@ -131,7 +131,7 @@ def test_nobody_is_left_behind_by_a_parent_that_is_ended(tmp_path):
     text = (
         "from pathlib import Path; import signal, sys; from oracles.real_errors import waits_for_ever\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background is started without
-        "from lib.devices.processes import Processes; Processes(2).run(waits_for_ever, Path(sys.argv[1]))"
+        "from lib.real.processes import Processes; Processes(2).run(waits_for_ever, Path(sys.argv[1]))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
     parents = {}

@@ -5,9 +5,9 @@ import torch
 from oracles.agree import compare
 from oracles.real_layers import PROGRAMS, all_programs, make_gpt
 
+from lib import dense_state
 from lib.devices import Cluster
-from lib.devices.processes import Processes
-from lib.parallel import dense_state
+from lib.real.processes import Processes
 
 
 @pytest.fixture(scope="module", autouse=True)

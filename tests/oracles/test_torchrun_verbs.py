@@ -5,7 +5,7 @@ import torch
 from oracles import real_layers, real_verbs
 from oracles.agree import agree
 
-from lib.devices.processes import Processes
+from lib.real.processes import Processes
 
 SIZES = [2, 3, 4]
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0

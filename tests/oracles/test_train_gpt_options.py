@@ -6,14 +6,13 @@ import pytest
 import torch
 from oracles.commands import SMALL, losses, one_thread, simulated
 
-from lib import Cluster
+from lib import Cluster, dense_state
 from lib.examples import train_gpt
 from lib.examples.text import alice
 from lib.examples.training import train
-from lib.parallel import dense_state
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt2_weights import read_gpt2
-from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
+from lib.parallel.gpt.weights import read_gpt2
 
 
 def test_what_one_device_holds():

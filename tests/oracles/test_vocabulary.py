@@ -9,8 +9,14 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
 
+from lib import (
+    VocabParallelEmbedding,
+    copy_to,
+    gather_linear,
+    load_dense,
+    vocab_parallel_cross_entropy,
+)
 from lib.devices import Cluster
-from lib.parallel import VocabParallelEmbedding, copy_to, gather_linear, load_dense, vocab_parallel_cross_entropy
 
 HIDDEN, BATCH, SEQUENCE = 6, 2, 12
 

@@ -8,9 +8,9 @@ from devices import messages
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import Replicate, Shard, load_dense, shard
 from lib.devices import Cluster
-from lib.parallel import Replicate, Shard, load_dense, shard
-from lib.parallel.dense import layout_of
+from lib.parallel.sharding.dense import layout_of
 
 HIDDEN, HEADS, DEVICES = 24, 12, [1, 2, 3, 4, 6, 12]
 BATCH, LENGTH = 2, 7  # a length that hardly any number of devices divides, and below the largest

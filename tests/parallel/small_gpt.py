@@ -3,10 +3,10 @@
 import torch
 from parallel.small_model import one_thread
 
+from lib import load_dense
 from lib.devices import Cluster
-from lib.parallel import load_dense
-from lib.parallel.gpt import GPT
-from lib.parallel.gpt_config import GPTConfig
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
 
 __all__ = ["CONFIG", "COUNTS", "alone", "build", "dense_weights", "one_thread", "tokens_of"]
 

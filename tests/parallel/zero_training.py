@@ -2,9 +2,9 @@
 
 from parallel.small_model import OPTIMIZERS, make_model, weights
 
-from lib.parallel import broadcast_parameters, clip_gradients, shard_batch
-from lib.parallel.fully_sharded import FullySharded
-from lib.parallel.zero import ShardedOptimizer
+from lib import broadcast_parameters, clip_gradients, shard_batch
+from lib.parallel.zero.fully_sharded import FullySharded
+from lib.parallel.zero.optimizer import ShardedOptimizer
 
 BUCKET_BYTES = 500
 

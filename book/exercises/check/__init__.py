@@ -1,0 +1,1 @@
+"""The judge: runs a reader's program and says the first thing that is wrong with it."""

@@ -1,0 +1,133 @@
+"""From wrong numbers to the mistake behind them: one small function per mistake, tried in order."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from book.exercises.check.trials import place
+from book.exercises.check.wrong import Wrong, same
+from lib.devices.pieces import cut
+from lib.parallel.sharding.placement import Shard
+
+
+def cause_of(wrong: Wrong) -> str | None:
+    """The first mistake that explains the numbers, if any does."""
+    if not isinstance(wrong.mine, Tensor):
+        return _no_tensor(wrong)
+    if wrong.mine.dtype != wrong.right.dtype:
+        return f"it is {_dtype(wrong.mine)}, the inputs are {_dtype(wrong.right)}: keep the dtype of the inputs."
+    if not wrong.mine.isfinite().all():
+        return "exp of more than 709 is inf, of less than -745 it is 0, and 0/0 is nan: what is subtracted before it?"
+    alone = (_named, _transposed)  # what one device can get wrong, too
+    together = (_times, _partial, _named, _own_piece, _whole, _concatenated, _added, _order, _transposed, _silent)
+    for recognized in together if wrong.parts > 1 else alone:
+        sentence = recognized(wrong)
+        if sentence:
+            return sentence
+    return "rank 0 is right, so look at what differs between the ranks." if wrong.rank else None
+
+
+def _no_tensor(wrong: Wrong) -> str:
+    if wrong.gradient_of:
+        return f"nothing connects {wrong.gradient_of} with the result: a detach, or other data in its place?"
+    if wrong.rank and same(wrong.given[0], wrong.expected[0]):
+        return "only rank 0 has it. gather and reduce give to one device, all_gather and all_reduce to all."
+    return "is a return missing?" if wrong.mine is None else "return tensors, one per value asked for."
+
+
+def _partial(wrong: Wrong) -> str | None:
+    if not same(wrong.total, wrong.whole):
+        return None
+    if wrong.gradient_of:
+        return (
+            "each device has only its own part of the gradient; together they are right, but nobody added them up. "
+            f"{wrong.gradient_of} is used on every device: let it in with copy_to(..., group)."
+        )
+    return "these are partial sums, and together they are right: nobody added them up (all_reduce)."
+
+
+def _times(wrong: Wrong) -> str | None:
+    if same(wrong.mine, wrong.right * wrong.parts):
+        if wrong.gradient_of:
+            return f"exactly {wrong.parts} times too large: a gradient that is the same on every device was added up."
+        return f"exactly {wrong.parts} times too large: the same value added on every device, or reduced twice?"
+    if same(wrong.mine, wrong.right / wrong.parts):
+        return f"exactly {wrong.parts} times too small: a mean where the sum is needed?"
+    return None
+
+
+def _named(wrong: Wrong) -> str | None:
+    for sentence, whole in wrong.mistakes.items():
+        if whole.shape != wrong.whole.shape:
+            continue  # of several values returned, it is about another one
+        if same(wrong.mine, place(whole, wrong.placement, wrong.parts)[wrong.rank]):
+            return sentence + (" (Rank 0 is right.)" if wrong.rank else "")
+    return None
+
+
+def _own_piece(wrong: Wrong) -> str | None:
+    for dim, pieces in wrong.pieces():
+        if not same(wrong.mine, pieces[wrong.rank]):
+            continue
+        if isinstance(wrong.placement, Shard):
+            return f"this is a piece along dim {dim}; asked for is one along dim {wrong.placement.dim}."
+        return f"this is rank {wrong.rank}'s own piece along dim {dim}. The whole is needed: gather the pieces."
+    return None
+
+
+def _whole(wrong: Wrong) -> str | None:
+    if isinstance(wrong.placement, Shard) and same(wrong.mine, wrong.whole):
+        return f"this is the whole; each device is to return only its own piece along dim {wrong.placement.dim}."
+    return None
+
+
+def _concatenated(wrong: Wrong) -> str | None:
+    for dim in range(min(wrong.mine.ndim, wrong.whole.ndim)):
+        if wrong.mine.shape[dim] == wrong.whole.shape[dim] * wrong.parts:
+            pieces = cut(wrong.mine, wrong.parts, dim)
+            if same(sum(pieces), wrong.whole):
+                return f"partial sums were concatenated along dim {dim}; added element by element they are right."
+            if all(same(piece, wrong.whole) for piece in pieces):
+                return f"this is the whole {wrong.parts} times: every device had all of it before the gather."
+    return None
+
+
+def _added(wrong: Wrong) -> str | None:
+    for dim, pieces in wrong.pieces():
+        if wrong.mine.shape == pieces[0].shape == pieces[-1].shape and same(wrong.mine, sum(pieces)):
+            return f"the pieces along dim {dim} were added. They are parts of the result, not terms: concatenate."
+    return None
+
+
+def _order(wrong: Wrong) -> str | None:
+    if wrong.mine.numel() != wrong.right.numel():
+        return None
+    if not same(wrong.mine.detach().flatten().sort().values, wrong.right.flatten().sort().values):
+        return None
+    for (dim, pieces), other in itertools.product(wrong.pieces(), range(wrong.whole.ndim)):
+        joins = dim != other and len({piece.shape for piece in pieces}) == 1
+        if joins and same(wrong.mine, torch.cat(pieces, other)):
+            return f"the right pieces, joined along dim {other} instead of dim {dim}."
+    for dim, pieces in wrong.pieces():
+        if wrong.mine.shape == wrong.right.shape and len(pieces) <= 4:
+            for order in itertools.permutations(range(wrong.parts)):
+                if same(wrong.mine, torch.cat([pieces[r] for r in order], dim)):
+                    return f"the right pieces along dim {dim} in the wrong order: {list(order)} instead of rank order."
+    return "the right numbers in the wrong places: interleaved, or reshaped instead of concatenated?"
+
+
+def _transposed(wrong: Wrong) -> str | None:
+    if wrong.mine.ndim == 2 and same(wrong.mine.T, wrong.right):
+        return "this is the transpose of the right answer."
+    return None
+
+
+def _silent(wrong: Wrong) -> str | None:
+    return None if wrong.sent else "no device sent anything, so none can know what the others computed."
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -1,0 +1,79 @@
+"""Exercises whose answer is a formula: the reader's function is compared with what the engine counts in real runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from book.exercises.check.exercise import Exercise
+from book.exercises.check.failed import kind
+from book.exercises.check.trials import one_core
+from book.exercises.check.verdict import Fault, Verdict
+from lib.parallel.sharding.placement import Replicate
+
+Slips = Mapping[str, Callable[..., int]]  # a sentence: f(*numbers), the count that its mistake gives
+
+
+@dataclass(frozen=True, repr=False)
+class Counting(Exercise):
+    """`oracle(*numbers)` runs the programs that are counted, and returns one count for each name in `returns`."""
+
+    cases: tuple[tuple[int, ...], ...] = ()
+    slips: Mapping[str, Slips] = field(default_factory=dict)  # for each name in `returns`
+
+    def check(self, program: Callable[..., Any], required: bool = False) -> Verdict:
+        """Judges the reader's formula. With `required`, raises AssertionError unless it is correct."""
+        try:
+            with one_core():
+                verdict = self._compared(program)
+        except NotImplementedError:
+            verdict = Verdict(self.name, "waiting", "is waiting for your code.")
+        except Fault as fault:
+            verdict = Verdict(self.name, "wrong", fault.sentence, fault.details)
+        if required and not verdict.passed:
+            raise AssertionError(str(verdict))
+        return verdict
+
+    @property
+    def numbers(self) -> list[str]:
+        """What the formula is of."""
+        return list(inspect.signature(self.solution).parameters)
+
+    def _compared(self, program: Callable[..., Any]) -> Verdict:
+        called = f"{self.name}({', '.join(self.numbers)})"
+        if not callable(program):
+            raise Fault("cannot be checked.", f"check needs the function {called} itself, given {kind(program)}")
+        for case in self.cases:
+            on = ", ".join(f"{name}={number}" for name, number in zip(self.numbers, case, strict=True))
+            given = self._given(program, case, on)
+            for name, mine, right in zip(self.returns, given, self.oracle(*case), strict=True):
+                if mine != right:
+                    slips = self.slips.get(name, {}).items()
+                    cause = next((f"Cause: {sentence}" for sentence, slip in slips if slip(*case) == mine), None)
+                    raise Fault(f"is wrong for {on}.", f"{name}: the engine counted {right}, given {mine}", cause)
+        return Verdict(self.name, "correct", f"is what the engine counts, in {len(self.cases)} models of other sizes.")
+
+    def _given(self, program: Callable[..., Any], case: tuple[int, ...], on: str) -> tuple[Any, ...]:
+        try:
+            given = program(*case)
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            if "ellipsis" in str(error):
+                raise NotImplementedError from None  # a `...` of the stub is still in the way of the code
+            raise Fault(f"stops for {on}.", f"{type(error).__name__}: {error}") from None
+        if given is None or given is ... or isinstance(given, tuple) and ... in given:
+            raise NotImplementedError
+        if not isinstance(given, tuple | list) or len(given) != len(self.returns):
+            asked = " and ".join(self.returns)
+            told = f"{len(given)} values" if isinstance(given, tuple | list) else kind(given)
+            raise Fault(f"is wrong for {on}.", f"expected {asked}, given {told}")
+        return tuple(given)
+
+
+def counting(returns: Sequence[str], **parts: Any) -> Callable[[Callable[..., Any]], Counting]:
+    """Turns a formula into the exercise that it solves; `returns` names its results, `parts` are other fields."""
+    named = {name: Replicate() for name in returns}
+    return lambda solution: Counting(solution, inputs={}, returns=named, **parts)

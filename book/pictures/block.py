@@ -1,0 +1,55 @@
+"""`draw_block`: a transformer layer as regions, replicated and sharded, with the collectives between them."""
+
+from __future__ import annotations
+
+from book.pictures.kit.holders import count
+from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
+from book.pictures.kit.observe import observe, sentence
+from book.pictures.kit.svg import Picture
+from lib.parallel.gpt.block import ParallelBlock
+
+
+def draw_block(
+    devices: int, sequence_parallel: bool = False, sequence: int = 1024, hidden: int = 768, heads: int = 12
+) -> Picture:
+    """One `ParallelBlock` from its input to its output: what is a copy, what is a shard, where f and g stand.
+
+    Shapes and bytes are those of a run without data, of one sequence in bfloat16.
+
+    Errors: ValueError for sizes that the devices do not divide, or more than 8 devices.
+    """
+    dim = 1 if sequence_parallel else None
+    seen = observe(
+        lambda group: ParallelBlock(hidden, heads, group, dropout=0.1, sequence_dim=dim),
+        sequence,
+        hidden,
+        devices,
+        sequence_parallel,
+    )
+    outside = {"look": "sharded", "cut": 0} if sequence_parallel else {"look": "replicated"}
+    enter, leave = gates(devices, sequence_parallel)
+    inside = {"look": "sharded", "cut": 1}
+    rows: list[Stage | Talk] = [
+        Stage("x", seen.inputs["norm1"], **outside),
+        Stage("LayerNorm", seen.outputs["norm1"], **outside),
+        enter,
+        Stage("attention: heads", seen.inputs["attention.out"], **inside),
+        leave,
+        Stage("y = x + dropout", seen.outputs["dropout"], **outside),
+        Stage("LayerNorm", seen.outputs["norm2"], **outside),
+        enter,
+        Stage("MLP: GeLU(X A)", seen.inputs["mlp.down"], **inside, wide=1),
+        leave,
+        Stage("z = y + dropout", seen.outputs[""], **outside),
+    ]
+    name = "TP + SP" if sequence_parallel else "TP"
+    title = f"A layer on {count(devices, 'device')}, {name}"
+    sent = [f"forward: {sentence(seen.forward)}", f"backward: {sentence(seen.backward)}"]
+    notes = ["Each device sends (bfloat16)", *sent]
+    small = "With sequence parallelism, the backward also sums the small gradients of LayerNorm and bias."
+    if not sequence_parallel and devices > 1:
+        notes.append("Outlined: every device does the same work.")
+    if sequence_parallel and devices > 1:
+        notes.append("(the all-reduces: small gradients of LayerNorm and bias)")
+    desc = f"{title}. {told(rows)}. Each device sends {'; '.join(sent)}." + (f" {small}" if sequence_parallel else "")
+    return lanes(title, desc, rows, devices, notes, skips=[(0, 5), (5, 10)])

@@ -1,0 +1,43 @@
+"""`draw_data_and_tensor`: what a device holds and sends for one layer under data and under tensor parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from book.pictures.bars import draw_bars
+from book.pictures.kit.holders import count
+from book.pictures.kit.svg import Picture, stack
+from lib.costs.activations import LayerShape
+from lib.costs.tensor import LayerCosts, data_parallel_costs, tensor_parallel_costs
+from lib.costs.zero import zero_bytes
+
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+
+
+def draw_data_and_tensor(shape: LayerShape, devices: int) -> Picture:
+    """Bars for one transformer layer, device and training step: held (model state, activations) and sent.
+
+    DP is data parallelism, TP tensor parallelism, TP + SP with sequence parallelism. The model state is that of
+    mixed-precision Adam, 16 bytes per parameter.
+
+    Errors: ValueError when the devices do not divide the batch, the heads or the sequence.
+    """
+    ways: dict[str, LayerCosts] = {
+        "DP": data_parallel_costs(shape, devices),
+        "TP": tensor_parallel_costs(shape, devices),
+        "TP + SP": tensor_parallel_costs(shape, devices, sequence_parallel=True),
+    }
+    state = {way: zero_bytes(costs.parameters, 1, stage=0).total for way, costs in ways.items()}
+    on = count(devices, "device")
+    return stack(
+        f"Data beside tensor parallelism, one layer on {on}",
+        _bars(state, f"Weights, gradients, Adam, on each of {on}"),
+        _bars({way: costs.activations for way, costs in ways.items()}, f"Activations kept, on each of {on}"),
+        _bars({way: costs.sent for way, costs in ways.items()}, f"Sent in a step, by each of {on}"),
+    )
+
+
+def _bars(values: Mapping[str, float], title: str) -> Picture:
+    """Bytes as bars, in the unit of the largest."""
+    scale, unit = next(((s, u) for s, u in UNITS if max(values.values()) >= s), UNITS[-1])
+    return draw_bars({way: value / scale for way, value in values.items()}, title, unit)

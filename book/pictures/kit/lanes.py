@@ -1,0 +1,149 @@
+"""A layer as lanes: a column per device, a row per stage, and a bar across all lanes where the devices talk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from book.pictures.kit.blocks import Look, arrow, block, ghost, hatches, label, tag
+from book.pictures.kit.holders import check_devices, shape_text
+from book.pictures.kit.legend import legend
+from book.pictures.kit.observe import MOST_DEVICES
+from book.pictures.kit.svg import Picture, element
+
+WIDTH, LEFT, RIGHT = 480, 8, 472
+LANES, END = 160, 456  # where the lanes begin and end; right of them is room for a residual
+STEP = 18  # from row to row, for the arrows
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every device has at one point. `shape` is that of one device; `cut` is the dimension (0 or 1) along which
+    the whole is cut as it is drawn, None for copies and partial sums. `wide` is the share of the lane that the whole
+    takes, `grid` the rows and columns that a device's part is drawn with."""
+
+    name: str
+    shape: Sequence[int]
+    look: Look
+    cut: int | None = None
+    wide: float = 0.6
+    tall: float = 26
+    grid: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A place where devices talk, in the forward, the backward, or both. "" is nothing."""
+
+    name: str
+    forward: str
+    backward: str
+
+
+def lanes(
+    title: str,
+    desc: str,
+    rows: Sequence[Stage | Talk],
+    devices: int,
+    notes: Sequence[str] = (),
+    skips: Sequence[tuple[int, int]] = (),
+) -> Picture:
+    """The picture of `rows`, from top to bottom. `skips` are pairs of rows that a residual joins.
+
+    Errors: ValueError for more than 8 devices.
+    """
+    pitch = (END - LANES) / check_devices(devices, MOST_DEVICES)
+    narrow = pitch < 60
+    body: list[Element | None] = [hatches(range(devices)), label(LEFT, 24, title, bold=True, size=15)]
+    for rank in range(devices):
+        wide = 30 if narrow else 56
+        body.append(tag(LANES + (rank + 0.5) * pitch - wide / 2, 50, rank, wide))
+    body.append(label(LEFT, 54, "shape on a device"))
+    y, middles = 62.0 + STEP, []
+    for i, row in enumerate(rows):
+        if i:
+            body += [arrow((x, y - STEP + 2), (x, y - 2)) for x in (LANES + (r + 0.5) * pitch for r in range(devices))]
+        if isinstance(row, Talk):
+            body += _bar(y, row)
+            tall = 46.0
+        else:
+            body += _boxes(y, row, devices, pitch)
+            tall = max(row.tall, 26)
+        middles.append(y + tall / 2)
+        y += tall + STEP
+    for start, end in skips:  # where one residual ends and the next begins, the lines stay apart
+        above, below = middles[start] + 6, middles[end] - 6
+        body.append(arrow((END - 6, above), (RIGHT, above), (RIGHT, below), (END - 6, below)))
+    y += 4
+    body += [label(LEFT, y + 19 * i, note) for i, note in enumerate(notes)]
+    y += 19 * len(notes)
+    stages = [row for row in rows if isinstance(row, Stage)]
+    looks = [look for look in ("sharded", "replicated", "partial") if any(row.look == look for row in stages)]
+    explained, height = legend(LEFT, y, looks)
+    nodes = [node for node in (*body, *explained) if node is not None]
+    return Picture(WIDTH, y + height + 8, title, desc, nodes)
+
+
+def gates(devices: int, sequence_parallel: bool) -> tuple[Talk, Talk]:
+    """How a parallel region is entered and left: f and g, or their forms with sequence parallelism."""
+    if sequence_parallel:
+        # The second all-gather brings the whole x once more, for the gradient of the weight.
+        enter = Talk("g", "all-gather", "reduce-scatter, all-gather")
+        leave = Talk("g\u0304", "reduce-scatter", "all-gather")
+    else:
+        enter, leave = Talk("f", "", "all-reduce"), Talk("g", "all-reduce", "")
+    return (enter, leave) if devices > 1 else (Talk(enter.name, "", ""), Talk(leave.name, "", ""))
+
+
+def told(rows: Sequence[Stage | Talk]) -> str:
+    """The rows in words, for a description."""
+    meaning = {"sharded": "a shard", "replicated": "a copy", "partial": "a partial sum"}
+    return ". ".join(
+        f"{row.name}: forward {row.forward or 'nothing'}, backward {row.backward or 'nothing'}"
+        if isinstance(row, Talk)
+        else f"{row.name}: {shape_text(row.shape)}, {meaning[row.look]} on every device"
+        for row in rows
+    )
+
+
+def _boxes(y: float, row: Stage, devices: int, pitch: float) -> list[Element | None]:
+    """One stage: its name and shape, and what every device has, inside the outline of the whole."""
+    middle = y + max(row.tall, 26) / 2
+    drawn: list[Element | None] = [
+        label(LEFT, middle - 4, row.name, bold=True),
+        label(LEFT, middle + 13, shape_text(row.shape)),
+    ]
+    whole, top = (pitch - 12) * row.wide, middle - row.tall / 2
+    for rank in range(devices):
+        left = LANES + (rank + 0.5) * pitch - whole / 2
+        if row.cut is not None and devices > 1:
+            drawn.append(ghost(left, top, whole, row.tall))
+        box = [left, top, whole, row.tall]
+        if row.cut is not None:
+            axis = 1 - row.cut  # dim 0 is drawn from top to bottom, dim 1 from left to right
+            share = box[axis + 2] / devices
+            box[axis] += rank * share
+            box[axis + 2] = share
+        size = box[2] / row.grid[1], box[3] / row.grid[0]
+        drawn.append(block(box[0], box[1], *row.grid, size, row.look, rank))
+    return drawn
+
+
+def _bar(y: float, talk: Talk) -> list[Element]:
+    """A bar across all lanes; dashed where nothing is sent in the forward."""
+    frame = {"x": LEFT, "y": y, "width": END - LEFT, "height": 46, "rx": 6}
+    return [
+        element(
+            "rect",
+            **frame,
+            fill="currentColor" if talk.forward else "none",
+            fill_opacity=".12" if talk.forward else None,
+            stroke="currentColor",
+            stroke_dasharray=None if talk.forward else "5 4",
+            data_talk=talk.name,
+        ),
+        label(LEFT + 12, y + 28, talk.name, bold=True, size=15),
+        label(LANES, y + 19, f"forward ↓ {talk.forward or 'nothing'}"),
+        label(LANES, y + 37, f"backward ↑ {talk.backward or 'nothing'}"),
+    ]

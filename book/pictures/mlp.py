@@ -1,0 +1,45 @@
+"""`draw_mlp`: the tensor-parallel MLP, device by device, with or without sequence parallelism."""
+
+from __future__ import annotations
+
+from book.pictures.kit.holders import count
+from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
+from book.pictures.kit.observe import observe, sentence
+from book.pictures.kit.svg import Picture
+from lib.parallel.tensor.mlp import ParallelMLP
+
+
+def draw_mlp(
+    devices: int, sequence_parallel: bool = False, sequence: int = 1024, hidden: int = 768, inner: int | None = None
+) -> Picture:
+    """Z = GeLU(X A) B of a `ParallelMLP`: A by columns, GeLU on what is finished, B by rows, partial sums, one sum.
+
+    Shapes and bytes are those of a run without data, of one sequence in bfloat16.
+
+    Errors: ValueError for sizes that the devices do not divide, or more than 8 devices.
+    """
+    dim = 1 if sequence_parallel else None
+    seen = observe(
+        lambda group: ParallelMLP(hidden, group, inner, sequence_dim=dim), sequence, hidden, devices, sequence_parallel
+    )
+    outside = {"look": "sharded", "cut": 0} if sequence_parallel else {"look": "replicated"}
+    up, down, columns = seen.weights["up"], seen.weights["down"], seen.outputs["up"]
+    partial = (columns[0], down[1])  # every device's product has all tokens and all columns
+    enter, leave = gates(devices, sequence_parallel)
+    rows: list[Stage | Talk] = [
+        Stage("X", seen.inputs["up"], **outside),
+        enter,
+        Stage("× A, by columns", up, "sharded", cut=1, wide=1, tall=36),
+        Stage("= X A", columns, "sharded", cut=1, wide=1),
+        Stage("GeLU(X A)", seen.inputs["down"], "sharded", cut=1, wide=1),
+        Stage("× B, by rows", down, "sharded", cut=0, tall=44),
+        Stage("= partial sum", partial, "partial"),
+        leave,
+        Stage("Z", seen.outputs["down"], **outside),
+    ]
+    name = "TP + SP" if sequence_parallel else "TP"
+    title = f"The MLP on {count(devices, 'device')}, {name}"
+    sent = [f"forward: {sentence(seen.forward)}", f"backward: {sentence(seen.backward)}"]
+    notes = ["Each device sends (bfloat16)", *sent, "Boxes are not to scale."]
+    desc = f"{title}. {told(rows)}. Each device sends {'; '.join(sent)}."
+    return lanes(title, desc, rows, devices, notes)

@@ -1,0 +1,1 @@
+"""Pictures with controls, in a kernel and in the built page."""

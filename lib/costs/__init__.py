@@ -1,0 +1,1 @@
+"""What it costs, a file per idea."""

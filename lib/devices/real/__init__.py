@@ -1,1 +1,0 @@
-"""Real processes in the place of simulated devices: they talk over torch.distributed."""

@@ -1,0 +1,1 @@
+"""Data parallelism: every device holds the whole model and works on its part of the batch."""

@@ -1,0 +1,1 @@
+"""A GPT on any number of devices."""

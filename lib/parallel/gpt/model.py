@@ -1,0 +1,137 @@
+"""GPT-2 on P devices: two embeddings, a stack of blocks, a last LayerNorm, and the embedding once more as the head.
+
+    tokens -> embedding + positions -> block -> ... -> block -> norm -> head -> logits, or the loss
+
+Radford et al. 2019 ("Language models are unsupervised multitask learners"); over devices: Shoeybi et al. 2019, arXiv
+1909.08053, section 3.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.devices import Group
+from lib.parallel.attention.attention import KVCache
+from lib.parallel.gpt.block import ParallelBlock, Recompute, layer_norm
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.sequence.layers import gather_linear
+from lib.parallel.sharding.conjugates import copy_to, gather_from, scatter_to
+from lib.parallel.sharding.dense import layout_of
+from lib.parallel.tensor.dropout import ParallelDropout
+from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
+
+
+class GPT(nn.Module):
+    """One device's part of a GPT, split over `group`. On one device it is the dense model.
+
+    Communication, without the loss: forward, an all-reduce for the embedding and two for each layer; backward, two for
+    each layer and one for the head; all of (batch, S, hidden). `gpt_synchronizations` lists them, also for
+    `sequence_parallel`, which cuts along the sequence what is replicated between the layers' parallel regions.
+
+    `recompute` is that of `ParallelBlock`. Weights start as the shards of one dense initialization, GPT-2's own,
+    whatever the device count. Raises ValueError when the devices do not divide the heads.
+    """
+
+    def __init__(
+        self, config: GPTConfig, group: Group, sequence_parallel: bool = False, recompute: Recompute | None = None
+    ):
+        super().__init__()
+        self.config, self.group, self.sequence_parallel = config, group, sequence_parallel
+        sequence_dim = 1 if sequence_parallel else None
+        with torch.device("meta"):  # without memory: the layers would draw numbers that are not GPT-2's
+            self.embedding = VocabParallelEmbedding(config.vocabulary, config.hidden, group, sequence_dim)
+            self.positions = nn.Embedding(config.positions, config.hidden)
+            self.dropout = ParallelDropout(config.dropout, group, sharded=sequence_parallel)
+            self.blocks = nn.ModuleList(
+                ParallelBlock(
+                    config.hidden,
+                    config.heads,
+                    group,
+                    dropout=config.dropout,
+                    approximate=config.approximate,
+                    sequence_dim=sequence_dim,
+                    recompute=recompute,
+                )
+                for _ in range(config.layers)
+            )
+            self.norm = layer_norm(config.hidden, group, sequence_dim)
+        self.to_empty(device=torch.get_default_device())
+        initialize(self)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """tokens (batch, S), integers, Replicate -> logits (batch, S, padded V/P) Shard(-1).
+
+        With `targets` (batch, S): the mean loss, a single number, Replicate. With `caches`, one for each block: tokens
+        are those that follow the ones seen so far.
+        """
+        logits = self.head(self.trunk(tokens, caches))
+        if targets is None:
+            return logits
+        return vocab_parallel_cross_entropy(logits, targets, self.group, self.config.vocabulary).mean()
+
+    def trunk(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """(batch, S) -> (batch, S, hidden), what the last block leaves."""
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(
+                f"GPT on rank {self.group.rank} of {self.group.size}: {len(caches)} caches for {len(self.blocks)} "
+                "blocks; give each block one of its own"
+            )
+        x = self.embed(tokens, 0 if caches is None else caches[0].seen)
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, cache)  # (batch, S, hidden)  Replicate, or (batch, S/P, hidden)  Shard(1)
+        return x
+
+    def embed(self, tokens: Tensor, seen: int = 0) -> Tensor:
+        """(batch, S) at the positions from `seen` on -> (batch, S, hidden), or (batch, S/P, hidden) Shard(1)."""
+        if tokens.ndim != 2 or seen + tokens.shape[1] > self.config.positions:
+            raise ValueError(
+                f"GPT on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)} after "
+                f"{seen} others; they must be (batch, S) with at most {self.config.positions} positions in all"
+            )
+        places = self.positions.weight[seen : seen + tokens.shape[1]]  # (S, hidden)  Replicate
+        if self.sequence_parallel:
+            places = scatter_to(places, self.group, 0)  # (S/P, hidden)  Shard(0); the gradient is whole again
+        return self.dropout(self.embedding(tokens) + places)
+
+    def head(self, x: Tensor) -> Tensor:
+        """What the last block leaves -> logits (batch, S, padded V/P) Shard(-1)."""
+        x = self.norm(x)
+        if self.sequence_parallel:
+            return gather_linear(x, self.embedding.weight, None, self.group, 1)
+        return F.linear(copy_to(x, self.group), self.embedding.weight)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """(batch, S) -> (batch, padded V/P) Shard(-1): for the one token that follows, padding -inf. No gradients."""
+        x = self.trunk(tokens, caches)
+        if self.sequence_parallel:
+            x = gather_from(x, self.group, 1)  # (batch, S, hidden)  Replicate: one device has the last token
+        logits = F.linear(self.norm(x[:, -1]), self.embedding.weight)  # (batch, padded V/P)  Shard(-1)
+        width = logits.shape[-1]
+        padding = self.group.rank * width + torch.arange(width, device=logits.device) >= self.config.vocabulary
+        return logits.masked_fill(padding, -torch.inf)
+
+    def whole_logits(self, logits: Tensor) -> Tensor:
+        """(..., padded V/P) Shard(-1) -> (..., V) Replicate, by an all-gather. Few need it: not the loss."""
+        return gather_from(logits, self.group, -1)[..., : self.config.vocabulary]
+
+
+@torch.no_grad()
+def initialize(model: GPT) -> None:
+    """GPT-2's initialization, cut: normal with one deviation, and less where 2 x layers outputs add up on a residual.
+
+    Every device draws the dense weights, one after the other, and keeps its pieces.
+    """
+    parameters = dict(model.named_parameters())
+    for name, shape in model.config.shapes().items():
+        if len(shape) == 1:
+            parameters[name].fill_(1.0 if name.endswith("weight") else 0.0)  # LayerNorm; biases
+            continue
+        last = name.endswith(("attention.out.weight", "mlp.down.weight"))
+        deviation = model.config.deviation / (math.sqrt(2 * model.config.layers) if last else 1)
+        dense = torch.empty(shape, dtype=parameters[name].dtype, device=parameters[name].device)
+        piece = layout_of(model, name).piece(dense.normal_(std=deviation), model.group.size, model.group.rank)
+        parameters[name].copy_(piece)

@@ -1,0 +1,1 @@
+"""Sequence parallelism: what tensor parallelism leaves whole, cut along the sequence."""

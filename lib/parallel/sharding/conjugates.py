@@ -1,0 +1,178 @@
+"""Collectives that know their backward.
+
+A verb of a `Group` is blind to gradients. These functions are not: each stands with its backward directly under its
+forward, and the two are conjugate, so a program that uses them trains exactly as one device would.
+
+The convention: the loss is replicated, and every device calls `backward()` on its own copy. Then the gradient of a
+replicated value is replicated too, and two facts follow. A value that enters a sharded region (`copy_to`) is used by
+every device for another part of the result, so its gradient is the sum over devices. A sum that leaves one
+(`reduce_from`) hands its gradient unchanged to every summand, since d(a + b)/da = 1.
+
+    function         forward            backward           in papers
+    copy_to          identity           all-reduce         f
+    reduce_from      all-reduce         identity           g
+    scatter_to       own slice          all-gather
+    gather_from      all-gather         own slice
+    all_gather       all-gather         reduce-scatter     g with sequence parallelism, entering
+    reduce_scatter   reduce-scatter     all-gather         g with sequence parallelism, leaving
+    all_to_all       all-to-all         all-to-all back
+
+f and g: Shoeybi et al. 2019, arXiv 1909.08053, section 3; with sequence parallelism: Korthikanti et al. 2022, arXiv
+2205.05198, section 4.2.2.
+"""
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from lib.devices import Group
+from lib.parallel.sharding.shards import shard, shard_sizes
+
+
+def copy_to(x: Tensor, group: Group) -> Tensor:
+    """Into a sharded region. Forward: identity, Replicate -> Replicate. Backward: all-reduce, Partial -> Replicate."""
+    return _CopyTo.apply(x, group)
+
+
+class _CopyTo(Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return ctx.group.all_reduce(grad), None
+
+
+def reduce_from(x: Tensor, group: Group) -> Tensor:
+    """Out of a sharded region. Forward: all-reduce, Partial -> Replicate. Backward: identity."""
+    return _ReduceFrom.apply(x, group)
+
+
+class _ReduceFrom(Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        return group.all_reduce(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad, None
+
+
+def scatter_to(x: Tensor, group: Group, dim: int) -> Tensor:
+    """Forward: this device's piece along `dim`, Replicate -> Shard(dim). Backward: all-gather."""
+    return _ScatterTo.apply(x, group, dim)
+
+
+class _ScatterTo(Function):
+    @staticmethod
+    def forward(ctx, x, group, dim):
+        ctx.group, ctx.dim = group, dim
+        return shard(x, group, dim).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return ctx.group.all_gather(grad, ctx.dim), None, None
+
+
+def gather_from(x: Tensor, group: Group, dim: int) -> Tensor:
+    """Forward: all-gather, Shard(dim) -> Replicate. Backward: this device's piece of the gradient.
+
+    Right when what follows is replicated: every device then computes the same gradient, and its own piece is all it
+    needs. If a sharded region follows, use `all_gather`.
+    """
+    return _GatherFrom.apply(x, group, dim)
+
+
+class _GatherFrom(Function):
+    @staticmethod
+    def forward(ctx, x, group, dim):
+        ctx.group, ctx.dim = group, dim
+        return gather_pieces(x, group, dim, "gather_from")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return shard(grad, ctx.group, ctx.dim), None, None
+
+
+def all_gather(x: Tensor, group: Group, dim: int) -> Tensor:
+    """Forward: all-gather, Shard(dim) -> Replicate. Backward: reduce-scatter, Partial -> Shard(dim).
+
+    Right when a sharded region follows: every device then has another part of the gradient.
+    """
+    return _AllGather.apply(x, group, dim)
+
+
+class _AllGather(Function):
+    @staticmethod
+    def forward(ctx, x, group, dim):
+        ctx.group, ctx.dim = group, dim
+        return gather_pieces(x, group, dim, "all_gather")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return ctx.group.reduce_scatter(grad, ctx.dim), None, None
+
+
+def reduce_scatter(x: Tensor, group: Group, dim: int) -> Tensor:
+    """Forward: reduce-scatter, Partial -> Shard(dim). Backward: all-gather, Shard(dim) -> Replicate."""
+    return _ReduceScatter.apply(x, group, dim)
+
+
+class _ReduceScatter(Function):
+    @staticmethod
+    def forward(ctx, x, group, dim):
+        ctx.group, ctx.dim = group, dim
+        return group.reduce_scatter(x, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return ctx.group.all_gather(grad, ctx.dim), None, None
+
+
+def all_to_all(x: Tensor, group: Group, split_dim: int, concat_dim: int) -> Tensor:
+    """Forward: all-to-all, Shard(concat_dim) -> Shard(split_dim). Backward: the all-to-all back."""
+    return _AllToAll.apply(x, group, split_dim, concat_dim)
+
+
+class _AllToAll(Function):
+    @staticmethod
+    def forward(ctx, x, group, split_dim, concat_dim):
+        if split_dim % x.ndim == concat_dim % x.ndim:
+            raise ValueError(
+                f"all_to_all on rank {group.rank} of {group.size}: split_dim={split_dim} and concat_dim={concat_dim} "
+                f"are the same dim of a {tuple(x.shape)} tensor; it moves a shard from one dim to another"
+            )
+        ctx.group, ctx.split_dim, ctx.concat_dim = group, split_dim, concat_dim
+        y = group.all_to_all(x, split_dim, concat_dim)
+        _check_rule(x.shape[concat_dim], y.shape[concat_dim], group, concat_dim, "all_to_all")
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return ctx.group.all_to_all(grad, ctx.concat_dim, ctx.split_dim), None, None, None
+
+
+def gather_pieces(x: Tensor, group: Group, dim: int, name: str) -> Tensor:
+    """The all-gather of pieces that were cut by the rule; ValueError, naming the rank, when they were not."""
+    whole = group.all_gather(x, dim)
+    _check_rule(x.shape[dim], whole.shape[dim], group, dim, name)
+    return whole
+
+
+def _check_rule(mine: int, whole: int, group: Group, dim: int, name: str) -> None:
+    # Backward cuts the gradient by the rule; were the pieces of other sizes, it would reach the wrong devices.
+    expected = shard_sizes(whole, group.size)[group.rank]
+    if mine != expected:
+        raise ValueError(
+            f"{name} on rank {group.rank} of {group.size}: this device brought {mine} of {whole} along dim {dim}, but "
+            f"the sharding rule gives it {expected}. Cut the tensor with shard(x, group, dim={dim})"
+        )

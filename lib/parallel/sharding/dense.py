@@ -1,0 +1,68 @@
+"""From the weights of one device to the shards of P, and back.
+
+Every parallel layer has the parameters of its dense self, under the same names, and says in `layout` how each is cut.
+What has no layout is replicated.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lib.devices import Group
+from lib.parallel.sharding.placement import Replicate
+
+
+def load_dense(module: nn.Module, state: Mapping[str, Tensor], group: Group) -> None:
+    """Copies this device's pieces of a dense state dict into `module`, whose layers are split over `group`.
+
+    The dense state is that of the same module on one device. Raises ValueError, and changes nothing, when a weight is
+    missing, unknown, or of another shape.
+    """
+    mine = dict(module.named_parameters(remove_duplicate=False))
+    missing, unknown = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"load_dense on rank {group.rank} of {group.size}: "
+            + "; ".join(
+                f"{what}: {', '.join(names)}"
+                for what, names in (("missing in the state", missing), ("unknown to the module", unknown))
+                if names
+            )
+        )
+    pieces = {}
+    for name, parameter in mine.items():
+        try:
+            pieces[name] = layout_of(module, name).piece(state[name].detach(), group.size, group.rank)
+        except ValueError as error:
+            raise ValueError(f"load_dense on rank {group.rank} of {group.size}: {name}: {error}") from None
+        if pieces[name].shape != parameter.shape:
+            raise ValueError(
+                f"load_dense on rank {group.rank} of {group.size}: {name} of shape {tuple(state[name].shape)} gives "
+                f"this device a piece of {tuple(pieces[name].shape)}, but the module has {tuple(parameter.shape)} there"
+            )
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(pieces[name])
+
+
+def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The state dict of the dense module, from the modules of all devices in rank order. For use outside of a program.
+
+    Raises ValueError when copies that must be equal are not.
+    """
+    state = {}
+    for name in dict(modules[0].named_parameters(remove_duplicate=False)):
+        pieces = [module.get_parameter(name).detach() for module in modules]
+        layout = layout_of(modules[0], name)
+        state[name] = layout.whole(pieces)
+        for rank, piece in enumerate(pieces):
+            if not torch.equal(layout.piece(state[name], len(pieces), rank), piece):
+                raise ValueError(f"dense_state: {name} on rank {rank} differs from the copies of it on other devices")
+    return state
+
+
+def layout_of(module: nn.Module, name: str):
+    """How the parameter `name` of `module` is cut: anything with `piece` and `whole`, such as a `Shard`."""
+    owner, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner), "layout", {}).get(leaf, Replicate())

@@ -1,0 +1,1 @@
+"""Tensor parallelism: one layer's matrices, cut over devices."""

@@ -1,0 +1,120 @@
+"""The two ends of a language model, split along the vocabulary: the embedding, and the loss.
+
+Device r holds the rows of some consecutive tokens. Where P does not divide the vocabulary, rows of zeros are added at
+the end, as everyone does who wants equal pieces; they are never looked up, and no probability goes to them.
+
+Shoeybi et al. 2019, arXiv 1909.08053, section 3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.devices import Group
+from lib.parallel.sharding.conjugates import reduce_from, reduce_scatter
+
+
+def padded_vocabulary(vocabulary: int, parts: int) -> int:
+    """The next multiple of `parts`: 50257 over 4 devices becomes 50260."""
+    return -(-vocabulary // parts) * parts
+
+
+@dataclass(frozen=True)
+class PaddedShard:
+    """Shard(0) of a tensor of `length` rows, after rows of zeros were added so that all pieces are equal."""
+
+    length: int
+
+    def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
+        """What device `rank` of `parts` holds of `whole` (length, ...). Raises ValueError for another length."""
+        if len(whole) != self.length:
+            raise ValueError(f"a tensor of shape {tuple(whole.shape)} does not have the {self.length} rows to cut")
+        more = padded_vocabulary(self.length, parts) - self.length
+        padded = torch.cat([whole, whole.new_zeros(more, *whole.shape[1:])]) if more else whole
+        return padded.chunk(parts)[rank]
+
+    def whole(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The (length, ...) tensor, without the padding."""
+        return torch.cat(list(pieces))[: self.length]
+
+
+class VocabParallelEmbedding(nn.Module):
+    """One device's rows of an embedding: weight (padded V/P, hidden).
+
+    Input tokens (batch, S), integers, Replicate. Output (batch, S, hidden) Replicate; with `sequence_dim`,
+    Shard(sequence_dim). Communication: forward one all-reduce (a reduce-scatter) of the output, backward nothing (an
+    all-gather).
+
+    Raises IndexError for a token outside of the vocabulary.
+    """
+
+    def __init__(self, vocabulary: int, hidden: int, group: Group, sequence_dim: int | None = None):
+        super().__init__()
+        if vocabulary < group.size:
+            raise ValueError(f"a vocabulary of {vocabulary} cannot be split over {group.size} devices: too few tokens")
+        self.vocabulary, self.group, self.sequence_dim = vocabulary, group, sequence_dim
+        self.layout = {"weight": PaddedShard(vocabulary)}
+        dense = nn.Embedding(vocabulary, hidden).weight.detach()
+        self.weight = nn.Parameter(self.layout["weight"].piece(dense, group.size, group.rank).clone())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, S) -> (batch, S, hidden)."""
+        check_tokens(tokens, self.vocabulary, self.group, "VocabParallelEmbedding")
+        mine, local = own_tokens(tokens, len(self.weight), self.group)
+        y = F.embedding(local, self.weight) * mine.unsqueeze(-1)  # (batch, S, hidden)  Partial: one device has each row
+        if self.sequence_dim is None:
+            return reduce_from(y, self.group)
+        return reduce_scatter(y, self.group, self.sequence_dim)
+
+
+def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group, vocabulary: int) -> Tensor:
+    """The cross-entropy of each token, (batch, S) Replicate, without ever putting the whole logits together.
+
+    logits (batch, S, padded V/P) Shard(-1); targets (batch, S) integers, Replicate; `vocabulary` without padding.
+    -log softmax(z)[t] = max z + log sum exp(z - max z) - z[t], and the maximum, the sum and z[t] are one number per
+    token each. Communication: three all-reduces of (batch, S) forward, nothing backward.
+    """
+    check_tokens(targets, vocabulary, group, "vocab_parallel_cross_entropy")
+    width = logits.shape[-1]
+    if width * group.size != padded_vocabulary(vocabulary, group.size):
+        raise ValueError(
+            f"vocab_parallel_cross_entropy on rank {group.rank} of {group.size}: logits {tuple(logits.shape)} are not "
+            f"this device's piece of a vocabulary of {vocabulary}: the last dim must be "
+            f"{padded_vocabulary(vocabulary, group.size) // group.size}"
+        )
+    real = max(0, min(width, vocabulary - group.rank * width))  # the columns behind it are padding
+    if real < width:
+        logits = logits[..., :real]
+    largest = logits.detach().amax(-1) if real else logits.new_full(targets.shape, -torch.inf)
+    largest = group.all_reduce(largest, "max")  # (batch, S)  Replicate; shifts all alike, so it has no gradient
+    total = (logits - largest.unsqueeze(-1)).exp().sum(-1)  # (batch, S)  Partial
+    mine, local = own_tokens(targets, width, group)
+    wanted = _pick(logits, local) * mine if real else total  # (batch, S)  Partial: one device has each target
+    total, wanted = reduce_from(total, group), reduce_from(wanted, group)  # (batch, S)  Replicate
+    return largest + total.log() - wanted
+
+
+def _pick(logits: Tensor, local: Tensor) -> Tensor:
+    return logits.gather(-1, local.unsqueeze(-1)).squeeze(-1)
+
+
+def own_tokens(tokens: Tensor, width: int, group: Group) -> tuple[Tensor, Tensor]:
+    """Which tokens this device holds the rows of (bool), and the number of the row (0 for the others)."""
+    local = tokens - group.rank * width
+    mine = (local >= 0) & (local < width)
+    return mine, local * mine
+
+
+def check_tokens(tokens: Tensor, vocabulary: int, group: Group, who: str) -> None:
+    """Raises IndexError when a token is outside of the vocabulary. On the meta device there is nothing to look at."""
+    if tokens.is_meta or not tokens.numel():
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
+        raise IndexError(
+            f"{who} on rank {group.rank} of {group.size}: token {low if low < 0 else high} is not in a vocabulary of "
+            f"{vocabulary}; tokens are 0 to {vocabulary - 1}"
+        )

@@ -1,0 +1,178 @@
+"""ZeRO, stages 1 and 2: data parallelism in which each device steps only its own part of the parameters.
+
+In plain data parallelism every device keeps the optimizer's state of the whole model, and all compute the same step. An
+all-reduce is a reduce-scatter followed by an all-gather, and the step fits between the two:
+
+    gradients   --reduce-scatter-->   my piece, averaged
+    my piece    --optimizer------->   my piece of the parameters, updated
+    my piece    --all-gather------>   all parameters
+
+The traffic is that of the all-reduce, and optimizer state exists once, in P pieces. That is stage 1. If the gradients
+are reduce-scattered while the backward computes, and the whole ones are freed at once, those too exist once: stage 2.
+
+    zero = ShardedOptimizer(model, group, lambda pieces: torch.optim.AdamW(pieces, lr=1e-3))
+
+    loss.backward()               # stage 1          with zero.reducing():       # stage 2
+    zero.reduce_gradients()                              loss.backward()
+    zero.step()                                      zero.step()
+    zero.zero_grad()                                 zero.zero_grad()
+
+Right for optimizers that treat each element by itself, as SGD and Adam do. Stage 3 is in `fully_sharded.py`.
+Rajbhandari et al. 2020, arXiv 1910.02054, sections 5 and 7.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.devices import Group, Handle
+from lib.parallel.data.average import _checked_share, _trainable, check_same_parameters
+from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets
+from lib.parallel.sharding.shards import shard
+from lib.parallel.zero.flat import FlatLayout, used_anywhere
+from lib.parallel.zero.state import load_optimizer_state
+
+
+class ShardedOptimizer:
+    """Holds this device's pieces of the parameters of `module`, and the optimizer that steps them.
+
+    `make_optimizer` is given the pieces, a list of 1-D parameters in the order of the model, some maybe empty. The
+    parameters become views of flat buckets of about `bucket_bytes`. All devices must begin with the same ones: raises
+    ValueError that names the first that differs, and when no parameter requires a gradient.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        group: Group,
+        make_optimizer: Callable[[list[nn.Parameter]], Any],
+        bucket_bytes: float = BUCKET_BYTES,
+    ):
+        named = _trainable(module, self._who("ShardedOptimizer", group))
+        check_same_parameters(module, group)
+        self.group = group
+        self._names = {p: name for name, p in named.items()}
+        self._buckets = [Bucket(bucket, group) for bucket in plan_buckets(named.values(), bucket_bytes)]
+        piece_of = {p: piece for bucket in self._buckets for p, piece in bucket.pieces.items()}
+        self.pieces = [piece_of[p] for p in self._names]  # each (n_i,)  Shard(0) of the flat bucket
+        self.optimizer = make_optimizer(self.pieces)
+
+    def reduce_gradients(self, share: float | None = None, allow_unused: bool = False) -> None:
+        """Stage 1, after the last backward: the gradients of the pieces become the mean over all samples, and the whole
+        gradients are freed. Partial -> Shard(0).
+
+        `share` and `allow_unused` are those of `average_gradients`. Communication: one reduce-scatter per bucket.
+        """
+        who = self._who("reduce_gradients")
+        share = _checked_share(share, self.group, who)
+        here = {name: p.grad is not None for p, name in self._names.items()}
+        used = self._used(here, allow_unused, who)
+        for bucket in self._buckets:
+            bucket.add(self.group.reduce_scatter(bucket.take(share)), used)  # (n,) Partial -> (n/P,) Shard(0)
+
+    @contextmanager
+    def reducing(self, share: float | None = None, allow_unused: bool = False) -> Iterator[None]:
+        """Stage 2, around each backward: `reduce_gradients`, but each bucket leaves as soon as its last gradient is
+        there. What earlier micro-batches left in the pieces is added to.
+
+        One bucket at most is under way, so no more than two of them need memory. They leave in the same order on all
+        devices: where a gradient comes late or never, those behind it wait. Inside, `group` can be used for nothing
+        else.
+        """
+        who = self._who("reducing")
+        share = _checked_share(share, self.group, who)
+        missing = [set(bucket.parameters) for bucket in self._buckets]
+        where = {p: missing[number] for number, bucket in enumerate(self._buckets) for p in bucket.parameters}
+        here = dict.fromkeys(self._names.values(), False)
+        arrived: list[Tensor] = []
+        under_way: list[Handle] = []
+
+        def send_next() -> None:
+            bucket = self._buckets[len(arrived) + len(under_way)]
+            here.update((self._names[p], p.grad is not None) for p in bucket.parameters)
+            flat = bucket.take(share)
+            receive()
+            under_way.append(self.group.reduce_scatter(flat, async_op=True))
+
+        def receive() -> None:
+            if under_way:
+                arrived.append(under_way.pop().wait())
+
+        def note(p: nn.Parameter) -> None:
+            if p not in where[p]:
+                raise RuntimeError(
+                    f"{who}: a second gradient of {self._names[p]} came, and the first is gone. Use one "
+                    "`with zero.reducing()` for each backward(), and give each device a module of its own"
+                )
+            where[p].remove(p)
+            while (number := len(arrived) + len(under_way)) < len(self._buckets) and not missing[number]:
+                send_next()
+
+        hooks = [p.register_post_accumulate_grad_hook(note) for p in where]
+        try:
+            yield
+            while len(arrived) + len(under_way) < len(self._buckets):
+                send_next()
+            receive()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        used = self._used(here, allow_unused, who)
+        for bucket, mine in zip(self._buckets, arrived, strict=True):
+            bucket.add(mine, used)
+
+    def step(self) -> None:
+        """Each device steps its pieces, and all get all of them, Shard(0) -> Replicate: one all-gather per bucket."""
+        self.optimizer.step()
+        for bucket in self._buckets:
+            bucket.flat.copy_(self.group.all_gather(bucket.mine))  # (n/P,) Shard(0) -> (n,) Replicate
+
+    def zero_grad(self) -> None:
+        """Frees the gradients, the whole ones and those of the pieces."""
+        for p in (*self._names, *self.pieces):
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of this device's pieces, in PyTorch's form."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse. Raises ValueError when a tensor does not have the shape of its piece."""
+        load_optimizer_state(self.optimizer, state, self.group)
+
+    def _used(self, here: dict[str, bool], allow_unused: bool, who: str) -> set[nn.Parameter]:
+        used = used_anywhere(here, self.group, self.pieces[0].device, allow_unused, who)
+        return {p for p, is_used in zip(self._names, used, strict=True) if is_used}
+
+    def _who(self, what: str, group: Group | None = None) -> str:
+        group = group or self.group
+        return f"{what} on rank {group.rank} of {group.size}"
+
+
+class Bucket:
+    """Parameters that travel together: the flat tensor that they are views of, and this device's pieces."""
+
+    def __init__(self, parameters: list[nn.Parameter], group: Group):
+        self.parameters = parameters
+        self.layout = FlatLayout([p.shape for p in parameters], group)
+        self.flat = torch.cat([p.detach().flatten() for p in parameters])  # (n,)  Replicate
+        for p, view in zip(parameters, self.layout.tensors(self.flat), strict=True):
+            p.data = view  # the module computes with the flat tensor's memory from now on
+        self.mine = shard(self.flat, group, dim=0)  # (n/P,)  Shard(0), a view: stepping a piece writes into `flat`
+        self.pieces = {p: nn.Parameter(x) for p, x in zip(parameters, self.layout.pieces(self.mine), strict=True)}
+
+    def take(self, share: float) -> Tensor:
+        """The gradients times `share`, flat (n,). The parameters have none any more."""
+        flat = pack(self.parameters, share)
+        for p in self.parameters:
+            p.grad = None
+        return flat
+
+    def add(self, mine: Tensor, used: set[nn.Parameter]) -> None:
+        """(n/P,) Shard(0), to the gradients of the pieces; a parameter that nobody used stays without."""
+        for (p, piece), grad in zip(self.pieces.items(), self.layout.pieces(mine), strict=True):
+            if p in used:
+                piece.grad = grad if piece.grad is None else piece.grad.add_(grad)

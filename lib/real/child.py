@@ -1,0 +1,138 @@
+"""A process that `Processes` has started: it gets its order, is one device, answers, and waits for its end."""
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
+from io import TextIOBase
+from multiprocessing.connection import Connection
+from threading import Lock, Thread
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from lib.devices.meters import Meters
+from lib.real.process import Place, joined, pack, run_program
+
+
+class Modes(NamedTuple):
+    """What holds in the caller's thread, and shall hold in every process."""
+
+    grad: bool
+    inference: bool
+    dtype: torch.dtype
+    device: str
+    threads: int
+    stream: torch.Tensor
+
+
+class Order(NamedTuple):
+    """What to run; `task` is the pickled (program, args, kwargs)."""
+
+    task: bytes
+    modes: Modes
+
+
+class Printed(NamedTuple):
+    """Some text that the program printed."""
+
+    text: str
+
+
+class Answer(NamedTuple):
+    """What came of it: `output` is packed, `meters` and `stream` are those of `RealExchange.finish`."""
+
+    output: bytes
+    meters: Meters
+    stream: torch.Tensor
+
+
+Say = Callable[[Printed | Answer | BaseException], None]
+
+
+def live(rank: int, size: int, store: str, line: Connection) -> None:
+    """The whole life of process `rank`. `store` is a file in which all meet, `line` leads to the parent."""
+    order = pickle.loads(line.recv_bytes())
+    sending = Lock()
+
+    def say(something: Printed | Answer | BaseException) -> None:
+        with sending:
+            line.send_bytes(pickle.dumps(something))
+
+    parent = Thread(target=_await_end, args=(line,), daemon=True)
+    parent.start()
+    try:
+        answer = _obey(order, rank, size, store, say)
+    except BaseException as error:
+        answer = _sendable(error)
+    say(answer)
+    parent.join()  # not an exit of its own: it could crash threads that still wait, and the others would lose this one
+
+
+def _obey(order: Order, rank: int, size: int, store: str, say: Say) -> Answer:
+    modes = order.modes
+    torch.set_num_threads(modes.threads)
+    torch.set_default_dtype(modes.dtype)
+    torch.set_rng_state(modes.stream)
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(stack.enter_context(_Lines(say))))
+        stack.enter_context(torch.inference_mode(modes.inference))
+        stack.enter_context(torch.set_grad_enabled(modes.grad))
+        if modes.device != "cpu":
+            stack.enter_context(torch.device(modes.device))
+        program, args, kwargs = _unpickled(order.task)
+        exchange = stack.enter_context(joined(dist.FileStore(store, size), Place(rank, size, rank, size)))
+        output = run_program(exchange, program, args, kwargs)
+        return Answer(pack(output, rank), *exchange.finish())
+
+
+def _unpickled(task: bytes) -> tuple:
+    try:
+        return pickle.loads(task)
+    except (AttributeError, ImportError) as error:
+        raise TypeError(
+            f"another process cannot find the program, or a class of its arguments ({error}). Put it into a file that "
+            "can be imported (in a notebook, a cell that begins with %%writefile my_program.py), and import it"
+        ) from error
+
+
+class _Lines(TextIOBase):
+    """What is printed goes to the parent, in whole lines."""
+
+    def __init__(self, say: Say):
+        self._say, self._rest = say, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        if lines:
+            self._say(Printed("\n".join([*lines, ""])))
+        return len(text)
+
+    def __exit__(self, *_: object) -> None:
+        if self._rest:
+            self._say(Printed(self._rest))
+
+
+def _await_end(line: Connection) -> None:
+    try:
+        line.recv_bytes()
+    except (EOFError, OSError):  # the parent has closed the line, or has died
+        os._exit(0)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error with its traceback as a note; one that cannot be pickled becomes a RuntimeError that says the same."""
+    text = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    try:
+        twin = pickle.loads(pickle.dumps(error))
+        faithful = type(twin) is type(error) and str(twin) == str(error)
+    except Exception:
+        faithful = False
+    if not faithful:
+        notes, error = getattr(error, "__notes__", []), RuntimeError(f"{type(error).__name__}: {error}")
+        for note in notes:
+            error.add_note(note)
+    error.add_note(f"In its process:\n{text}")
+    return error

@@ -1,0 +1,181 @@
+"""The meeting place of real processes: what `Exchange` is to simulated devices, over torch.distributed.
+
+A `Group` asks either in the same words, so a program cannot tell which one it runs on. Every process has its own:
+collectives go through the `Channel` of their group, messages through the `Mailbox`.
+"""
+
+import hashlib
+import sys
+import time
+from concurrent.futures import wait
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lib.devices.collectives import AllGather, Collective
+from lib.devices.engine.exchange import Message
+from lib.devices.engine.wording import short_ranks, where
+from lib.devices.handle import Handle
+from lib.devices.meters import Meters
+from lib.devices.traffic import Traffic, size_in_bytes
+from lib.real.channel import Call, Channel, Done, Hookup, naming_a_lost_connection, patiently
+from lib.real.farewell import Report, part
+from lib.real.lookout import Lookout, Waiting
+from lib.real.mailbox import Address, Mailbox
+
+_WORLD = 0  # the key of the first group
+
+
+class Joined(NamedTuple):
+    """A collective that was called, and not yet begun."""
+
+    channel: Channel
+    call: Call
+
+
+class RealExchange:
+    """The meeting place of one run, as process `rank` of `size` sees it. `store` is shared by all and is of this run
+    alone. The methods that `Group` calls are those of `Exchange`."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int, hookup: Hookup):
+        self.rank, self.size, self.meters = rank, size, Meters(size)
+        self._store, self._hookup = store, hookup
+        self._lookout = Lookout(store, rank, size)
+        self._channels: dict[int, Channel] = {}
+        self._open: dict[Handle, str] = {}  # asynchronous calls nobody has waited for: where they were started
+        self._world = self._channel(_WORLD, tuple(range(size)), rank)
+        self._mailbox = Mailbox(self._world.connection(patiently) if size > 1 else None, rank, hookup.gpu)
+        self._over = False
+
+    def key_for(self, parent: int, ranks: tuple[int, ...], times: int) -> int:
+        """The key of a sub-group, which its members find without a word: each from the same facts."""
+        name = repr((parent, ranks, times)).encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
+
+    def join(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None) -> Joined:
+        """Device `rank` comes with `x`, and does not wait."""
+        self._check_running(verb)
+        return Joined(self._channel(key, ranks, rank), Call(verb, x))
+
+    def collect(self, joined: Joined, ranks: tuple[int, ...], rank: int, verb: Collective) -> Tensor | None:
+        """What device `rank` gets; waits until all have come."""
+        channel, call = joined
+        if channel.busy:
+            return self.hand_out(joined, ranks, rank, verb).wait()
+        return self._charged(verb, channel.run(call, self._hoping(verb, channel)))
+
+    def hand_out(self, joined: Joined, ranks: tuple[int, ...], rank: int, verb: Collective) -> Handle:
+        """A handle that collects later. It is remembered until then, with the line that started it."""
+        channel, call = joined
+        line = where(sys._getframe())
+        under_way = channel.start(call._replace(line=line))
+
+        def collect() -> Tensor | None:
+            self._check_running(verb)
+            del self._open[handle]
+            self._hoping(verb, channel)(lambda seconds: bool(wait([under_way], seconds).done))
+            result = self._charged(verb, under_way.result())
+            if result is not None and result.is_cuda:
+                result.record_stream(torch.cuda.current_stream(result.device))  # it was made on another
+            return result
+
+        handle = Handle(f"{verb} in group {short_ranks(ranks)}", collect)
+        self._open[handle] = f"rank {self.rank} in {line}"
+        return handle
+
+    def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> None:
+        """Hands `x` over for `dst` and goes on."""
+        self._check_running(Message("send", dst, tag))
+        self._mailbox.send(Address(key, ranks, rank, dst, tag), x)
+        self.meters.charge(self.rank, "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
+
+    def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Tensor:
+        """The oldest message from `src` under `tag`; waits until there is one."""
+        call = Message("recv", src, tag)
+        self._check_running(call)
+
+        def waiting(arrived):
+            self._lookout.wait(arrived, call, ranks, lambda: None if self._mailbox.moving else 0)
+
+        with naming_a_lost_connection(self.rank, call, ranks):
+            x = self._mailbox.recv(Address(key, ranks, src, rank, tag), waiting)
+        self.meters.charge(self.rank, "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
+        return x
+
+    def finish(self) -> tuple[Meters, Tensor]:
+        """The program of this process is over. Waits for the others; returns the meters of all, and where the random
+        stream of rank 0 stands. MismatchError when messages or handles are left over, as in the simulation."""
+        box = self._mailbox
+        shapes = {address: list(some) for address, some in box.shapes.items()}
+        unfinished = [f"{started}: started {handle}" for handle, started in self._open.items()]
+        mine = Report(self.meters.rows(), box.sent, box.received, shapes, unfinished, torch.get_rng_state())
+        return part(mine, self._store, self._lookout, self.rank, self.size)
+
+    def share(self, text: bytes) -> list[bytes]:
+        """What all processes bring, in rank order, in every process. Is charged to no meter."""
+        mine, verb = torch.frombuffer(bytearray(text), dtype=torch.uint8), AllGather(0)
+        lengths, texts = (
+            self._world.run(Call(verb, x), self._hoping(verb, self._world)).result
+            for x in (torch.tensor([len(text)], device="cpu"), mine)
+        )
+        return [piece.numpy().tobytes() for piece in texts.split(lengths.tolist())]
+
+    def close(self, error: BaseException | None) -> None:
+        """Ends the threads; the groups are dead now. Tells the others when this process has failed with `error`."""
+        self._over = True
+        if error is not None:
+            self._lookout.fail(error)
+        self._mailbox.close()
+        for channel in self._channels.values():
+            channel.close()
+        # A connection that is freed waits for its threads, and to forget their last work they may need the GIL: now.
+        time.sleep(0.01)
+
+    def __reduce__(self) -> tuple:
+        # A result may hold its group, as every parallel layer does. It may travel: by then the run has ended.
+        return _Over, (self.rank,)
+
+    def _channel(self, key: int, ranks: tuple[int, ...], rank: int) -> Channel:
+        if key not in self._channels:
+            store = dist.PrefixStore(f"group {key}", self._store)
+            self._channels[key] = Channel(store, ranks, rank, self._hookup)
+        return self._channels[key]
+
+    def _charged(self, verb: Collective, done: Done) -> Tensor | None:
+        self.meters.charge(self.rank, verb.name, done.traffic)
+        return done.result
+
+    def _hoping(self, verb: Collective, channel: Channel) -> Waiting:
+        return lambda arrived: self._lookout.wait(arrived, verb, channel.ranks, lambda: channel.step)
+
+    def _check_running(self, call: object) -> None:
+        if self._over:
+            _refuse(self.rank, call)
+
+
+class _Over:
+    """In the place of the exchange, in a group that has come from another process."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def key_for(self, parent: int, ranks: tuple[int, ...], times: int) -> int:
+        return 0  # nobody will ask for it
+
+    def join(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Any) -> NoReturn:
+        _refuse(self.rank, verb)
+
+    def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Any) -> NoReturn:
+        _refuse(self.rank, Message("send", dst, tag))
+
+    def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> NoReturn:
+        _refuse(self.rank, Message("recv", src, tag))
+
+
+def _refuse(rank: int, call: object) -> NoReturn:
+    raise RuntimeError(
+        f"rank {rank} called {call} after its run had ended. Groups live as long as the run: call backward() and all "
+        "verbs inside the program"
+    )

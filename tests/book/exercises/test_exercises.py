@@ -1,0 +1,125 @@
+"""The checker itself: what it shows, when it waits, and what it can judge beyond the exercises of one chapter."""
+
+import pytest
+import torch
+
+from book.exercises import sharding as tasks
+from book.exercises.check.cost import Spent, Talk, check_bytes
+from book.exercises.check.exercise import exercise
+from book.exercises.check.trials import Input, one_core, trials
+from book.exercises.check.verdict import Fault, Folded, Verdict
+from lib import Partial, shard
+from lib.devices.collectives import AllReduce
+
+
+def one_device(x, w):
+    return x @ w
+
+
+@exercise(
+    oracle=one_device,
+    inputs={"x": Input("batch in"), "w": Input("in out")},
+    returns={"the partial sum": Partial()},
+    hints=("a", "b", "c"),
+)
+def leave_partial(group, x, w):
+    """x @ w, left as partial sums."""
+    return shard(x, group, 1) @ shard(w, group, 0)
+
+
+def test_partial_sums_are_judged_by_their_sum():
+    assert leave_partial.check(leave_partial.solution).passed
+    assert leave_partial.check(lambda group, x, w: leave_partial.solution(group, x, w) + group.rank).state == "wrong"
+    assert "2 times too large" in str(leave_partial.check(lambda group, x, w: x @ w))
+
+
+def raises(group, x, w):
+    """Not yet."""
+    raise NotImplementedError
+
+
+def passes(group, x, w):
+    pass
+
+
+def returns_dots(group, x, w):
+    return ...
+
+
+def half_written(group, x, w):
+    y = ...
+    return group.all_gather(y, 1)
+
+
+@pytest.mark.parametrize("stub", [raises, passes, returns_dots, half_written, lambda group, x, w: ...])
+def test_it_waits_for_code_that_is_not_there(stub):
+    verdict = tasks.column_forward.check(stub)
+    assert verdict.state == "waiting"
+    assert not verdict.passed
+    with pytest.raises(AssertionError, match="waiting for your code"):
+        tasks.column_forward.check(stub, required=True)
+
+
+def test_an_interrupt_is_not_swallowed():
+    def interrupted(group, x, w):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tasks.column_forward.check(interrupted)
+
+
+def test_the_cores_are_given_back():
+    before = torch.get_num_threads()
+    with one_core():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_lengths_differ_and_divide_where_they_should():
+    for trial in trials({"x": Input("a b"), "w": Input("b c+1")}, (1, 2, 3, 4), seed=0):
+        lengths = list(trial.lengths.values())
+        assert len(set(lengths)) == len(lengths)
+        assert all((n % trial.devices == 0) == trial.even for n in lengths)
+        assert trial.inputs["w"].shape == (trial.lengths["b"], trial.lengths["c"] + 1)
+
+
+def test_a_talk_costs_what_the_engine_charges():
+    assert [t.bytes_sent for t in Talk(AllReduce(), "n").traffic({"n": 8}, 4)] == [96] * 4  # 2 * 3/4 * 8 * 8 bytes
+
+
+def test_too_few_bytes_are_refused_and_a_single_number_may_be_small():
+    trial = next(trials({"x": Input("a b")}, (2,), seed=0))
+    tensor, number = Talk(AllReduce(), "a b"), Talk(AllReduce(), "")
+    enough = tensor.traffic(trial.lengths, 2)[0].bytes_sent
+
+    def spent(more):
+        return [Spent({"all_reduce": (2, enough + more)})] * 2
+
+    for more in 0, 4, 8:  # the number in no, four, eight bytes
+        check_bytes("", [tensor, number], trial, spent(more))
+    with pytest.raises(Fault, match="too few bytes") as refused:
+        check_bytes("", [tensor, number], trial, spent(-1))
+    assert f"{2 * enough - 2:,} bytes sent, {2 * enough:,} are needed" in refused.value.details[0]
+    with pytest.raises(Fault, match="too many bytes"):
+        check_bytes("", [tensor, number], trial, spent(9))
+
+
+def test_a_verdict_reads_the_same_as_text_and_html():
+    verdict = Verdict("f", "wrong", "is <wrong>.", ("a & b", "one\ntwo"))
+    assert str(verdict) == "✗ Not yet. f is <wrong>.\n  a & b\n  one\n  two"
+    shown = verdict._repr_html_()
+    assert "is &lt;wrong&gt;." in shown
+    assert "a &amp; b\none\ntwo" in shown
+    assert "Not yet." in shown
+
+
+def test_hints_and_solutions_are_folded():
+    assert "<summary>Hint 3 of 3</summary>" in tasks.row_forward.hint(3)._repr_html_()
+    with pytest.raises(ValueError, match="hints 1, 2 and 3"):
+        tasks.row_forward.hint(4)
+    solution = tasks.column_forward.show_solution().text
+    assert solution.startswith("def column_forward(group, x, w):\n    y = x @")
+    assert '"""' not in solution
+    assert tasks.column_forward.show_oracle().text == "def product(x, w):\n    return x @ w"
+    assert repr(Folded("Title", "a\nb")) == "Title\n    a\n    b"
+    assert repr(tasks.two_layers).startswith("Exercise def two_layers(group, x, a, b):\n    relu(x @ a) @ b with")

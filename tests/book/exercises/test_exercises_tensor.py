@@ -1,0 +1,383 @@
+"""The exercises on tensor parallelism: the stub waits, solutions pass, each typical mistake is rejected by its name."""
+
+import exercise_checks as checks
+import torch
+from torch.nn import functional as F
+
+from book.exercises import tensor as tasks
+from book.exercises import vocabulary as ends
+from book.exercises.check.trials import Input, trials
+from book.exercises.vocabulary import Logits, Tokens, Vocabulary
+from lib import copy_to, gather_from, reduce_from
+
+EVERY = [tasks.mlp, tasks.mlp_backward, tasks.embed, tasks.cross_entropy]
+
+
+# ---- mlp ----
+
+
+def mlp_bias_on_rank_0(group, x, a, a_bias, b, b_bias):
+    y = F.gelu(copy_to(x, group) @ a + a_bias) @ b
+    return reduce_from(y + copy_to(b_bias, group) * (group.rank == 0), group)
+
+
+def mlp_bias_before_the_sum(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(copy_to(x, group) @ a + a_bias) @ b + b_bias, group)
+
+
+def mlp_bias_shared_out(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(copy_to(x, group) @ a + a_bias) @ b + b_bias / group.size, group)
+
+
+def mlp_bias_copied(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(copy_to(x, group) @ a + a_bias) @ b, group) + copy_to(b_bias, group)
+
+
+def mlp_no_entrance(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(x @ a + a_bias) @ b, group) + b_bias
+
+
+def mlp_no_exit(group, x, a, a_bias, b, b_bias):
+    return F.gelu(copy_to(x, group) @ a + a_bias) @ b + b_bias / group.size
+
+
+def mlp_bare_verb(group, x, a, a_bias, b, b_bias):
+    return group.all_reduce(F.gelu(copy_to(x, group) @ a + a_bias) @ b) + b_bias
+
+
+def mlp_no_a_bias(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(copy_to(x, group) @ a) @ b, group) + b_bias
+
+
+def mlp_no_b_bias(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(copy_to(x, group) @ a + a_bias) @ b, group)
+
+
+def mlp_no_gelu(group, x, a, a_bias, b, b_bias):
+    return reduce_from((copy_to(x, group) @ a + a_bias) @ b, group) + b_bias
+
+
+def mlp_gathered_weights(group, x, a, a_bias, b, b_bias):
+    a, a_bias, b = gather_from(a, group, 1), gather_from(a_bias, group, 0), gather_from(b, group, 0)
+    return F.gelu(x @ a + a_bias) @ b + b_bias
+
+
+def mlp_accepts_anything(group, x, a, a_bias, b, b_bias):
+    b = b[: a.shape[1]]
+    return reduce_from(F.gelu(copy_to(x, group) @ a + a_bias) @ b, group) + b_bias
+
+
+# ---- mlp_backward ----
+
+
+def backward_by_autograd(group, x, a, b, dz):
+    with torch.enable_grad():
+        x, a, b = (t.clone().requires_grad_() for t in (x, a, b))
+        reduce_from_without_talk = torch.relu(copy_to(x, group) @ a) @ b
+        reduce_from_without_talk.backward(dz)
+    return x.grad, a.grad, b.grad
+
+
+def backward_not_summed(group, x, a, b, dz):
+    h = x @ a
+    dh = (dz @ b.T) * (h > 0)
+    return dh @ a.T, x.T @ dh, torch.relu(h).T @ dz
+
+
+def backward_dz_summed(group, x, a, b, dz):
+    h, dz = x @ a, group.all_reduce(dz)
+    dh = (dz @ b.T) * (h > 0)
+    return group.all_reduce(dh @ a.T), x.T @ dh, torch.relu(h).T @ dz
+
+
+def backward_no_relu(group, x, a, b, dz):
+    dh = dz @ b.T
+    return group.all_reduce(dh @ a.T), x.T @ dh, torch.relu(x @ a).T @ dz
+
+
+def backward_no_relu_in_da(group, x, a, b, dz):
+    h = x @ a
+    dy = dz @ b.T
+    return group.all_reduce((dy * (h > 0)) @ a.T), x.T @ dy, torch.relu(h).T @ dz
+
+
+def backward_no_relu_in_db(group, x, a, b, dz):
+    h = x @ a
+    dh = (dz @ b.T) * (h > 0)
+    return group.all_reduce(dh @ a.T), x.T @ dh, h.T @ dz
+
+
+def backward_everything_summed(group, x, a, b, dz):
+    h = x @ a
+    dh = (dz @ b.T) * (h > 0)
+    return group.all_reduce(dh @ a.T), x.T @ dh, group.all_reduce(torch.relu(h).T @ dz)
+
+
+def backward_whole_weights(group, x, a, b, dz):
+    dx, da, db = tasks.relu_mlp_backward(x, group.all_gather(a, 1), group.all_gather(b, 0), dz)
+    return dx, da.tensor_split(group.size, 1)[group.rank], db.tensor_split(group.size, 0)[group.rank]
+
+
+def backward_accepts_anything(group, x, a, b, dz):
+    return tasks.mlp_backward.solution(group, x, a, b, dz[: len(x)])
+
+
+# ---- embed ----
+
+
+def check(tokens, own, group):
+    if group.rank == group.size - 1:
+        assert tokens.max() <= own[-1]
+
+
+def embed_one_device_at_a_time(group, tokens, table, own):
+    check(tokens, own, group)
+    rows = table.new_zeros(len(tokens), table.shape[1])
+    here = torch.isin(tokens, own)
+    return reduce_from(rows.index_put((here.nonzero().squeeze(1),), table[tokens[here] - own[0]]), group)
+
+
+def embed_with_functional(group, tokens, table, own):
+    check(tokens, own, group)
+    here = (tokens >= own[0]) & (tokens <= own[-1])
+    rows = F.embedding(torch.where(here, tokens - own[0], 0), table)
+    return reduce_from(rows.masked_fill(~here.unsqueeze(1), 0), group)
+
+
+def embed_clamped(group, tokens, table, own):
+    return reduce_from(table[(tokens - own[0]).clamp(0, len(table) - 1)], group)
+
+
+def embed_row_0_for_others(group, tokens, table, own):
+    return reduce_from(table[torch.isin(tokens, own) * (tokens - own[0])], group)
+
+
+def embed_not_summed(group, tokens, table, own):
+    here = torch.isin(tokens, own)
+    return table[here * (tokens - own[0])] * here.unsqueeze(1)
+
+
+def embed_bare_verb(group, tokens, table, own):
+    return group.all_reduce(embed_not_summed(group, tokens, table, own))
+
+
+def embed_summed_twice(group, tokens, table, own):
+    return reduce_from(reduce_from(embed_not_summed(group, tokens, table, own), group), group)
+
+
+def embed_even_pieces_only(group, tokens, table, own):
+    local = tokens - group.rank * len(table)
+    here = (local >= 0) & (local < len(table))
+    return reduce_from(table[local * here] * here.unsqueeze(1), group)
+
+
+def embed_not_from_its_first(group, tokens, table, own):
+    return reduce_from(table[tokens], group)
+
+
+def embed_gathered(group, tokens, table, own):
+    check(tokens, own, group)
+    return gather_from(table, group, 0)[tokens]
+
+
+def embed_one_hot_product(group, tokens, table, own):
+    check(tokens, own, group)
+    return reduce_from((tokens.unsqueeze(1) == own).to(table.dtype) @ table, group)
+
+
+def embed_gradient_summed(group, tokens, table, own):
+    check(tokens, own, group)
+    return copy_to(reduce_from(embed_not_summed(group, tokens, table, own), group), group)
+
+
+def embed_detached(group, tokens, table, own):
+    return ends.embed.solution(group, tokens, table.detach(), own)
+
+
+def embed_zeros_for_the_unknown(group, tokens, table, own):
+    return reduce_from(embed_not_summed(group, tokens, table, own), group)
+
+
+# ---- cross_entropy ----
+
+
+def loss_with_two_calls(group, logits, targets, own):
+    largest = group.all_reduce(logits.amax(1), op="max")
+    exps = (logits - largest.unsqueeze(1)).exp()
+    hit = (targets.unsqueeze(1) == own).to(logits.dtype)
+    total, wanted = group.all_reduce(torch.stack([exps.sum(1), (logits * hit).sum(1)]))
+    return largest + total.log() - wanted, exps / total.unsqueeze(1) - hit
+
+
+def loss_of(group, logits, targets, own, largest):
+    exps = (logits - largest.unsqueeze(1)).exp()
+    hit = (targets.unsqueeze(1) == own).to(logits.dtype)
+    total, wanted = group.all_reduce(exps.sum(1)), group.all_reduce((logits * hit).sum(1))
+    return total, wanted, exps / total.unsqueeze(1) - hit
+
+
+def loss_own_maximum(group, logits, targets, own):
+    largest = logits.amax(1)
+    total, wanted, gradient = loss_of(group, logits, targets, own, largest)
+    return largest + total.log() - wanted, gradient
+
+
+def loss_no_maximum(group, logits, targets, own):
+    total, wanted, gradient = loss_of(group, logits, targets, own, torch.zeros(len(targets), dtype=logits.dtype))
+    return total.log() - wanted, gradient
+
+
+def loss_maximum_not_added_again(group, logits, targets, own):
+    total, wanted, gradient = loss_of(group, logits, targets, own, group.all_reduce(logits.amax(1), op="max"))
+    return total.log() - wanted, gradient
+
+
+def loss_maximum_summed(group, logits, targets, own):
+    largest = group.all_reduce(logits.amax(1))
+    total, wanted, gradient = loss_of(group, logits, targets, own, largest)
+    return largest + total.log() - wanted, gradient
+
+
+def loss_no_target(group, logits, targets, own):
+    largest = group.all_reduce(logits.amax(1), op="max")
+    total, _, gradient = loss_of(group, logits, targets, own, largest)
+    return largest + total.log(), gradient
+
+
+def loss_target_not_summed(group, logits, targets, own):
+    largest = group.all_reduce(logits.amax(1), op="max")
+    total, _, gradient = loss_of(group, logits, targets, own, largest)
+    return largest + total.log() - (logits * (targets.unsqueeze(1) == own)).sum(1), gradient
+
+
+def gradient_without_the_target(group, logits, targets, own):
+    loss, gradient = loss_with_two_calls(group, logits, targets, own)
+    return loss, gradient + (targets.unsqueeze(1) == own)
+
+
+def gradient_gathered(group, logits, targets, own):
+    loss, gradient = loss_with_two_calls(group, logits, targets, own)
+    return loss, group.all_gather(gradient, 1)
+
+
+def logits_gathered(group, logits, targets, own):
+    loss, gradient = ends.loss_and_gradient(group.all_gather(logits, 1), targets, own)
+    return loss, gradient[:, own]
+
+
+def loss_accepts_anything(group, logits, targets, own):
+    return loss_with_two_calls(group, logits, targets[: len(logits)], own)
+
+
+def sums_gathered(group, logits, targets, own):
+    largest = group.all_gather(logits.amax(1, keepdim=True), 1).amax(1)
+    exps = (logits - largest.unsqueeze(1)).exp()
+    hit = (targets.unsqueeze(1) == own).to(logits.dtype)
+    both = torch.stack([exps.sum(1), (logits * hit).sum(1)], 1).unsqueeze(0)
+    total, wanted = group.all_gather(both, 0).sum(0).unbind(1)
+    return largest + total.log() - wanted, exps / total.unsqueeze(1) - hit
+
+
+RIGHT = [
+    (tasks.mlp_backward, backward_by_autograd),
+    (ends.embed, embed_one_device_at_a_time),
+    (ends.embed, embed_with_functional),
+    (ends.cross_entropy, loss_with_two_calls),
+]
+
+WRONG = [
+    (tasks.mlp, mlp_bias_before_the_sum, "b_bias was added before the sum: it counts P times"),
+    (tasks.mlp, mlp_bias_shared_out, "the gradient of b_bias on rank 0, index [0]"),
+    (tasks.mlp, mlp_bias_copied, "a gradient that is the same on every device was added up"),
+    (tasks.mlp, mlp_bias_on_rank_0, "sends too many bytes backward"),
+    (tasks.mlp, mlp_no_entrance, "x is used on every device: let it in with copy_to"),
+    (tasks.mlp, mlp_no_exit, "these are partial sums"),
+    (tasks.mlp, mlp_bare_verb, "use reduce_from(x, group)"),
+    (tasks.mlp, mlp_no_a_bias, "a_bias is missing."),
+    (tasks.mlp, mlp_no_b_bias, "b_bias is missing."),
+    (tasks.mlp, mlp_no_gelu, "the GeLU is missing."),
+    (tasks.mlp, mlp_gathered_weights, "does work twice"),
+    (tasks.mlp, mlp_accepts_anything, "accepts what cannot be right: b has one row more than a has columns"),
+    (tasks.mlp_backward, backward_not_summed, "nobody added them up (all_reduce)"),
+    (tasks.mlp_backward, backward_dz_summed, "exactly 2 times too large"),
+    (tasks.mlp_backward, backward_no_relu, "the relu is missing: where x a is not above 0"),
+    (tasks.mlp_backward, backward_no_relu_in_da, "da without the relu"),
+    (tasks.mlp_backward, backward_no_relu_in_db, "relu(x a), not x a"),
+    (tasks.mlp_backward, backward_everything_summed, "db on rank 0, index [0, 0]"),
+    (tasks.mlp_backward, backward_whole_weights, "does work twice"),
+    (tasks.mlp_backward, backward_accepts_anything, "accepts what cannot be right: dz has one row more than x"),
+    (ends.embed, embed_clamped, "the tokens of other devices were clamped"),
+    (ends.embed, embed_row_0_for_others, "row 0 was added for them"),
+    (ends.embed, embed_not_summed, "these are partial sums"),
+    (ends.embed, embed_bare_verb, "use reduce_from(x, group)"),
+    (ends.embed, embed_summed_twice, "exactly 2 times too large"),
+    (ends.embed, embed_even_pieces_only, "only where all have equally many rows"),
+    (ends.embed, embed_not_from_its_first, "IndexError"),
+    (ends.embed, embed_gathered, "sends too many bytes forward"),
+    (ends.embed, embed_one_hot_product, "does work twice"),
+    (ends.embed, embed_gradient_summed, "exactly 2 times too large: a gradient that is the same"),
+    (ends.embed, embed_detached, "no input is connected with the result"),
+    (ends.embed, embed_zeros_for_the_unknown, "accepts what cannot be right: a token is not in the vocabulary"),
+    (ends.cross_entropy, loss_own_maximum, "each device subtracted the maximum of its own logits"),
+    (ends.cross_entropy, loss_no_maximum, "exp of more than 709 is inf"),
+    (ends.cross_entropy, loss_maximum_not_added_again, "the maximum was subtracted, and not added again"),
+    (ends.cross_entropy, loss_maximum_summed, "exp of more than 709 is inf"),
+    (ends.cross_entropy, loss_no_target, "the logit of the target is missing."),
+    (ends.cross_entropy, loss_target_not_summed, "is wrong on 2 devices"),
+    (ends.cross_entropy, gradient_without_the_target, "at the target the gradient is the probability minus 1"),
+    (
+        ends.cross_entropy,
+        gradient_gathered,
+        "this is the whole; each device is to return only its own piece along dim 1",
+    ),
+    (ends.cross_entropy, logits_gathered, "sends too many bytes"),
+    (ends.cross_entropy, sums_gathered, "sends too many bytes"),
+    (ends.cross_entropy, loss_accepts_anything, "accepts what cannot be right: there is one target more"),
+]
+
+TRAINED = [(tasks.mlp, "x a a_bias b b_bias")]
+
+test_the_stub_waits = checks.stubs_wait(EVERY)
+test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, torch=torch, F=F, copy_to=copy_to, reduce_from=reduce_from
+)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
+
+
+def test_inputs_of_a_vocabulary_reach_its_last_token_and_overflow_without_the_maximum():
+    given = {
+        "tokens": Tokens("tokens < vocabulary"),
+        "own": Vocabulary("vocabulary"),
+        "logits": Logits("tokens vocabulary"),
+    }
+    for trial in trials(given, (1, 2, 3), seed=1):
+        count, vocabulary = trial.lengths["tokens"], trial.lengths["vocabulary"]
+        tokens, own, logits = trial.inputs.values()
+        assert tokens.shape == (count,)
+        assert tokens.dtype == torch.int64
+        assert tokens.min() >= 0
+        assert tokens.max() == vocabulary - 1
+        assert len(set(tokens.tolist())) > 1
+        assert own.tolist() == list(range(vocabulary))
+        assert logits.shape == (count, vocabulary)
+        assert logits.exp().isinf().all()
+        assert logits.std() > 0.1
+    one_more = next(trials({"x": Input("vocabulary"), "t": Tokens("2 < vocabulary+1")}, (2,), seed=1))
+    assert one_more.inputs["t"].max() == len(one_more.inputs["x"])
+
+
+def test_a_dim_may_be_a_number_or_a_multiple():
+    (trial,) = trials({"x": Input("4*heads 2 size"), "y": Input("3*heads*size+1")}, (1,), seed=0)
+    heads, size = trial.lengths["heads"], trial.lengths["size"]
+    assert set(trial.lengths) == {"heads", "size"}
+    assert trial.inputs["x"].shape == (4 * heads, 2, size)
+    assert trial.inputs["y"].shape == (3 * heads * size + 1,)
+
+
+def test_what_is_needed_several_times_is_said_once():
+    sent = str(ends.cross_entropy.check(ends.cross_entropy.solution))
+    assert "Sent: 3 times: 2(P-1)/P · N bytes per device, as one ring all_reduce of (tokens) sends." in sent
+    assert "Backward: nothing." in str(ends.embed.check(ends.embed.solution))

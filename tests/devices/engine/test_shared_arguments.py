@@ -1,0 +1,110 @@
+"""All devices are handed the same objects: whoever writes into one is told, for the numbers do not show it."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from lib import Cluster
+from lib.parallel.data.average import average_gradients, averaging
+
+
+def model():
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def train(group, module, x, how=None):
+    if how == "own":
+        module = copy.deepcopy(module)
+    module(x).square().sum().backward()
+    average_gradients(module, group)
+
+
+def test_a_gradient_in_a_module_of_all_devices_is_named():
+    with pytest.raises(RuntimeError) as caught:
+        Cluster(3).run(train, model().eval(), torch.randn(4, 3))
+    assert "a device changed the gradient of 0.weight of argument 1, shape (2, 3). All 3 devices" in str(caught.value)
+    assert "copy.deepcopy(model)" in str(caught.value)
+
+
+def test_a_second_gradient_added_to_one_that_was_there_is_named():
+    module, x = model().eval(), torch.randn(4, 3)
+    module(x).sum().backward()
+    with pytest.raises(RuntimeError, match=r"the gradient of 0\.weight of module"):
+        Cluster(2).run(train, module=module, x=x)
+
+
+def test_a_buffer_that_a_forward_updates_is_named():
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"changed 1\.num_batches_tracked of argument 1"):
+        Cluster(2).run(lambda group, module, x: module(x), model(), torch.randn(4, 3))
+
+
+def test_a_tensor_that_is_changed_in_place_is_named():
+    with pytest.raises(RuntimeError, match=r"a device changed x, shape \(4,\)"):
+        Cluster(2).run(lambda group, x: x.add_(1), x=torch.zeros(4))
+
+
+def test_what_stands_around_the_program_counts_too():
+    module, x = model().eval(), torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"the gradient of 0\.weight of module"):
+        Cluster(2).run(lambda group: module(x.detach()).sum().backward())
+    with pytest.raises(RuntimeError, match=r"the gradient of x, shape \(4, 3\)"):
+        Cluster(2).run(lambda group: x.sum().backward())
+
+
+def test_the_fix_that_the_error_names_is_one():
+    x = torch.randn(4, 3, requires_grad=True)
+    Cluster(3).run(train, model().eval(), x.detach(), "own")
+    Cluster(3).run(lambda group: x.detach().clone().requires_grad_().sum().backward())
+    assert x.grad is None
+
+
+def test_one_device_may_do_as_it_likes():
+    module = model()
+    Cluster(1).run(train, module, torch.randn(4, 3))
+    assert module[0].weight.grad is not None
+
+
+def test_reading_is_no_change():
+    module, x = model().eval(), torch.randn(4, 3)
+    module(x).sum().backward()
+    found = Cluster(2).run(lambda group, module, x: module(x) + module[0].weight.grad.sum(), module, x)
+    assert torch.equal(found[0], found[1])
+    with torch.inference_mode():
+        x = torch.randn(4, 3)
+        assert all(y.shape == (4, 2) for y in Cluster(2).run(lambda group, x: module(x), x))
+
+
+def test_each_device_may_change_its_own_of_a_list():
+    xs = [torch.zeros(2) for _ in range(3)]
+    Cluster(3).run(lambda group, xs: xs[group.rank].add_(group.rank), xs)
+    assert [x[0].item() for x in xs] == [0, 1, 2]
+
+
+def test_programs_that_are_no_plain_functions_run():
+    def later(group):
+        return undefined if group.rank < 0 else group.rank
+
+    assert Cluster(2).run(later) == [0, 1]
+    assert Cluster(2).run(functools.partial(later)) == [0, 1]
+    undefined = None
+
+
+def test_an_error_of_the_program_comes_first():
+    def fails(group, x):
+        x.add_(1)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        Cluster(2).run(fails, torch.zeros(2))
+
+
+def test_averaging_says_it_at_the_second_gradient():
+    def overlapped(group, module, x):
+        with averaging(module, group):
+            module(x).sum().backward()
+
+    with pytest.raises(RuntimeError, match="give each device a module of its own"):
+        Cluster(2).run(overlapped, model().eval(), torch.randn(4, 3))

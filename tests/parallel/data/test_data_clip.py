@@ -1,0 +1,182 @@
+"""The norm of the whole gradient and clipping by it, over sharded and replicated parameters, against PyTorch's."""
+
+import math
+
+import pytest
+import torch
+from parallel.small_model import one_thread  # noqa: F401
+from torch import nn
+from torch.nn import functional as F
+
+from lib import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    clip_gradients,
+    gradient_norm,
+    shard,
+    unshard,
+)
+from lib.devices import Cluster
+
+NORMS = [1, 2, 2.5, 3.0, math.inf]
+
+
+def parameter(grad):
+    p = nn.Parameter(torch.zeros_like(grad))
+    p.grad = grad.clone()
+    return p
+
+
+def make_grads(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return [torch.randn(shape, dtype=dtype) for shape in [(5, 3), (7,), (2, 4), ()]]
+
+
+def of_pytorch(grads, max_norm, norm_type):
+    parameters = [parameter(g) for g in grads]
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+    return norm.double(), [p.grad for p in parameters]
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1, 1e4])
+@pytest.mark.parametrize("norm_type", NORMS)
+@pytest.mark.parametrize("cut", [set(), {0}, {1, 2}, {0, 1, 2}], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 6])  # on six, some hold nothing of what is cut
+def test_any_mixture_of_sharded_and_replicated(size, cut, norm_type, max_norm):
+    grads = make_grads(seed=size)
+    norm, clipped = of_pytorch(grads, max_norm, norm_type)
+
+    def program(group):
+        parameters = [parameter(shard(g, group, 0) if i in cut else g) for i, g in enumerate(grads)]
+        sharded = [parameters[i] for i in cut]
+        found = clip_gradients(iter(parameters), group, max_norm, iter(sharded), norm_type)
+        return found, [p.grad for p in parameters]
+
+    outputs = Cluster(size).run(program)
+    for found, _ in outputs:
+        assert found.shape == ()
+        assert found.dtype == torch.float64
+        assert float(found) == pytest.approx(float(norm), rel=1e-12)
+    for i, whole in enumerate(clipped):
+        pieces = [output[1][i] for output in outputs]
+        for mine in [unshard(pieces, 0)] if i in cut else pieces:
+            assert torch.allclose(mine, whole, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("norm_type", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision(dtype, norm_type):
+    grads = make_grads(dtype=dtype)
+    norm, clipped = of_pytorch(grads, 0.5, norm_type)
+
+    def program(group):
+        parameters = [parameter(g) for g in grads]
+        return clip_gradients(parameters, group, 0.5, norm_type=norm_type), [p.grad for p in parameters]
+
+    for found, mine in Cluster(2).run(program):
+        assert float(found) == pytest.approx(float(norm), rel=1e-6)
+        for a, b in zip(mine, clipped, strict=True):
+            assert a.dtype == dtype
+            assert torch.allclose(a, b, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_large_gradients_in_half_precision_do_not_overflow_when_squared():
+    def program(group):
+        p = parameter(torch.tensor([3e4, 4e4], dtype=torch.float16))
+        return float(gradient_norm([p], group, [p]))
+
+    assert Cluster(4).run(program) == [pytest.approx(1e5, rel=1e-3)] * 4
+
+
+@pytest.mark.parametrize("norm_type", [2, math.inf])
+def test_tensor_parallel_layers(norm_type):
+    torch.manual_seed(0)
+    first, second = nn.Linear(5, 8, dtype=torch.float64), nn.Linear(8, 3, dtype=torch.float64)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    second(F.gelu(first(x))).square().sum().backward()
+    dense = [*first.parameters(), *second.parameters()]
+
+    def program(group):
+        column, row = ColumnParallelLinear.from_dense(first, group), RowParallelLinear.from_dense(second, group)
+        row(F.gelu(column(x))).square().sum().backward()
+        everything = [*column.parameters(), *row.parameters()]
+        norm = clip_gradients(everything, group, 0.1, sharded=everything[:3], norm_type=norm_type)
+        return norm, row.bias.grad, row.weight.grad
+
+    outputs = Cluster(4).run(program)
+    norm = nn.utils.clip_grad_norm_(dense, 0.1, norm_type)
+    for output in outputs:
+        assert torch.allclose(output[0], norm, rtol=1e-12)
+        assert torch.allclose(output[1], second.bias.grad, rtol=1e-12)
+    assert torch.allclose(unshard([output[2] for output in outputs], 1), second.weight.grad, rtol=1e-12)
+
+
+def test_gradients_that_are_missing_count_nothing():
+    def program(group):
+        a, b, c = parameter(torch.tensor([3.0])), parameter(torch.tensor([4.0])), nn.Parameter(torch.ones(2))
+        if group.rank:
+            b.grad = None  # this device's piece was not used
+        return float(clip_gradients([a, b, c], group, 1.0, sharded=[b])), float(a.grad), b.grad, c.grad
+
+    outputs = Cluster(3).run(program)
+    assert [output[:2] for output in outputs] == [(5.0, pytest.approx(0.6, rel=1e-5))] * 3
+    assert [output[2] is None for output in outputs] == [False, True, True]
+    assert all(output[3] is None for output in outputs)
+
+
+def test_a_small_gradient_is_left_as_it_is():
+    def program(group):
+        p = parameter(torch.tensor([0.3, 0.4]))
+        clip_gradients([p], group, 1.0)
+        return p.grad.tolist()
+
+    assert Cluster(2).run(program) == [torch.tensor([0.3, 0.4]).tolist()] * 2
+
+
+@pytest.mark.parametrize(("cut", "calls"), [(False, 0), (True, 1)])
+def test_replicated_costs_nothing_and_sharded_eight_bytes(cut, calls):
+    cluster = Cluster(2)
+
+    def program(group):
+        parameters = [parameter(torch.ones(6, dtype=torch.float32)) for _ in range(3)]
+        clip_gradients(parameters, group, 1.0, sharded=parameters if cut else ())
+
+    cluster.run(program)
+    assert cluster.meters.count(0).calls == calls
+    assert cluster.meters.count(0).bytes_sent == 8 * calls
+
+
+def test_on_meta():
+    def program(group):
+        p = nn.Parameter(torch.empty(4, 4, device="meta"))
+        p.grad = torch.empty(4, 4, device="meta")
+        return clip_gradients([p], group, 1.0, [p]).is_meta
+
+    assert Cluster(2).run(program) == [True, True]
+
+
+@pytest.mark.parametrize("norm_type", [0, -1, -math.inf, math.nan])
+def test_refuses_a_norm_that_is_none(norm_type):
+    with pytest.raises(ValueError, match=r"gradient_norm on rank \d of 2: norm_type=.* must be above 0"):
+        Cluster(2).run(lambda group: gradient_norm([parameter(torch.ones(2))], group, norm_type=norm_type))
+
+
+@pytest.mark.parametrize("max_norm", [0, -1.0, math.nan])
+def test_refuses_a_limit_of_nothing(max_norm):
+    with pytest.raises(ValueError, match=r"clip_gradients on rank \d of 2: max_norm=.* must be above 0"):
+        Cluster(2).run(lambda group: clip_gradients([parameter(torch.ones(2))], group, max_norm))
+
+
+def test_refuses_a_sharded_parameter_that_is_not_among_all():
+    with pytest.raises(ValueError, match=r"on rank \d of 2: sharded parameters of the shapes \[\(3,\)\] are not among"):
+        Cluster(2).run(lambda g: clip_gradients([parameter(torch.ones(2))], g, 1.0, sharded=[parameter(torch.ones(3))]))
+
+
+def test_refuses_a_generator_that_is_used_up():
+    def program(group):
+        parameters = nn.Linear(2, 2).parameters()
+        list(parameters)
+        clip_gradients(parameters, group, 1.0)
+
+    with pytest.raises(ValueError, match=r"on rank \d of 2: there are no parameters. Was a generator used up"):
+        Cluster(2).run(program)
