@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group, Handle
+from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets, unpack
 from lib.parallel.sharding.shards import shard
 
@@ -93,9 +94,9 @@ def average_gradients(
     Raises ValueError when no parameter requires a gradient, or some gradient is missing.
     """
     who = f"average_gradients on rank {group.rank} of {group.size}"
-    named, share = _trainable(module, who), _checked_share(share, group, who)
+    named, share = trainable(module, who), checked_share(share, group, who)
     used = _used(named, group, allow_unused, who)
-    for bucket in plan_buckets(used, bucket_bytes):
+    for bucket in plan_buckets([p for name, p in named.items() if name in used], bucket_bytes):
         unpack(group.all_reduce(pack(bucket, share)), bucket)  # (n,)  Partial -> Replicate
 
 
@@ -118,72 +119,23 @@ def averaging(
     a bucket waits for those before it. Inside, `group` can be used for nothing else.
     """
     who = f"averaging on rank {group.rank} of {group.size}"
-    named, share = _trainable(module, who), _checked_share(share, group, who)
+    named, share = trainable(module, who), checked_share(share, group, who)
     buckets = plan_buckets(named.values(), bucket_bytes)
-    missing = [set(bucket) for bucket in buckets]
-    where = {p: missing[number] for number, bucket in enumerate(buckets) for p in bucket}
     under_way: list[Handle] = []
 
-    def send_next() -> None:
-        under_way.append(group.all_reduce(pack(buckets[len(under_way)], share), async_op=True))
+    def send(bucket: list[nn.Parameter]) -> None:
+        under_way.append(group.all_reduce(pack(bucket, share), async_op=True))  # (n,)  Partial -> Replicate
 
-    def arrived(p: nn.Parameter) -> None:
-        if p not in where[p]:
-            raise RuntimeError(
-                f"{who}: a second gradient of a {tuple(p.shape)} parameter came, and the first may be under way. "
-                "Put only the last backward() inside `with averaging(...)`, and give each device a module of its own"
-            )
-        where[p].remove(p)
-        while len(under_way) < len(buckets) and not missing[len(under_way)]:
-            send_next()
-
-    hooks = [p.register_post_accumulate_grad_hook(arrived) for p in where]
-    try:
+    with leaving(buckets, send, {p: name for name, p in named.items()}, who):
         yield
-        while len(under_way) < len(buckets):
-            send_next()
-        used = _used(named, group, allow_unused, who)  # after the last bucket on all devices: the order is the same
-        for bucket, handle in zip(buckets, under_way, strict=True):
-            unpack(handle.wait(), bucket)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for p in named.values():
-        if p not in used:
+    used = _used(named, group, allow_unused, who)  # after the last bucket on all devices: the order is the same
+    for bucket, handle in zip(buckets, under_way, strict=True):
+        unpack(handle.wait(), bucket)
+    for name, p in named.items():
+        if name not in used:
             p.grad = None  # as on one device: an optimizer then leaves it alone
 
 
-def _trainable(module: nn.Module, who: str) -> dict[str, nn.Parameter]:
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if not named:
-        count = len(list(module.parameters()))
-        raise ValueError(
-            f"{who}: none of the {count} parameters of {type(module).__name__} requires a gradient, so there is "
-            "nothing to average. Unfreeze what is to be trained with requires_grad_(True)"
-        )
-    return named
-
-
-def _checked_share(share: float | None, group: Group, who: str) -> float:
-    if share is None:
-        return 1 / group.size
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise ValueError(f"{who}: share={share!r} is a part of the batch, samples here / samples in all: from 0 to 1")
-    return share
-
-
-def _used(named: dict[str, nn.Parameter], group: Group, allow_unused: bool, who: str) -> dict[nn.Parameter, None]:
-    """The parameters that have a gradient on any device, in the order of the model, the same on all devices."""
-    here = [p.grad is not None for p in named.values()]
-    if allow_unused:
-        device = next(iter(named.values())).device
-        anywhere = group.all_reduce(torch.tensor(here, dtype=torch.uint8, device=device), op="max")  # (n,)  Replicate
-        # Without data no device can branch on its data, so all use the same parameters.
-        here = here if anywhere.is_meta else anywhere.tolist()
-    elif not all(here):
-        without = ", ".join(name for name, p in named.items() if p.grad is None)
-        raise ValueError(
-            f"{who}: no gradient reached {without}. Call backward() first; if the loss does not depend on them, pass "
-            "allow_unused=True on all devices, or freeze them on all with requires_grad_(False)"
-        )
-    return dict.fromkeys(p for p, used in zip(named.values(), here, strict=True) if used)
+def _used(named: dict[str, nn.Parameter], group: Group, allow_unused: bool, who: str) -> set[str]:
+    here = {name: p.grad is not None for name, p in named.items()}
+    return used_anywhere(here, group, next(iter(named.values())).device, allow_unused, who)

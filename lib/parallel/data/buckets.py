@@ -39,7 +39,7 @@ def pack(bucket: list[nn.Parameter], share: float) -> Tensor:
     """
     first = bucket[0]
     flat = torch.empty(sum(p.numel() for p in bucket), dtype=first.dtype, device=first.device)  # (n,)
-    for p, piece in zip(bucket, _pieces(flat, bucket), strict=True):
+    for p, piece in zip(bucket, views(flat, [p.shape for p in bucket]), strict=True):
         if p.grad is None:
             piece.zero_()
         elif p.grad.is_sparse:
@@ -51,10 +51,11 @@ def pack(bucket: list[nn.Parameter], share: float) -> Tensor:
 
 def unpack(flat: Tensor, bucket: list[nn.Parameter]) -> None:
     """The reverse: the pieces of `flat` become the gradients. They are views, so nothing is copied."""
-    for p, piece in zip(bucket, _pieces(flat, bucket), strict=True):
+    for p, piece in zip(bucket, views(flat, [p.shape for p in bucket]), strict=True):
         p.grad = piece
 
 
-def _pieces(flat: Tensor, bucket: list[nn.Parameter]) -> list[Tensor]:
-    pieces = flat.split([p.numel() for p in bucket])
-    return [piece.view(p.shape) for p, piece in zip(bucket, pieces, strict=True)]
+def views(flat: Tensor, shapes: Iterable[torch.Size]) -> list[Tensor]:
+    """(n,) -> tensors of these shapes, which lie in it one after the other. Views, nothing is copied."""
+    shapes = list(shapes)
+    return [x.view(shape) for x, shape in zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)]

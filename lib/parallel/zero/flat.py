@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.devices import Group
+from lib.parallel.data.buckets import views
 from lib.parallel.sharding.shards import shard_sizes
 
 
@@ -28,29 +29,8 @@ class FlatLayout:
 
     def tensors(self, flat: Tensor) -> list[Tensor]:
         """(n,) Replicate -> the tensors in their shapes. Views, nothing is copied."""
-        return [x.view(shape) for x, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+        return views(flat, self.shapes)
 
     def pieces(self, mine: Tensor) -> list[Tensor]:
         """(n/P,) Shard(0) -> this device's part of each tensor, 1-D, maybe empty. Views, nothing is copied."""
         return list(mine.split(self.lengths))
-
-
-def used_anywhere(
-    here: dict[str, bool], group: Group, device: torch.device, allow_unused: bool, who: str
-) -> list[bool]:
-    """Which parameters have a gradient on any device; `here` tells, by name, which have one on this device.
-
-    Asking the others costs one byte per parameter. Without `allow_unused` a missing gradient raises ValueError.
-    """
-    if allow_unused:
-        mine = torch.tensor(list(here.values()), dtype=torch.uint8, device=device)
-        anywhere = group.all_reduce(mine, op="max")  # (parameters,)  Replicate
-        # Without data no device can branch on its data, so all use the same parameters.
-        return list(here.values()) if anywhere.is_meta else [bool(used) for used in anywhere.tolist()]
-    if not all(here.values()):
-        without = ", ".join(name for name, used in here.items() if not used)
-        raise ValueError(
-            f"{who}: no gradient reached {without}. If the loss does not depend on them, pass allow_unused=True on all "
-            "devices, or freeze them on all with requires_grad_(False)"
-        )
-    return [True] * len(here)

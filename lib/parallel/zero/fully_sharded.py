@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from lib.devices import Group
-from lib.parallel.data.average import _trainable, check_same_parameters
+from lib.parallel.data.average import check_same_parameters
+from lib.parallel.data.backward import trainable
 from lib.parallel.zero.sharded_flat import Member, ShardedFlat
 
 
@@ -45,7 +46,7 @@ class FullySharded:
 
     def __init__(self, module: nn.Module, group: Group, layers: Iterable[nn.Module] = (), allow_unused: bool = False):
         who = f"FullySharded on rank {group.rank} of {group.size}"
-        _trainable(module, who)
+        trainable(module, who)
         check_same_parameters(module, group)
         layers = list(layers)
         inside = [(layer, set(layer.modules())) for layer in layers]

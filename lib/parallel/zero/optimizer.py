@@ -29,10 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group, Handle
-from lib.parallel.data.average import _checked_share, _trainable, check_same_parameters
+from lib.parallel.data.average import check_same_parameters
+from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets
 from lib.parallel.sharding.shards import shard
-from lib.parallel.zero.flat import FlatLayout, used_anywhere
+from lib.parallel.zero.flat import FlatLayout
 from lib.parallel.zero.state import load_optimizer_state
 
 
@@ -51,7 +52,7 @@ class ShardedOptimizer:
         make_optimizer: Callable[[list[nn.Parameter]], Any],
         bucket_bytes: float = BUCKET_BYTES,
     ):
-        named = _trainable(module, self._who("ShardedOptimizer", group))
+        named = trainable(module, self._who("ShardedOptimizer", group))
         check_same_parameters(module, group)
         self.group = group
         self._names = {p: name for name, p in named.items()}
@@ -67,11 +68,12 @@ class ShardedOptimizer:
         `share` and `allow_unused` are those of `average_gradients`. Communication: one reduce-scatter per bucket.
         """
         who = self._who("reduce_gradients")
-        share = _checked_share(share, self.group, who)
+        share = checked_share(share, self.group, who)
         here = {name: p.grad is not None for p, name in self._names.items()}
         used = self._used(here, allow_unused, who)
         for bucket in self._buckets:
-            bucket.add(self.group.reduce_scatter(bucket.take(share)), used)  # (n,) Partial -> (n/P,) Shard(0)
+            whole = take(bucket.parameters, share)  # (n,)  Partial
+            bucket.add(self.group.reduce_scatter(whole), used)  # (n/P,)  Shard(0)
 
     @contextmanager
     def reducing(self, share: float | None = None, allow_unused: bool = False) -> Iterator[None]:
@@ -83,43 +85,24 @@ class ShardedOptimizer:
         else.
         """
         who = self._who("reducing")
-        share = _checked_share(share, self.group, who)
-        missing = [set(bucket.parameters) for bucket in self._buckets]
-        where = {p: missing[number] for number, bucket in enumerate(self._buckets) for p in bucket.parameters}
-        here = dict.fromkeys(self._names.values(), False)
+        share = checked_share(share, self.group, who)
+        here: dict[str, bool] = {}
         arrived: list[Tensor] = []
         under_way: list[Handle] = []
-
-        def send_next() -> None:
-            bucket = self._buckets[len(arrived) + len(under_way)]
-            here.update((self._names[p], p.grad is not None) for p in bucket.parameters)
-            flat = bucket.take(share)
-            receive()
-            under_way.append(self.group.reduce_scatter(flat, async_op=True))
 
         def receive() -> None:
             if under_way:
                 arrived.append(under_way.pop().wait())
 
-        def note(p: nn.Parameter) -> None:
-            if p not in where[p]:
-                raise RuntimeError(
-                    f"{who}: a second gradient of {self._names[p]} came, and the first is gone. Use one "
-                    "`with zero.reducing()` for each backward(), and give each device a module of its own"
-                )
-            where[p].remove(p)
-            while (number := len(arrived) + len(under_way)) < len(self._buckets) and not missing[number]:
-                send_next()
-
-        hooks = [p.register_post_accumulate_grad_hook(note) for p in where]
-        try:
-            yield
-            while len(arrived) + len(under_way) < len(self._buckets):
-                send_next()
+        def send(parameters: list[nn.Parameter]) -> None:
+            here.update((self._names[p], p.grad is not None) for p in parameters)
+            flat = take(parameters, share)
             receive()
-        finally:
-            for hook in hooks:
-                hook.remove()
+            under_way.append(self.group.reduce_scatter(flat, async_op=True))
+
+        with leaving([bucket.parameters for bucket in self._buckets], send, self._names, who):
+            yield
+        receive()
         used = self._used(here, allow_unused, who)
         for bucket, mine in zip(self._buckets, arrived, strict=True):
             bucket.add(mine, used)
@@ -145,7 +128,7 @@ class ShardedOptimizer:
 
     def _used(self, here: dict[str, bool], allow_unused: bool, who: str) -> set[nn.Parameter]:
         used = used_anywhere(here, self.group, self.pieces[0].device, allow_unused, who)
-        return {p for p, is_used in zip(self._names, used, strict=True) if is_used}
+        return {p for p, name in self._names.items() if name in used}
 
     def _who(self, what: str, group: Group | None = None) -> str:
         group = group or self.group
@@ -164,15 +147,16 @@ class Bucket:
         self.mine = shard(self.flat, group, dim=0)  # (n/P,)  Shard(0), a view: stepping a piece writes into `flat`
         self.pieces = {p: nn.Parameter(x) for p, x in zip(parameters, self.layout.pieces(self.mine), strict=True)}
 
-    def take(self, share: float) -> Tensor:
-        """The gradients times `share`, flat (n,). The parameters have none any more."""
-        flat = pack(self.parameters, share)
-        for p in self.parameters:
-            p.grad = None
-        return flat
-
     def add(self, mine: Tensor, used: set[nn.Parameter]) -> None:
         """(n/P,) Shard(0), to the gradients of the pieces; a parameter that nobody used stays without."""
         for (p, piece), grad in zip(self.pieces.items(), self.layout.pieces(mine), strict=True):
             if p in used:
                 piece.grad = grad if piece.grad is None else piece.grad.add_(grad)
+
+
+def take(parameters: list[nn.Parameter], share: float) -> Tensor:
+    """Their gradients times `share`, flat (n,). The parameters have none any more."""
+    flat = pack(parameters, share)
+    for p in parameters:
+        p.grad = None
+    return flat

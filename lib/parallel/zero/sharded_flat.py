@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group
+from lib.parallel.data.backward import used_anywhere
 from lib.parallel.sharding.shards import shard
-from lib.parallel.zero.flat import FlatLayout, used_anywhere
+from lib.parallel.zero.flat import FlatLayout
 
 
 class Member(NamedTuple):
@@ -56,4 +57,4 @@ class ShardedFlat:
             if grad is not None:
                 torch.div(grad, self.group.size, out=x)
         mine = self.layout.pieces(self.group.reduce_scatter(flat))
-        return [x if is_used else None for x, is_used in zip(mine, used, strict=True)]
+        return [x if name in used else None for x, name in zip(mine, self.names, strict=True)]

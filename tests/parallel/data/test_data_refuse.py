@@ -101,13 +101,13 @@ def test_two_backwards_where_one_belongs(bucket_bytes):
             for _ in range(2):
                 model(torch.ones(1, 3)).sum().backward()
 
-    with pytest.raises(RuntimeError, match=r"averaging on rank \d of 2: a second gradient of a .* parameter came"):
+    with pytest.raises(RuntimeError, match=r"a second gradient of 1.(weight|bias) \(.*\) came"):
         Cluster(2).run(program)
 
 
 def test_one_module_for_all_devices():
     model = make()
-    with pytest.raises(RuntimeError, match="give each device a module of its own"):
+    with pytest.raises(RuntimeError, match="on each device: build the model inside"):
         Cluster(2).run(lambda group: step(model, group))
     Cluster(2).run(lambda group: step(copy.deepcopy(model), group))
 
