@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from book.pictures.kit.holders import count
-from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
 from book.pictures.kit.observe import observe, sentence
 from book.pictures.kit.svg import Picture
 from lib.parallel.gpt.block import ParallelBlock
@@ -29,7 +29,7 @@ def draw_block(
     outside = {"look": "sharded", "cut": 0} if sequence_parallel else {"look": "replicated"}
     enter, leave = gates(devices, sequence_parallel)
     inside = {"look": "sharded", "cut": 1}
-    rows: list[Stage | Talk] = [
+    rows: list[Stage | Gate] = [
         Stage("x", seen.inputs["norm1"], **outside),
         Stage("LayerNorm", seen.outputs["norm1"], **outside),
         enter,

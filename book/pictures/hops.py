@@ -19,7 +19,7 @@ MOST = 8  # devices; each is a digit of the numbers shown
 
 
 @dataclass(frozen=True)
-class Message:
+class Hop:
     """`size` bytes on their way from `src` to `dst`: `numbers`, one per piece."""
 
     src: int
@@ -32,7 +32,7 @@ class Message:
 class Step:
     """The messages of one step, and what every device holds after it: a number per piece."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[Hop, ...]
     holds: tuple[tuple[int, ...], ...]
 
 
@@ -71,10 +71,10 @@ def hops(algorithm: Callable[[Group, Tensor], Tensor], devices: int) -> list[Ste
     for event in cluster.trace.events:
         if event.name.startswith("recv from") and event.kind == "communication":
             arrivals[event.rank].append(round(event.start))
-    by_step: dict[int, list[Message]] = defaultdict(list)
+    by_step: dict[int, list[Hop]] = defaultdict(list)
     for src, dst, x in heard:
         numbers = tuple(x.flatten().tolist())
-        by_step[arrivals[dst].pop(0)].append(Message(src, dst, numbers, x.numel() * x.element_size()))
+        by_step[arrivals[dst].pop(0)].append(Hop(src, dst, numbers, x.numel() * x.element_size()))
     holds = [list((start * 10**rank).tolist()) for rank in range(devices)]
     steps = [Step((), _frozen(holds))]
     for number in range(max(by_step, default=-1) + 1):

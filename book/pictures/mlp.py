@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from book.pictures.kit.holders import count
-from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
 from book.pictures.kit.observe import observe, sentence
 from book.pictures.kit.svg import Picture
 from lib.parallel.tensor.mlp import ParallelMLP
@@ -26,7 +26,7 @@ def draw_mlp(
     up, down, columns = seen.weights["up"], seen.weights["down"], seen.outputs["up"]
     partial = (columns[0], down[1])  # every device's product has all tokens and all columns
     enter, leave = gates(devices, sequence_parallel)
-    rows: list[Stage | Talk] = [
+    rows: list[Stage | Gate] = [
         Stage("X", seen.inputs["up"], **outside),
         enter,
         Stage("× A, by columns", up, "sharded", cut=1, wide=1, tall=36),

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from book.pictures.kit.holders import count
-from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
 from book.pictures.kit.observe import Shape, observe, sentence
 from book.pictures.kit.svg import Picture
 from lib.devices import Cluster, Group
@@ -28,7 +28,7 @@ def draw_qkv(devices: int, sequence: int = 1024, hidden: int = 768, heads: int =
     enter, leave = gates(devices, sequence_parallel=False)
     mine = shapes["scores"][0]  # heads of one device
     of_heads = {"look": "sharded", "cut": 1, "wide": 1, "grid": (1, mine)}
-    rows: list[Stage | Talk] = [
+    rows: list[Stage | Gate] = [
         Stage("x", seen.inputs[""], "replicated"),
         enter,
         Stage("× Wq, Wk, Wv, each", (hidden, shapes["q"][1]), "sharded", cut=1, wide=1, tall=36, grid=(3, mine)),

@@ -33,7 +33,7 @@ from lib.examples.small_training import (
     gathered,
     my_batches,
     parallel_mlp,
-    train,
+    train_mlp,
     weights,
 )
 
@@ -91,7 +91,7 @@ def data_parallel(group: Group, steps: int) -> Result:
     """Ours: all begin with the weights of rank 0, and all-reduce the gradients before each step."""
     model = dense_mlp(seed=group.rank)
     broadcast_parameters(model, group)
-    losses = train(model, my_batches(steps, group), lambda: average_gradients(model, group))
+    losses = train_mlp(model, my_batches(steps, group), lambda: average_gradients(model, group))
     return losses, weights(model)
 
 
@@ -99,7 +99,7 @@ def data_parallel(group: Group, steps: int) -> Result:
 def distributed_data_parallel(group: Group, steps: int) -> Result:
     """PyTorch's: the wrapper does both."""
     model = DistributedDataParallel(dense_mlp(seed=group.rank))
-    losses = train(model, my_batches(steps, group))
+    losses = train_mlp(model, my_batches(steps, group))
     return losses, weights(model.module)
 
 
@@ -110,7 +110,7 @@ def fully_sharded(group: Group, steps: int) -> Result:
     """Ours: each parameter becomes this device's piece of it."""
     model = dense_mlp()
     sharded = FullySharded(model, group, layers=[model.up, model.down])
-    losses = train(model, my_batches(steps, group))
+    losses = train_mlp(model, my_batches(steps, group))
     return losses, sharded.whole_parameters()
 
 
@@ -120,7 +120,7 @@ def fsdp(group: Group, steps: int) -> Result:
     model, mesh = dense_mlp(), init_device_mesh("cpu", (group.size,))
     for layer in (model.up, model.down, model):
         fully_shard(layer, mesh=mesh)
-    losses = train(model, my_batches(steps, group))
+    losses = train_mlp(model, my_batches(steps, group))
     return losses, whole_weights(model)
 
 
@@ -130,7 +130,7 @@ def fsdp(group: Group, steps: int) -> Result:
 def tensor_parallel(group: Group, steps: int) -> Result:
     """Ours: layers that know their group."""
     model = parallel_mlp(group)
-    losses = train(model, batches(steps))
+    losses = train_mlp(model, batches(steps))
     return losses, gathered(weights(model), model, group)
 
 
@@ -139,7 +139,7 @@ def dtensor(group: Group, steps: int) -> Result:
     """PyTorch's: dense layers, and a plan by their names."""
     model, mesh = dense_mlp(), init_device_mesh("cpu", (group.size,))
     parallelize_module(model, mesh, PLAN)
-    losses = train(model, batches(steps))
+    losses = train_mlp(model, batches(steps))
     return losses, whole_weights(model)
 
 
@@ -151,7 +151,7 @@ def grid(group: Group, steps: int) -> Result:
     mesh = Mesh(group, dp=2, tp=group.size // 2)
     model = parallel_mlp(mesh.tp)
     sharded = FullySharded(model, mesh.dp, layers=[model.up, model.down])
-    losses = train(model, my_batches(steps, mesh.dp))
+    losses = train_mlp(model, my_batches(steps, mesh.dp))
     return losses, gathered(sharded.whole_parameters(), model, mesh.tp)
 
 
@@ -165,7 +165,7 @@ def device_mesh(group: Group, steps: int) -> Result:
         fully_shard(layer, mesh=mesh["dp"])
     # PyTorch warns that nobody may write into what RowwiseParallel returns, and nobody does.
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        losses = train(model, data)
+        losses = train_mlp(model, data)
     for layer in (model.up, model.down):
         layer.unshard()  # whole over dp; over both axes at once, PyTorch would warn that this takes two collectives
     return losses, whole_weights(model)

@@ -1,7 +1,7 @@
 """The alpha and beta of your own machine: time a verb between real processes, and fit a `Link` to what you see.
 
     sizes = [1_000, 10_000, 100_000, 1_000_000]
-    seconds = Processes(2).run(time_exchange, ping_pong, sizes)[0]
+    seconds = Processes(2).run(time_conversation, ping_pong, sizes)[0]
     link = fit_link(2, [2 * size for size in sizes], seconds)       # there and back: 2 messages
     link.seconds(2, 2 * 300_000)                                    # a prediction for a size that was not measured
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib.devices import Group, Link
 
-Exchange = Callable[[Group, Tensor], None]
+Conversation = Callable[[Group, Tensor], None]
 
 
 def ping_pong(group: Group, x: Tensor) -> None:
@@ -35,19 +35,19 @@ def all_reduce(group: Group, x: Tensor) -> None:
     group.all_reduce(x)
 
 
-def time_exchange(group: Group, exchange: Exchange, sizes: Sequence[int], repeats: int = 30) -> list[float]:
-    """Seconds of `exchange` with a tensor of each of `sizes` (bytes): the median over `repeats`, of the device that
+def time_conversation(group: Group, conversation: Conversation, sizes: Sequence[int], repeats: int = 30) -> list[float]:
+    """Seconds of `conversation` with a tensor of each of `sizes` (bytes): the median over `repeats`, of the device that
     took longest. The same on all devices.
     """
     tensors = [torch.ones(size, dtype=torch.uint8) for size in sizes]
     taken = torch.zeros(repeats, len(sizes), dtype=torch.float64)
     for x in tensors:
-        exchange(group, x)  # the first time also makes connections and takes memory
+        conversation(group, x)  # the first time also makes connections and takes memory
     for row in taken:  # all sizes in turn, so that a busy moment of the machine cannot hit one size alone
         for i, x in enumerate(tensors):
             group.barrier()
             start = perf_counter()
-            exchange(group, x)
+            conversation(group, x)
             row[i] = perf_counter() - start
     slowest = group.all_reduce(taken, op="max")  # (repeats, sizes)  Replicate
     return [median(column) for column in slowest.T.tolist()]

@@ -52,7 +52,7 @@ def my_batches(steps: int, group: Group) -> Batches:
     return [(shard_batch(x, group), shard_batch(target, group)) for x, target in batches(steps)]
 
 
-def train(model: nn.Module, data: Batches, before_step: Callable[[], None] = lambda: None) -> list[float]:
+def train_mlp(model: nn.Module, data: Batches, before_step: Callable[[], None] = lambda: None) -> list[float]:
     """The loop of all: AdamW, one step per batch. Returns the losses."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     losses = []
@@ -69,7 +69,7 @@ def train(model: nn.Module, data: Batches, before_step: Callable[[], None] = lam
 def one_device(steps: int) -> Result:
     """The oracle: nothing is split."""
     model = dense_mlp()
-    return train(model, batches(steps)), weights(model)
+    return train_mlp(model, batches(steps)), weights(model)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Printed(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of it: `output` is packed, `meters` and `stream` are those of `RealExchange.finish`."""
+    """What came of it: `output` is packed, `meters` and `stream` are those of `RealMeetingPlace.finish`."""
 
     output: bytes
     meters: Meters
@@ -83,9 +83,9 @@ def _obey(order: Order, rank: int, size: int, store: str, say: Say) -> Answer:
         if modes.device != "cpu":
             stack.enter_context(torch.device(modes.device))
         program, args, kwargs = _unpickled(order.task)
-        exchange = stack.enter_context(joined(dist.FileStore(store, size), Place(rank, size, rank, size)))
-        output = run_program(exchange, program, args, kwargs)
-        return Answer(pack(output, rank), *exchange.finish())
+        meeting_place = stack.enter_context(joined(dist.FileStore(store, size), Place(rank, size, rank, size)))
+        output = run_program(meeting_place, program, args, kwargs)
+        return Answer(pack(output, rank), *meeting_place.finish())
 
 
 def _unpickled(task: bytes) -> tuple:

@@ -42,7 +42,7 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
     like = torch.empty(0, dtype=brought.dtype, device=brought.device) if x is None else x
     even = len(set(shapes)) == 1
     if isinstance(verb, AllReduce | Reduce | ReduceScatter) and like.dtype not in _SUMMED:
-        return verb.results(exchange([x] * size, shapes, like, pg))[rank]
+        return verb.results(swap_pieces([x] * size, shapes, like, pg))[rank]
     match verb:
         case AllReduce(op):
             y = _copy(x)
@@ -55,7 +55,7 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
         case ReduceScatter(dim, op):
             pieces = cut(x, size, dim)
             if x.shape[dim] % size:
-                return combine(exchange(pieces, [pieces[rank].shape] * size, like, pg), op)
+                return combine(swap_pieces(pieces, [pieces[rank].shape] * size, like, pg), op)
             y = like.new_empty(pieces[rank].shape)
             dist.reduce_scatter_single(y.view(-1), torch.cat([p.reshape(-1) for p in pieces]), OPS[op], group=pg)
             return y
@@ -64,10 +64,10 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
             dist.all_gather_single(as_bytes(whole), as_bytes(x), group=pg)
             return torch.cat(list(whole), dim)
         case AllGather(dim):
-            return torch.cat(exchange([x] * size, shapes, like, pg), dim)
+            return torch.cat(swap_pieces([x] * size, shapes, like, pg), dim)
         case AllToAll(split, concat):
             arriving = [_piece_shape(shape, size, split, rank) for shape in shapes]
-            return torch.cat(exchange(cut(x, size, split), arriving, like, pg), concat)
+            return torch.cat(swap_pieces(cut(x, size, split), arriving, like, pg), concat)
         case Broadcast(src):
             y = _copy(x) if rank == src else like.new_empty(shapes[src])
             dist.broadcast(as_bytes(y), group=pg, group_src=src)
@@ -75,14 +75,14 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
         case Scatter(src, dim):
             arriving = [None] * size
             arriving[src] = _piece_shape(shapes[src], size, dim, rank)
-            return exchange(cut(x, size, dim) if rank == src else [None] * size, arriving, like, pg)[src]
+            return swap_pieces(cut(x, size, dim) if rank == src else [None] * size, arriving, like, pg)[src]
         case Gather(dst, dim):
             leaving = [x if r == dst else None for r in range(size)]
-            arrived = exchange(leaving, shapes if rank == dst else [None] * size, like, pg)
+            arrived = swap_pieces(leaving, shapes if rank == dst else [None] * size, like, pg)
             return torch.cat(arrived, dim) if rank == dst else None
 
 
-def exchange(
+def swap_pieces(
     leaving: Sequence[Tensor | None], arriving: Sequence[torch.Size | None], like: Tensor, pg: dist.ProcessGroup
 ) -> list[Tensor | None]:
     """Sends leaving[j] to process j and receives a tensor of shape arriving[i] from process i; None: nothing.

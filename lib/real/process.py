@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lib.devices.group import Group
 from lib.real.channel import Hookup
 from lib.real.lookout import PatientStore
-from lib.real.meeting import RealExchange
+from lib.real.meeting_place import RealMeetingPlace
 
 
 class Place(NamedTuple):
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def joined(store: dist.Store, place: Place) -> Iterator[RealExchange]:
+def joined(store: dist.Store, place: Place) -> Iterator[RealMeetingPlace]:
     """The meeting place of a run, for the process in this `place`. The processes find each other by what they write
     into `store`. On a machine with a GPU for each, this process takes its own. RuntimeError without gloo."""
     if not dist.is_gloo_available():
@@ -38,13 +38,13 @@ def joined(store: dist.Store, place: Place) -> Iterator[RealExchange]:
     gloo = dist.ProcessGroupGloo
     alone = place.local_size == place.size  # on one machine: nothing has to be looked up, not even its name
     network = gloo.create_device(hostname="127.0.0.1") if alone else gloo.create_default_device()
-    exchange = RealExchange(PatientStore(store), place.rank, place.size, Hookup(network, gpu))
+    meeting_place = RealMeetingPlace(PatientStore(store), place.rank, place.size, Hookup(network, gpu))
     try:
-        yield exchange
+        yield meeting_place
     except BaseException as error:
-        exchange.close(error)
+        meeting_place.close(error)
         raise
-    exchange.close(None)
+    meeting_place.close(None)
 
 
 def own_gpu(local_rank: int, local_size: int) -> torch.device | None:
@@ -68,12 +68,14 @@ def own_gpu(local_rank: int, local_size: int) -> torch.device | None:
     return None
 
 
-def run_program(exchange: RealExchange, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+def run_program(
+    meeting_place: RealMeetingPlace, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+) -> Any:
     """`program(group, ...)` of this device. What it raises carries a note of the rank."""
     try:
-        return program(Group(exchange, exchange.rank, range(exchange.size)), *args, **kwargs)
+        return program(Group(meeting_place, meeting_place.rank, range(meeting_place.size)), *args, **kwargs)
     except BaseException as error:
-        error.add_note(f"raised on rank {exchange.rank} of {exchange.size}")
+        error.add_note(f"raised on rank {meeting_place.rank} of {meeting_place.size}")
         raise
 
 

@@ -75,7 +75,7 @@ def _timed(program: Callable[..., Any], group: Group, *args: Any, **kwargs: Any)
 
 
 class Stopwatch:
-    """Stands before the meeting place of one device, an `Exchange` or a `RealExchange`, and notes who passes when."""
+    """Stands before the meeting place of one device, whichever it is, and notes who passes when."""
 
     def __init__(self, exchange: Any):
         self._exchange = exchange

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lib.devices import Cluster, Hardware, Link
 from lib.examples import link as module
-from lib.examples.link import all_reduce, fit_link, ping_pong, time_exchange
+from lib.examples.link import all_reduce, fit_link, ping_pong, time_conversation
 from lib.real.processes import Processes
 
 use_repeatable_profile()
@@ -88,23 +88,23 @@ def test_the_median_over_repeats_of_the_slowest_device(monkeypatch):
     def program(group):
         calls = iter([*torch.full((3,), 100.0), *seconds[:, :, group.rank].flatten()])  # first the warm-up
 
-        def exchange(_, x):  # talks to nobody, so no other device runs meanwhile
+        def conversation(_, x):  # talks to nobody, so no other device runs meanwhile
             nonlocal now
             now += next(calls).item()
 
-        return time_exchange(group, exchange, [8, 16, 24], repeats=5)
+        return time_conversation(group, conversation, [8, 16, 24], repeats=5)
 
     expected = [median(column) for column in seconds.amax(dim=2).T.tolist()]
     for found in Cluster(4).run(program):
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("exchange", [ping_pong, all_reduce])
-def test_every_exchange_moves_the_sizes_it_was_asked_for(exchange):
+@pytest.mark.parametrize("conversation", [ping_pong, all_reduce])
+def test_every_exchange_moves_the_sizes_it_was_asked_for(conversation):
     cluster, sizes, times = Cluster(3), [30, 300, 3_000], 4 + 1
-    cluster.run(time_exchange, exchange, sizes, repeats=4)
+    cluster.run(time_conversation, conversation, sizes, repeats=4)
     sent = [cluster.meters.count(rank, "send").bytes_sent for rank in range(3)]
-    if exchange is ping_pong:
+    if conversation is ping_pong:
         assert sent == [times * sum(sizes), times * sum(sizes), 0]
         assert [cluster.meters.count(rank, "recv").calls for rank in range(3)] == [times * 3, times * 3, 0]
     else:
@@ -114,18 +114,18 @@ def test_every_exchange_moves_the_sizes_it_was_asked_for(exchange):
 
 
 @pytest.mark.parametrize(
-    ("exchange", "devices", "messages", "factor"),
+    ("conversation", "devices", "messages", "factor"),
     [(ping_pong, 2, 2, 2), (all_reduce, 2, 2, 1), (all_reduce, 4, 6, 1.5)],
 )
-def test_the_simulation_predicts_what_the_link_says(exchange, devices, messages, factor):
+def test_the_simulation_predicts_what_the_link_says(conversation, devices, messages, factor):
     link = Link(3e-4, 1e9)
     cluster = Cluster(devices, Hardware("this laptop", 1e12, float("inf"), 16e9, link))
-    cluster.run(exchange, torch.ones(40_000, dtype=torch.uint8))
+    cluster.run(conversation, torch.ones(40_000, dtype=torch.uint8))
     assert cluster.trace.seconds == pytest.approx(link.seconds(messages, factor * 40_000), rel=1e-12)
 
 
 def test_real_messages():
-    here, there = Processes(2).run(time_exchange, ping_pong, [1_000, 64_000_000], repeats=3)
+    here, there = Processes(2).run(time_conversation, ping_pong, [1_000, 64_000_000], repeats=3)
     assert here == there
     assert 0 < here[0] < here[1]
     fit_link(2, [2_000, 128_000_000], here)

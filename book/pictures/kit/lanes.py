@@ -33,7 +33,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Talk:
+class Gate:
     """A place where devices talk, in the forward, the backward, or both. "" is nothing."""
 
     name: str
@@ -44,7 +44,7 @@ class Talk:
 def lanes(
     title: str,
     desc: str,
-    rows: Sequence[Stage | Talk],
+    rows: Sequence[Stage | Gate],
     devices: int,
     notes: Sequence[str] = (),
     skips: Sequence[tuple[int, int]] = (),
@@ -64,7 +64,7 @@ def lanes(
     for i, row in enumerate(rows):
         if i:
             body += [arrow((x, y - STEP + 2), (x, y - 2)) for x in (LANES + (r + 0.5) * pitch for r in range(devices))]
-        if isinstance(row, Talk):
+        if isinstance(row, Gate):
             body += _bar(y, row)
             tall = 46.0
         else:
@@ -85,23 +85,23 @@ def lanes(
     return Picture(WIDTH, y + height + 8, title, desc, nodes)
 
 
-def gates(devices: int, sequence_parallel: bool) -> tuple[Talk, Talk]:
+def gates(devices: int, sequence_parallel: bool) -> tuple[Gate, Gate]:
     """How a parallel region is entered and left: f and g, or their forms with sequence parallelism."""
     if sequence_parallel:
         # The second all-gather brings the whole x once more, for the gradient of the weight.
-        enter = Talk("g", "all-gather", "reduce-scatter, all-gather")
-        leave = Talk("g\u0304", "reduce-scatter", "all-gather")
+        enter = Gate("g", "all-gather", "reduce-scatter, all-gather")
+        leave = Gate("g\u0304", "reduce-scatter", "all-gather")
     else:
-        enter, leave = Talk("f", "", "all-reduce"), Talk("g", "all-reduce", "")
-    return (enter, leave) if devices > 1 else (Talk(enter.name, "", ""), Talk(leave.name, "", ""))
+        enter, leave = Gate("f", "", "all-reduce"), Gate("g", "all-reduce", "")
+    return (enter, leave) if devices > 1 else (Gate(enter.name, "", ""), Gate(leave.name, "", ""))
 
 
-def told(rows: Sequence[Stage | Talk]) -> str:
+def told(rows: Sequence[Stage | Gate]) -> str:
     """The rows in words, for a description."""
     meaning = {"sharded": "a shard", "replicated": "a copy", "partial": "a partial sum"}
     return ". ".join(
         f"{row.name}: forward {row.forward or 'nothing'}, backward {row.backward or 'nothing'}"
-        if isinstance(row, Talk)
+        if isinstance(row, Gate)
         else f"{row.name}: {shape_text(row.shape)}, {meaning[row.look]} on every device"
         for row in rows
     )
@@ -130,20 +130,20 @@ def _boxes(y: float, row: Stage, devices: int, pitch: float) -> list[Element | N
     return drawn
 
 
-def _bar(y: float, talk: Talk) -> list[Element]:
+def _bar(y: float, gate: Gate) -> list[Element]:
     """A bar across all lanes; dashed where nothing is sent in the forward."""
     frame = {"x": LEFT, "y": y, "width": END - LEFT, "height": 46, "rx": 6}
     return [
         element(
             "rect",
             **frame,
-            fill="currentColor" if talk.forward else "none",
-            fill_opacity=".12" if talk.forward else None,
+            fill="currentColor" if gate.forward else "none",
+            fill_opacity=".12" if gate.forward else None,
             stroke="currentColor",
-            stroke_dasharray=None if talk.forward else "5 4",
-            data_talk=talk.name,
+            stroke_dasharray=None if gate.forward else "5 4",
+            data_talk=gate.name,
         ),
-        label(LEFT + 12, y + 28, talk.name, bold=True, size=15),
-        label(LANES, y + 19, f"forward ↓ {talk.forward or 'nothing'}"),
-        label(LANES, y + 37, f"backward ↑ {talk.backward or 'nothing'}"),
+        label(LEFT + 12, y + 28, gate.name, bold=True, size=15),
+        label(LANES, y + 19, f"forward ↓ {gate.forward or 'nothing'}"),
+        label(LANES, y + 37, f"backward ↑ {gate.backward or 'nothing'}"),
     ]

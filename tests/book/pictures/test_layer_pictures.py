@@ -9,7 +9,7 @@ import torch
 
 from book import draw_block, draw_mlp, draw_qkv
 from book.pictures.kit.axis import readable
-from book.pictures.kit.lanes import Stage, Talk, gates, lanes
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes
 from book.pictures.kit.observe import observe, sentence
 from lib import ParallelBlock, ParallelMLP, ParallelSelfAttention
 from lib.devices import Cluster
@@ -231,8 +231,8 @@ def test_residuals_go_around_the_regions():
 
 
 def test_gates_of_one_device_send_nothing():
-    assert gates(1, False) == (Talk("f", "", ""), Talk("g", "", ""))
-    assert gates(1, True) == (Talk("g", "", ""), Talk("g\u0304", "", ""))
+    assert gates(1, False) == (Gate("f", "", ""), Gate("g", "", ""))
+    assert gates(1, True) == (Gate("g", "", ""), Gate("g\u0304", "", ""))
 
 
 def test_observing_leaves_the_batch_out_and_tells_ways_apart():

@@ -35,7 +35,7 @@ class Joined(NamedTuple):
     call: Call
 
 
-class RealExchange:
+class RealMeetingPlace:
     """The meeting place of one run, as process `rank` of `size` sees it. `store` is shared by all and is of this run
     alone. The methods that `Group` calls are those of `Exchange`."""
 
@@ -156,7 +156,7 @@ class RealExchange:
 
 
 class _Over:
-    """In the place of the exchange, in a group that has come from another process."""
+    """Stands behind a group that has come from another process."""
 
     def __init__(self, rank: int):
         self.rank = rank
