@@ -28,9 +28,11 @@ from book.pictures.batch import draw_training_step
 from book.pictures.hops import draw_hops, hops
 from book.pictures.kit.blocks import arrow, block, hatches, label, tag
 from book.pictures.kit.holders import shape_text
+from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
 from book.pictures.kit.language import paint
+from book.pictures.kit.legend import legend
 from book.pictures.verbs import draw_verbs
-from lib import Cluster, Group, Partial, Replicate, Shard
+from lib import Cluster, Group, Partial, Replicate, Shard, all_gather, gather_from
 from lib.devices import algorithms
 
 
@@ -208,6 +210,71 @@ def placement_moves() -> Picture:
     return Picture(480, down + 130, "Moves between placements", desc, [node for node in body if node is not None])
 
 
+def _gradients(group: Group, gather: object, factors: list[list[int]]) -> tuple[list[int], list[int]]:
+    """Gather a number of each device, and multiply the whole by this device's factors: the gradients of both."""
+    x = torch.ones(1, requires_grad=True)  # (1,)  Shard(0)
+    y = gather(x, group, 0)  # (P,)  Replicate
+    y.retain_grad()
+    (y * torch.tensor(factors[group.rank])).sum().backward()
+    return y.grad.int().tolist(), x.grad.int().tolist()
+
+
+def two_backwards() -> Picture:
+    """Back from an all-gather: a slice if all devices compute the same with it, a reduce-scatter if they do not."""
+    cases = (
+        ("If every device then computes the same: slice", gather_from, [[4, 7], [4, 7]], "replicated", "slice"),
+        ("If each computes something else: reduce-scatter", all_gather, [[3, 1], [2, 5]], "partial", "reduce-scatter"),
+    )
+    size, y, said = (40, 26), 24.0, []
+    body = [hatches(range(2))]
+    for title, gather, factors, look, verb in cases:
+        runs = Cluster(2).run(_gradients, gather, factors)
+        body.append(label(8, y, title, bold=True, size=15))
+        body += [
+            label(72, y + 22, "gradient of the whole", size=12),
+            label(332, y + 22, "gradient of its piece", size=12),
+        ]
+        for rank, (whole, piece) in enumerate(runs):
+            row = y + 32 + 40 * rank
+            body += [
+                tag(8, row + 13, rank, 52),
+                block(72, row, 1, 2, size, look, rank, values=[[str(v) for v in whole]]),
+                block(332 + size[0] * rank, row, 1, 1, size, "sharded", rank, values=[[str(piece[0])]]),
+            ]
+            said.append(f"rank {rank} has the gradient {whole} of the whole and {piece} of its piece")
+        body.append(arrow((170, y + 65), (316, y + 65)))
+        body += [label(243, y + 57, verb, "middle"), label(243, y + 84, f"{gather.__name__}", "middle", size=12)]
+        said.append(f"{title}, as {gather.__name__} does")
+        y += 146
+    explained, height = legend(8, y - 24, ["replicated", "partial", "sharded", "arrow"])
+    desc = "Two ways back from an all-gather on 2 devices. " + ". ".join(said) + "."
+    return Picture(480, y + height - 12, "Two ways back from an all-gather", desc, [*body, *explained])
+
+
+def all_reduce_halves(devices: int = 4) -> Picture:
+    """Between two parallel regions: one all-reduce, and the same all-reduce pulled apart into its halves."""
+    shape = (1024, 768)  # (s, h) of GPT-2
+    whole, own = {"shape": shape, "look": "replicated"}, {"shape": (1024 // devices, 768), "look": "sharded", "cut": 0}
+    f, g = gates(devices, sequence_parallel=False)
+    f_bar, g_bar = gates(devices, sequence_parallel=True)
+    f_bar = Talk(f_bar.name, "all-gather", "reduce-scatter")
+    pictures = []
+    for title, enter, leave, between in (
+        ("The all-reduce in one place (TP)", f, g, whole),
+        ("Its halves, pulled apart (TP + SP)", f_bar, g_bar, own),
+    ):
+        rows = [
+            Stage("end of a region", shape, "partial"),
+            leave,
+            Stage("dropout, residual", **between),
+            Stage("LayerNorm", **between),
+            enter,
+            Stage("next region", **whole),
+        ]
+        pictures.append(lanes(title, f"{title}. {told(rows)}.", rows, devices))
+    return stack("An all-reduce, and its two halves", *pictures)
+
+
 def parallel_mlp() -> Picture:
     """The MLP of GPT-2 on 4 devices: by columns, GeLU, by rows, and one all-reduce."""
     return draw_mlp(4)
@@ -266,6 +333,8 @@ FIGURES: tuple[Callable[[], Picture], ...] = (
     placement_moves,
     ring_allreduce,
     data_parallel_step,
+    two_backwards,
+    all_reduce_halves,
     parallel_mlp,
     layer_regions,
     parallel_attention,

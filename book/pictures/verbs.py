@@ -22,6 +22,7 @@ WIDTH = 480
 class Example:
     """A verb as the pictures show it: the call, and how what is brought and what is got lies on the devices.
 
+    `mixed`: what a device gets comes from all of them, a number from each: it keeps the color of its origin.
     `whole`: each device brings (or, of those that bring anything, the first does) one number per device; else one
     number. `alone`: only rank 0 brings something, or only rank 0 gets something.
     """
@@ -31,6 +32,7 @@ class Example:
     gets: Look
     whole: bool = True
     alone: str = ""
+    mixed: bool = False
 
 
 def _send_and_recv(group: Group, x: Tensor) -> Tensor | None:
@@ -47,7 +49,7 @@ EXAMPLES = {
     "all_gather": Example(lambda group, x: group.all_gather(x), "sharded", "replicated", whole=False),
     "all_reduce": Example(lambda group, x: group.all_reduce(x), "partial", "replicated"),
     "reduce_scatter": Example(lambda group, x: group.reduce_scatter(x), "partial", "sharded"),
-    "all_to_all": Example(lambda group, x: group.all_to_all(x), "sharded", "sharded"),
+    "all_to_all": Example(lambda group, x: group.all_to_all(x), "sharded", "sharded", mixed=True),
     "send and recv": Example(_send_and_recv, "replicated", "replicated", alone="before"),
 }
 
@@ -79,7 +81,7 @@ def draw_verb(verb: str, devices: int = 4) -> Picture:
         y = top + step * rank
         body.append(tag(8, y + 13, rank, 52))
         body += _row(72, y, size, before[rank], example.brings, rank)
-        body += _row(312, y, size, after[rank], example.gets, rank)
+        body += _row(312, y, size, after[rank], example.gets, rank, mixed=example.mixed)
     middle = top + step * devices / 2 - 7
     body.append(arrow((250, middle), (300, middle)))
     bottom = top + step * devices + 12
@@ -111,7 +113,7 @@ def run(verb: str, devices: int) -> tuple[list[Tensor | None], list[Tensor | Non
 
 
 def draw_verbs(verbs: Sequence[str] = tuple(EXAMPLES), devices: int = 4) -> Picture:
-    """All of `verbs` on one page, before and after, two to a line: what to print and put on the wall."""
+    """`verbs` and the barrier on one page, before and after, two to a line: what to print and put on the wall."""
     cell, wide, high = (14, 13), 240, 26 * devices + 42
     body: list[Element | None] = [hatches(range(devices))]
     for i, verb in enumerate(verbs):
@@ -122,10 +124,18 @@ def draw_verbs(verbs: Sequence[str] = tuple(EXAMPLES), devices: int = 4) -> Pict
             row = y + 28 + 26 * rank
             body.append(tag(x, row + 7, rank, 18))
             body += _row(x + 28, row, cell, before[rank], EXAMPLES[verb].brings, rank, numbers=False)
-            body += _row(x + 140, row, cell, after[rank], EXAMPLES[verb].gets, rank, numbers=False)
+            body += _row(x + 140, row, cell, after[rank], EXAMPLES[verb].gets, rank, False, EXAMPLES[verb].mixed)
         middle = y + 22 + 13 * devices
         body.append(arrow((x + 100, middle), (x + 128, middle)))
-    bottom = 8 + high * ((len(verbs) + 1) // 2)
+    i, y = len(verbs), 8 + high * (len(verbs) // 2)
+    x = 8 + wide * (i % 2)
+    body.append(label(x, y + 14, "barrier", bold=True, size=14))
+    for rank in range(devices):
+        row = y + 35 + 26 * rank
+        body += [tag(x, row, rank, 18), label(x + 28, row + 4.5, "comes", size=12)]
+        body += [arrow((x + 76, row), (x + 128, row)), label(x + 140, row + 4.5, "goes on", size=12)]
+    body.append(_wall(x + 100, y + 22, 26 * devices))
+    bottom = 8 + high * (len(verbs) // 2 + 1)
     explained, height = legend(8, bottom, ["sharded", "replicated", "partial", "arrow"])
     desc = (
         "Before and after on "
@@ -135,17 +145,31 @@ def draw_verbs(verbs: Sequence[str] = tuple(EXAMPLES), devices: int = 4) -> Pict
             f"{_holders(run(verb, devices)[1], EXAMPLES[verb].gets)}."
             for verb in verbs
         )
+        + " barrier: nothing is moved, but nobody goes on before all have come."
     )
     title = f"The collectives on {devices} devices"
     return Picture(WIDTH, bottom + height + 8, title, desc, [n for n in (*body, *explained) if n is not None])
 
 
 def _row(
-    x: float, y: float, size: tuple[float, float], held: Tensor | None, look: Look, rank: int, numbers: bool = True
+    x: float,
+    y: float,
+    size: tuple[float, float],
+    held: Tensor | None,
+    look: Look,
+    rank: int,
+    numbers: bool = True,
+    mixed: bool = False,
 ) -> list[Element | None]:
     if held is None:
         return [label(x, y + size[1] / 2 + 4.5, "nothing", size=12)] if numbers else [_nothing(x, y + size[1] / 2)]
     values = [[str(v) for v in held.tolist()]] if numbers else None
+    if mixed:  # cell i came from rank i
+        texts = values[0] if values else [None] * len(held)
+        return [
+            block(x + i * size[0], y, 1, 1, size, look, i, values=None if text is None else [[text]])
+            for i, text in enumerate(texts)
+        ]
     return [block(x, y, 1, len(held), size, look, rank, values=values)]
 
 
@@ -172,13 +196,14 @@ def _barrier(devices: int) -> Picture:
             arrow((250, y + 13), (300, y + 13)),
             label(312, y + 17, f"{place['goes on', rank]}. goes on"),
         ]
-    x = 275
-    wall = element(
-        "path", d=f"M{x} 44V{52 + 40 * devices}", stroke="currentColor", stroke_width=3, stroke_dasharray="6 3"
-    )
+    wall = _wall(275, 44, 8 + 40 * devices)
     told = ", ".join(f"{i}. rank {rank} {what}" for i, (what, rank) in enumerate(order, 1))
     desc = f"barrier: nothing is moved, but nobody goes on before all have come. In this run: {told}."
     return Picture(WIDTH, 64 + 40 * devices, f"barrier on {devices} devices", desc, [*body, wall])
+
+
+def _wall(x: float, top: float, tall: float) -> Element:
+    return element("path", d=f"M{x} {top}v{tall}", stroke="currentColor", stroke_width=3, stroke_dasharray="6 3")
 
 
 def _listed(held: Tensor | None) -> str:

@@ -86,10 +86,10 @@ def lanes(
 
 
 def gates(devices: int, sequence_parallel: bool) -> tuple[Gate, Gate]:
-    """How a parallel region is entered and left: f and g, or their forms with sequence parallelism."""
+    """How a parallel region is entered and left: f and g, with sequence parallelism f\u0304 and g\u0304."""
     if sequence_parallel:
         # The second all-gather brings the whole x once more, for the gradient of the weight.
-        enter = Gate("g", "all-gather", "reduce-scatter, all-gather")
+        enter = Gate("f\u0304", "all-gather", "reduce-scatter, all-gather")
         leave = Gate("g\u0304", "reduce-scatter", "all-gather")
     else:
         enter, leave = Gate("f", "", "all-reduce"), Gate("g", "all-reduce", "")
