@@ -10,6 +10,7 @@ from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element
 
 WIDTH, MARGIN, TAG = 480, 8, 52
+ROOMY = 13  # letters of the longest number that a common scale leaves room for
 # Two parts have a look of their own in the whole book: what the devices share, and what each of them has alike.
 LOOKS = {"sharded": {"fill": paint(0).fill}, "replicated": {"fill": "none", "stroke": paint(5).ink, "stroke_width": 2}}
 NEUTRAL = {"fill": "currentColor", "fill_opacity": ".55"}
@@ -44,7 +45,10 @@ def draw_bars(
     texts = {key: _text(value, unit) for key, value in named.items()}
     names = list(dict.fromkeys(part for value in named.values() for part in _parts(value) if part))
     left = MARGIN + (TAG if ranked else min(180.0, max(7.8 * len(k) for k in named))) + 10
-    room = WIDTH - MARGIN - left - max(7.6 * len(t) for t in texts.values()) - 8
+    longest = max(map(len, texts.values()))
+    if most is not None:  # the scale must not depend on how long the numbers of this state are
+        longest = max(longest, ROOMY)
+    room = WIDTH - MARGIN - left - 7.6 * longest - 8
     largest = most or max(map(_total, named.values())) or 1
     body = [label(MARGIN, 24, title, bold=True, size=15)]
     top = 52
