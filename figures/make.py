@@ -28,7 +28,7 @@ from book.pictures.batch import draw_training_step
 from book.pictures.hops import draw_hops, hops
 from book.pictures.kit.blocks import arrow, block, hatches, label, tag
 from book.pictures.kit.holders import shape_text
-from book.pictures.kit.lanes import Stage, Talk, gates, lanes, told
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
 from book.pictures.kit.language import paint
 from book.pictures.kit.legend import legend
 from book.pictures.verbs import draw_verbs
@@ -257,7 +257,7 @@ def all_reduce_halves(devices: int = 4) -> Picture:
     whole, own = {"shape": shape, "look": "replicated"}, {"shape": (1024 // devices, 768), "look": "sharded", "cut": 0}
     f, g = gates(devices, sequence_parallel=False)
     f_bar, g_bar = gates(devices, sequence_parallel=True)
-    f_bar = Talk(f_bar.name, "all-gather", "reduce-scatter")
+    f_bar = Gate(f_bar.name, "all-gather", "reduce-scatter")
     pictures = []
     for title, enter, leave, between in (
         ("The all-reduce in one place (TP)", f, g, whole),
