@@ -7,8 +7,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BOOK := _build/html/index.html
-# Whatever the built book depends on. jupyter-book itself finds out which pages are stale.
-SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type f -not -path '*/__pycache__/*' -not -path '*/.ipynb_checkpoints/*') \
+# Whatever the built book depends on. book/build/pages.py finds out which chapters and pages are stale.
+SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type f -not -path '*/__pycache__/*' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null) \
            $(wildcard *.md *.yml *.bib)
 
 .DEFAULT_GOAL := help
@@ -17,17 +17,12 @@ SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type 
 help:  ## show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-book: $(BOOK)  ## build the book into _build/html, executing every notebook
+book: $(BOOK)  ## build the book into _build/html, executing only chapters whose stored outputs are stale
 	@echo "The book: $(CURDIR)/$(BOOK)"
 	@echo "Open it in any browser; it needs no server:  python3 -m webbrowser \"file://$(CURDIR)/$(BOOK)\""
 
-# All pages are written anew, so that none stays behind whose source is gone. A page that is not read again does not
-# repeat its warnings, so after a failure all are read anew too. What was executed stays in _build/executed.
 $(BOOK): $(INSTALLED) $(SOURCES)
-	@echo "Building the book ..."
-	@rm -rf _build/html
-	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet 2>&1 >/dev/null | { grep -v '^\[IPKernelApp\]' || true; } >&2 \
-		|| { rm -rf _build/.doctrees _build/html; echo "The book was not built; the messages above say why."; exit 1; }
+	@$(BIN)/python -m book.build.pages
 	@touch $@
 
 # Debian's Python comes without ensurepip; its pip can still fetch virtualenv.
@@ -43,13 +38,13 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 test: $(BOOK)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
 	@$(BIN)/python -m pytest -n logical --maxprocesses=4 --max-worker-restart=0 --dist loadfile \
-		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
+		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters
 
 bench: $(INSTALLED)  ## measure the library against the dense layers and against real processes
 	@$(BIN)/python tests/bench.py
 
-outputs: $(INSTALLED)  ## execute every chapter in place and store its outputs, ready to be committed
-	@$(BIN)/python tests/execute.py
+outputs: $(INSTALLED)  ## execute the stale chapters and store their outputs (ALL=1: every one; CHAPTER=name: that one)
+	@$(BIN)/python -m book.build.outputs $(if $(ALL),--all) $(CHAPTER)
 
 lab: $(INSTALLED)  ## open the chapters live in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. chapters

@@ -1,48 +1,33 @@
 """What a chapter's notebook needs beyond MyST-NB.
 
-* Its stored execution is valid for one state of ``lib`` only. jupyter-cache looks at the cells alone, so the
-  cache lives in a folder named after lib's hash, and a new hash makes Sphinx read every notebook again.
-* Its front matter is the notebook's metadata under ``book``; it becomes the panel under the title, the page's
+* Nothing is executed here: `book.build.pages` has seen to it that every chapter has true outputs, stored or fresh ones.
+* Its front matter is the notebook's metadata under `book`; it becomes the panel under the title, the page's
   meta description and its preview text.
 """
 
-import hashlib
 import json
-import shutil
 from pathlib import Path
 
 from docutils import nodes
 
-FRONT_MATTER = ("description", "objectives", "prerequisites", "minutes", "lib")
+from book.build.pages import shown
+from book.build.record import digest
 
 
-def lib_hash(root: Path) -> str:
-    digest = hashlib.sha256()
-    files = [root / "requirements.txt", *(path for path in (root / "lib").rglob("*") if path.is_file())]
-    for path in sorted(files):
-        if "__pycache__" not in path.parts:
-            digest.update(path.relative_to(root).as_posix().encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def text_shown(env, docname: str) -> str:
+    return json.dumps(shown(Path(env.doc2path(docname))))
 
 
-def choose_cache(app, config) -> None:
-    root = Path(app.srcdir)
-    caches = root / "_build" / "executed"
-    current = caches / lib_hash(root)
-    for old in caches.glob("*"):
-        if old != current:
-            shutil.rmtree(old)
-    config.nb_execution_cache_path = str(current)
+def take_true_outputs(app, docname: str, source: list[str]) -> None:
+    if app.env.doc2path(docname).endswith(".ipynb"):
+        source[0] = text_shown(app.env, docname)
 
 
 def outdated_notebooks(app, env, added, changed, removed) -> list[str]:
-    """Every notebook, when lib changed since the environment was stored."""
-    digest = lib_hash(Path(app.srcdir))
-    before, env.book_lib_hash = getattr(env, "book_lib_hash", digest), digest
-    if before == digest:
-        return []
-    return [name for name in env.found_docs if env.doc2path(name).endswith(".ipynb")]
+    """Those whose outputs are others than when the page was read; Sphinx looks at the notebook itself only."""
+    names = [name for name in env.found_docs if env.doc2path(name).endswith(".ipynb")]
+    before, env.book_shown = getattr(env, "book_shown", {}), {name: digest(text_shown(env, name)) for name in names}
+    return [name for name in names if before.get(name) != env.book_shown[name]]
 
 
 def bullet_list(items: list[str]) -> nodes.bullet_list:
@@ -81,7 +66,7 @@ def show_front_matter(app, doctree) -> None:
 
 
 def setup(app):
-    app.connect("config-inited", choose_cache)
     app.connect("env-get-outdated", outdated_notebooks)
+    app.connect("source-read", take_true_outputs)
     app.connect("doctree-read", show_front_matter)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from execute import normal_form, notebooks
+
+from book.build.execute import normal_form, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))

@@ -1,0 +1,157 @@
+"""`make book`: the stored outputs where their record is true, fresh ones where not, and Sphinx over all of it.
+
+Fresh outputs go to `_build/executed`, with a record of their own; `make outputs` stores them for good.
+Sphinx reads again only the pages that changed. What it knows is kept from the last build that ended well, so after a
+failure or an interruption the same pages are read, and complain, again.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from book.build.execute import execute_all, notebooks, read
+from book.build.record import ROOT, code, record_of, why_stale, write
+
+BUILD = ROOT / "_build"
+FRESH = BUILD / "executed"
+HTML = BUILD / "html"
+KNOWN = BUILD / ".doctrees"  # what Sphinx knows about the pages
+ENVIRONMENT = KNOWN / "environment.pickle"
+GOOD = BUILD / "environment.good"  # ENVIRONMENT as the last good build left it
+KEY = BUILD / "made-with"  # there after a good build only: what all its pages were made with
+
+# A change in any of these may change every page.
+FILES = ("_config.yml", "_toc.yml", "references.bib", "requirements.txt")
+FOLDERS = ("_ext", "_templates", "_assets", "book/build")
+
+
+def fresh(path: Path) -> Path:
+    """Where the outputs of a notebook stand that were executed for this build only."""
+    return FRESH / path.name
+
+
+def store(path: Path, text: str) -> str:
+    fresh(path).parent.mkdir(parents=True, exist_ok=True)
+    fresh(path).write_text(text, "utf-8")
+    write(path, json.loads(text), fresh(path).with_suffix(".txt"))
+    return "executed"
+
+
+def shown(path: Path) -> dict:
+    """The notebook as the page shows it: its own text and cells, and fresh outputs where there are any."""
+    notebook = read(path)
+    try:
+        cells = code(read(fresh(path)))
+    except (OSError, ValueError):  # nothing was executed, or it was interrupted while it was written
+        return notebook
+    if len(cells) == len(code(notebook)):
+        for cell, executed in zip(code(notebook), cells, strict=True):
+            cell["outputs"], cell["execution_count"] = executed["outputs"], executed["execution_count"]
+    return notebook
+
+
+def execute_stale() -> bool:
+    """Execute what has neither true stored outputs nor true fresh ones. False if a cell failed."""
+    stale = {}
+    for path in notebooks():
+        reason = why_stale(path, read(path), record_of(path))
+        if not reason:
+            fresh(path).unlink(missing_ok=True)
+        elif why_stale(path, shown(path), fresh(path).with_suffix(".txt")):
+            stale[path] = reason
+    print(f"Executing {len(stale)} of {len(notebooks())} chapters" + (":" if stale else "; all have true outputs."))
+    return execute_all(stale, store)
+
+
+def made_with() -> str:
+    digest = hashlib.sha256()
+    files = {file for name in (*FILES, *FOLDERS) for file in (ROOT / name, *(ROOT / name).rglob("*"))}
+    for file in sorted(file for file in files if file.is_file() and file.suffix != ".pyc"):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def prepare(key: str) -> None:
+    """Bring `_build` into a state from which Sphinx makes every page right, and mark it as unfinished."""
+    if not KEY.exists() and BUILD.exists() and HTML.exists():
+        print("The last build did not end well; its pages are made again.")
+    if GOOD.exists() and (not KEY.exists() or KEY.read_text() == key):
+        KNOWN.mkdir(exist_ok=True)
+        shutil.copyfile(GOOD, ENVIRONMENT)
+    if not GOOD.exists() or (KEY.exists() and KEY.read_text() != key):
+        for folder in (KNOWN, HTML):
+            shutil.rmtree(folder, ignore_errors=True)
+        GOOD.unlink(missing_ok=True)
+    KEY.unlink(missing_ok=True)
+
+
+class Progress:
+    """Sphinx's report, shortened to what it does and how far it is: one line that grows, or a line for each fifth."""
+
+    PLAIN = re.compile(r"\x1b\[[\d;]*m|\x1b\[K")
+    STEP = re.compile(r"(reading sources|writing output)\.\.\. \[ *(\d+)%\]")
+    NAMES = {"reading sources": "Reading pages", "writing output": "Writing pages"}
+
+    def __init__(self, terminal):
+        self.terminal, self.said = terminal, ("", -1)
+
+    def write(self, text: str) -> None:
+        for name, percent in self.STEP.findall(self.PLAIN.sub("", text)):
+            step = (name, int(percent) if self.terminal.isatty() else int(percent) // 20 * 20)
+            if step != self.said:
+                end = "\r" if self.terminal.isatty() and int(percent) < 100 else "\n"
+                self.terminal.write(f"{self.NAMES[name]}: {step[1]:3d} %{end}")
+                self.terminal.flush()
+            self.said = step
+
+    def flush(self) -> None:
+        self.terminal.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+def sphinx() -> bool:
+    from jupyter_book.sphinx import build_sphinx
+
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    overrides = {
+        "external_toc_path": str(ROOT / "_toc.yml"),
+        "latex_individualpages": False,
+        "nitpicky": True,  # a reference to nothing is an error
+    }
+    with redirect_stdout(Progress(sys.stdout)):
+        failed = build_sphinx(
+            ROOT,
+            HTML,
+            noconfig=True,
+            path_config=ROOT / "_config.yml",
+            confoverrides=overrides,
+            warningiserror=True,
+            keep_going=True,
+            jobs=min(processes, 4),
+        )
+    return not failed
+
+
+def main() -> int:
+    if not execute_stale():
+        print("The book was not built: the cell above fails.")
+        return 1
+    key = made_with()
+    prepare(key)
+    if not sphinx():
+        print("The book was not built; the messages above say why.")
+        return 1
+    shutil.copyfile(ENVIRONMENT, GOOD)
+    KEY.write_text(key)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
