@@ -18,6 +18,7 @@ _HOMES = {
     "book.pictures.hops": ["draw_hops", "hops"],
     "book.pictures.kit.language": ["paint"],
     "book.pictures.kit.svg": ["Picture", "element", "stack"],
+    "book.pictures.masks": ["draw_masks"],
     "book.pictures.matmul": ["draw_matmul"],
     "book.pictures.memory": ["draw_memory"],
     "book.pictures.mlp": ["draw_mlp"],
