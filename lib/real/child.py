@@ -1,5 +1,9 @@
-"""A process that `Processes` has started: it gets its order, is one device, answers, and waits for its end."""
+"""A process that `Processes` has started: it gets its order, is one device, answers, and waits for its end.
 
+Order and answer are pickled: they go through a pipe that only this process and its parent hold.
+"""
+
+import io
 import os
 import pickle
 import traceback
@@ -8,13 +12,13 @@ from contextlib import ExitStack, redirect_stdout
 from io import TextIOBase
 from multiprocessing.connection import Connection
 from threading import Lock, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from lib.devices.meters import Meters
-from lib.real.process import Place, joined, pack, run_program
+from lib.real.process import Place, joined, run_program
 
 
 class Modes(NamedTuple):
@@ -42,7 +46,7 @@ class Printed(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of it: `output` is packed, `meters` and `stream` are those of `RealMeetingPlace.finish`."""
+    """What came of it: `output` is pickled, `meters` and `stream` are those of `RealMeetingPlace.finish`."""
 
     output: bytes
     meters: Meters
@@ -85,7 +89,7 @@ def _obey(order: Order, rank: int, size: int, store: str, say: Say) -> Answer:
         program, args, kwargs = _unpickled(order.task)
         meeting_place = stack.enter_context(joined(dist.FileStore(store, size), Place(rank, size, rank, size)))
         output = run_program(meeting_place, program, args, kwargs)
-        return Answer(pack(output, rank), *meeting_place.finish())
+        return Answer(_pickled(output, rank), *meeting_place.finish())
 
 
 def _unpickled(task: bytes) -> tuple:
@@ -96,6 +100,18 @@ def _unpickled(task: bytes) -> tuple:
             f"another process cannot find the program, or a class of its arguments ({error}). Put it into a file that "
             "can be imported (in a notebook, a cell that begins with %%writefile my_program.py), and import it"
         ) from error
+
+
+def _pickled(output: Any, rank: int) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        torch.save(output, buffer)
+    except Exception as error:
+        raise TypeError(
+            f"rank {rank} returned a {type(output).__name__} that cannot be sent to another process: {error}. Return "
+            "tensors, numbers, strings, and lists and dicts of these"
+        ) from error
+    return buffer.getvalue()
 
 
 class _Lines(TextIOBase):

@@ -6,7 +6,6 @@ written or read while the program moves. A process that computes, however long, 
 needed.
 """
 
-import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -15,11 +14,17 @@ import torch.distributed as dist
 
 from lib.devices.engine.wording import short_ranks, table_of_the_stuck, where
 from lib.devices.errors import DeadlockError
+from lib.real import notes
 
 SECONDS = 1.0  # from look to look
 LOOKS = 3
 _ENDED = "(has ended)"
 _FAILED = "(has failed)"
+
+# What a process says of itself: nothing (it goes on), that it has ended, that it has failed (whether this is only a
+# consequence, and the error), or what it waits for (the call, the line, the number of the wait, and of its step).
+State = list | None
+_FORMS = ([str], [str, bool, str], [str, str, int, int])
 
 Arrived = Callable[[float], bool]  # waits for at most so many seconds, and says whether what is waited for is there
 Waiting = Callable[[Arrived], None]  # returns when it is there
@@ -43,25 +48,25 @@ class Lookout:
         self._waits += 1
         text, place = f"{call} in group {short_ranks(ranks)}", where(sys._getframe())
 
-        def state() -> tuple | None:
+        def state() -> State:
             now = step()
-            return None if now is None else (text, place, self._waits, now)
+            return None if now is None else [text, place, self._waits, now]
 
         self._hope(arrived, state, text)
         self._say(None)
 
     def end(self, others_ended: Arrived) -> None:
         """The program of this process is over: waits for the others to end. Raises as `wait` does."""
-        self._hope(others_ended, lambda: (_ENDED,), "the end of the run")
+        self._hope(others_ended, lambda: [_ENDED], "the end of the run")
 
     def fail(self, error: BaseException) -> None:
         """The program of this process has failed: nobody shall wait for it."""
         if not isinstance(error, DeadlockError):  # that one, all find: what this process waits for must stay to be read
             only_a_consequence = isinstance(error, ConnectionError)
-            self._say((_FAILED, only_a_consequence, f"{type(error).__name__}: {error}"))
+            self._say([_FAILED, only_a_consequence, f"{type(error).__name__}: {error}"])
 
-    def _hope(self, arrived: Arrived, state: Callable[[], tuple | None], text: str) -> None:
-        looks: list[list[tuple | None]] = []
+    def _hope(self, arrived: Arrived, state: Callable[[], State], text: str) -> None:
+        looks: list[list[State]] = []
         while not arrived(SECONDS):
             self._say(state())
             looks = [*looks[1 - LOOKS :], self._everyone()]
@@ -70,18 +75,25 @@ class Lookout:
                 _, error, rank = min(failed)
                 raise ConnectionError(f"rank {self._rank} waits for {text}, but rank {rank} has raised {error}")
             nobody_moves = None not in looks[0] and looks.count(looks[0]) == LOOKS
-            if nobody_moves and any(one != (_ENDED,) for one in looks[0]):
+            if nobody_moves and any(one != [_ENDED] for one in looks[0]):
                 raise self._deadlock(looks[0])
 
-    def _say(self, state: tuple | None) -> None:
-        self._store.set(f"state of {self._rank}", pickle.dumps(state))
+    def _say(self, state: State) -> None:
+        notes.write(self._store, f"state of {self._rank}", state)
 
-    def _everyone(self) -> list[tuple | None]:
-        keys = [f"state of {rank}" for rank in range(self._size)]
-        return [pickle.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+    def _everyone(self) -> list[State]:
+        return [self._said(f"state of {rank}") for rank in range(self._size)]
 
-    def _deadlock(self, states: list[tuple]) -> DeadlockError:
-        stuck = {rank: state for rank, state in enumerate(states) if state != (_ENDED,)}
+    def _said(self, key: str) -> State:
+        if not self._store.check([key]):
+            return None
+        state = notes.read(self._store, key)
+        if state is not None and (not isinstance(state, list) or [type(part) for part in state] not in _FORMS):
+            raise notes.foreign(key, state)
+        return state
+
+    def _deadlock(self, states: list[list]) -> DeadlockError:
+        stuck = {rank: state for rank, state in enumerate(states) if state != [_ENDED]}
         calls, places = ({rank: state[i] for rank, state in stuck.items()} for i in range(2))
         return DeadlockError(table_of_the_stuck(self._size, calls, places, set(range(self._size)) - set(stuck)))
 

@@ -133,9 +133,12 @@ class RealMeetingPlace:
         # A connection that is freed waits for its threads, and to forget their last work they may need the GIL: now.
         time.sleep(0.01)
 
+    def abroad(self) -> "Over":
+        """What stands in its place in a result that travels to another process, where the run has ended."""
+        return Over(self.rank)
+
     def __reduce__(self) -> tuple:
-        # A result may hold its group, as every parallel layer does. It may travel: by then the run has ended.
-        return _Over, (self.rank,)
+        return Over, (self.rank,)  # a result may hold its group, as every parallel layer does
 
     def _channel(self, key: int, ranks: tuple[int, ...], rank: int) -> Channel:
         if key not in self._channels:
@@ -155,7 +158,7 @@ class RealMeetingPlace:
             _refuse(self.rank, call)
 
 
-class _Over:
+class Over:
     """Stands behind a group that has come from another process."""
 
     def __init__(self, rank: int):

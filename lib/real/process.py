@@ -1,6 +1,5 @@
-"""A process that is one device: it joins the others, runs the program, and packs its result for them."""
+"""A process that is one device: it joins the others, and runs the program."""
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -77,21 +76,3 @@ def run_program(
     except BaseException as error:
         error.add_note(f"raised on rank {meeting_place.rank} of {meeting_place.size}")
         raise
-
-
-def pack(output: Any, rank: int) -> bytes:
-    """What `rank` returned as bytes; TypeError when that is not possible."""
-    buffer = io.BytesIO()
-    try:
-        torch.save(output, buffer)
-    except Exception as error:
-        raise TypeError(
-            f"rank {rank} returned a {type(output).__name__} that cannot be sent to another process: {error}. Return "
-            "tensors, numbers, strings, and lists and dicts of these"
-        ) from error
-    return buffer.getvalue()
-
-
-def unpack(packed: bytes) -> Any:
-    """The packed object, its tensors in the memory of the CPU."""
-    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=False)

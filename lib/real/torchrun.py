@@ -5,6 +5,10 @@
 
 So `python train.py` simulates 4 devices, and `torchrun --nproc-per-node 4 train.py` makes 4 processes. Under torchrun
 every process runs the whole script: what shall be printed once, the program prints where `group.rank == 0`.
+
+Whom it trusts: the processes that torchrun started, and the network between them. Nothing that comes over it is run
+(no pickle), but it is neither encrypted nor signed: who reaches torchrun's port can disturb a run and change its
+numbers. Keep both inside a network of your own.
 """
 
 import os
@@ -19,7 +23,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from lib.devices.cluster import Cluster, check_program
 from lib.devices.meters import Meters
-from lib.real.process import Place, joined, pack, run_program, unpack
+from lib.real.parcel import pack, unpack
+from lib.real.process import Place, joined, run_program
 
 
 def launch(
@@ -68,7 +73,7 @@ class Torchrun:
         return f"Torchrun({self.size})"
 
     def run(self, program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """As `Cluster.run`. The results of the other processes are copies in the memory of the CPU.
+        """As `Cluster.run`. The results of the other processes are copies in the memory of the CPU (see `parcel.py`).
 
         Random streams start where that of rank 0 stands, and go on where rank 0's stopped.
         """
@@ -92,7 +97,8 @@ class Torchrun:
             of_rank_0 = here.share(torch.get_rng_state().numpy().tobytes())[0]
             torch.set_rng_state(torch.frombuffer(bytearray(of_rank_0), dtype=torch.uint8))
             output = run_program(here, program, args, kwargs)
-            packed = pack(output, rank)
+            packed, kinds = pack(output, rank)
             self.meters, stream = here.finish()
             torch.set_rng_state(stream)
-            return [output if r == rank else unpack(other) for r, other in enumerate(here.share(packed))]
+            parcels = enumerate(here.share(packed))
+            return [output if r == rank else unpack(other, r, kinds) for r, other in parcels]
