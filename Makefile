@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 BOOK := _build/html/index.html
 # Whatever the built book depends on. book/build/pages.py finds out which chapters and pages are stale.
 SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type f -not -path '*/__pycache__/*' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null) \
-           $(wildcard *.md *.yml *.bib)
+           $(wildcard *.md *.ipynb *.yml *.bib)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -38,7 +38,7 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 test: $(BOOK)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
 	@$(BIN)/python -m pytest -n logical --maxprocesses=4 --max-worker-restart=0 --dist loadfile \
-		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters
+		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
 
 bench: $(INSTALLED)  ## measure the library against the dense layers and against real processes
 	@$(BIN)/python tests/bench.py

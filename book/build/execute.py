@@ -22,7 +22,7 @@ SECONDS = 220  # a slow machine needs a minute for a cell that trains
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
-    return sorted((root / "chapters").glob("*.ipynb"))
+    return [*root.glob("*.ipynb"), *sorted((root / "chapters").glob("*.ipynb"))]
 
 
 def read(path: Path) -> dict:
@@ -66,6 +66,7 @@ def executed(path: Path) -> str:
     import nbformat  # these take a second to load: only where something is executed
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
+    from traitlets.config import Config
 
     notebook = nbformat.read(path, as_version=4)
     measured = {}
@@ -74,7 +75,12 @@ def executed(path: Path) -> str:
         if MEASURED in cell.metadata.get("tags", []) and cell.outputs:
             measured[cell.source] = cell.outputs
     try:
-        NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(path.parent)}}).execute()
+        NotebookClient(
+            notebook,
+            timeout=SECONDS,
+            resources={"metadata": {"path": str(path.parent)}},
+            config=Config({"KernelManager": {"transport": "ipc"}}),  # no port that could be taken
+        ).execute()
     except CellExecutionError as error:
         raise RuntimeError(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from None
     for cell in code(notebook):

@@ -62,7 +62,8 @@ def stands_for(path: Path, notebook: dict, root: Path = ROOT) -> dict[str, str]:
 
 
 def record_of(path: Path) -> Path:
-    return path.parent / "executed" / f"{path.stem}.txt"
+    chapters = path.parent if path.parent.name == "chapters" else path.parent / "chapters"
+    return chapters / "executed" / f"{path.stem}.txt"
 
 
 def write(path: Path, notebook: dict, record: Path, root: Path = ROOT) -> None:
