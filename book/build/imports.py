@@ -55,6 +55,10 @@ class House:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield from self._text(node.value, folder)
 
+    def behind_name(self, module: str, name: str) -> Path | str:
+        """The file that defines a name which `module` offers."""
+        return next(self._name(module, name))
+
     def _name(self, module: str, name: str) -> Iterator[Path | str]:
         """`from module import name`"""
         if name == "*":

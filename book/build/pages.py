@@ -14,6 +14,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from book.build import reference
 from book.build.execute import execute_all, notebooks, read
 from book.build.record import ROOT, code, record_of, why_stale, write
 
@@ -145,6 +146,7 @@ def main() -> int:
         return 1
     key = made_with()
     prepare(key)
+    reference.generate()
     if not sphinx():
         print("The book was not built; the messages above say why.")
         return 1

@@ -20,8 +20,8 @@ def pages() -> list[str]:
 
 
 def one_of_each() -> list[str]:
-    """All pages but the listings of lib's source, of which the longest stands for all: one template makes them."""
-    listings = [path for path in pages() if path.startswith("_modules/")]
+    """All pages but those of the reference's modules, of which the longest stands for all: one template makes them."""
+    listings = [path for path in pages() if path.startswith("reference/")]
     longest = max(listings, key=lambda path: (HTML / path).stat().st_size)
     return [path for path in pages() if path not in listings or path == longest]
 
