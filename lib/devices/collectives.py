@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lib.devices.hardware import Link
-from lib.devices.pieces import cut, shard_sizes
+from lib.devices.pieces import cut, row_major, shard_sizes
 from lib.devices.traffic import Traffic, piece_bytes, ring, size_in_bytes
 
 COMBINE = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
@@ -51,6 +51,10 @@ class Collective(ABC):
     def dims(self) -> tuple[int, ...]:
         """The dims this call names; each must exist in the tensor."""
         return ()
+
+    def outcome(self, tensors: list[Tensor]) -> list[Tensor | None]:
+        """`results`, row by row: strides belong to one device's memory, and no message carries them to another."""
+        return [None if y is None else row_major(y) for y in self.results(tensors)]
 
     @abstractmethod
     def results(self, tensors: list[Tensor]) -> list[Tensor | None]:

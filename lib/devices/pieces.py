@@ -16,6 +16,14 @@ def shard_sizes(length: int, parts: int) -> list[int]:
     return [each + 1] * more + [each] * (parts - more)
 
 
+def row_major(x: Tensor) -> Tensor:
+    """`x`, copied unless its elements lie row by row. Where a dim is of length 0 or 1, any stride would do: it gets
+    that of a new tensor."""
+    if x.is_contiguous() and x.numel() and 1 not in x.shape:
+        return x
+    return x.contiguous().reshape(-1).view(x.shape)
+
+
 def cut(x: Tensor, parts: int, dim: int) -> tuple[Tensor, ...]:
     """Consecutive pieces of `x` along `dim`, as views (no copy), sized by `shard_sizes`."""
     return x.split(shard_sizes(x.shape[dim], parts), dim)

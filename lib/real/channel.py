@@ -15,6 +15,7 @@ from torch import Tensor
 from lib.devices.collectives import Collective
 from lib.devices.engine.wording import describe, disagreement, short_ranks, where
 from lib.devices.errors import DeadlockError, MismatchError
+from lib.devices.pieces import row_major
 from lib.devices.traffic import Traffic
 from lib.real.announcement import LENGTH, Announcement
 from lib.real.lookout import Arrived, Waiting, poll
@@ -75,7 +76,7 @@ class Channel:
     def run(self, call: Call, waiting: Waiting) -> Done:
         """One collective, from the first word to the result."""
         if len(self.ranks) == 1:
-            return Done(call.verb.results([call.x])[0], call.verb.traffic([call.x])[0])
+            return Done(call.verb.outcome([call.x])[0], call.verb.traffic([call.x])[0])
         self._calls += 1
         self.step = self._calls
         try:
@@ -86,7 +87,8 @@ class Channel:
                 self._check(call, announced, pg)
                 traffic = call.verb.traffic([a.without_data() for a in announced])[self._rank]
                 with torch.cuda.device(self._hookup.gpu) if self._hookup.gpu else nullcontext():
-                    return Done(perform(call.verb, call.x, announced, pg), traffic)
+                    result = perform(call.verb, call.x, announced, pg)
+                    return Done(None if result is None else row_major(result), traffic)
         finally:
             self.step = None
 

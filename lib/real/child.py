@@ -4,8 +4,10 @@ Order and answer are pickled: they go through a pipe that only this process and 
 """
 
 import io
+import multiprocessing
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
@@ -65,6 +67,8 @@ def live(rank: int, size: int, store: str, line: Connection) -> None:
         with sending:
             line.send_bytes(pickle.dumps(something))
 
+    multiprocessing.set_start_method(None, force=True)  # what the program starts begins as it would anywhere
+    os.register_at_fork(after_in_child=lambda: _is_no_device(line))
     parent = Thread(target=_await_end, args=(line,), daemon=True)
     parent.start()
     try:
@@ -136,6 +140,13 @@ def _await_end(line: Connection) -> None:
         line.recv_bytes()
     except (EOFError, OSError):  # the parent has closed the line, or has died
         os._exit(0)
+
+
+def _is_no_device(line: Connection) -> None:
+    """In a process that the program has forked, such as a worker of a DataLoader: its words are not those of a device,
+    and while it lives, the end of the device must be seen all the same."""
+    line.close()
+    sys.stdout = sys.__stdout__
 
 
 def _sendable(error: BaseException) -> BaseException:

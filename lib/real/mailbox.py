@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lib.devices.pieces import row_major
 from lib.devices.rooted import Broadcast
 from lib.real.announcement import LENGTH, Announcement
 from lib.real.lookout import Waiting
@@ -54,7 +55,7 @@ class Mailbox:
         self.shapes[address].append(tuple(x.shape))
         dst = address.ranks[address.dst]
         if dst == self._rank:
-            self._to_itself[address].append(x.clone())
+            self._to_itself[address].append(row_major(x.clone()))
             return
         if x.numel() and not x.is_meta:
             # A copy: what the sender does to its tensor later is its own affair.

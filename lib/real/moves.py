@@ -38,11 +38,11 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
     shapes = [a.shape for a in announced]
     brought = next(a for a in announced if a.shape is not None)
     if brought.device == "meta":
-        return verb.results([a.without_data() for a in announced])[rank]
+        return verb.outcome([a.without_data() for a in announced])[rank]
     like = torch.empty(0, dtype=brought.dtype, device=brought.device) if x is None else x
     even = len(set(shapes)) == 1
     if isinstance(verb, AllReduce | Reduce | ReduceScatter) and like.dtype not in _SUMMED:
-        return verb.results(swap_pieces([x] * size, shapes, like, pg))[rank]
+        return verb.outcome(swap_pieces([x] * size, shapes, like, pg))[rank]
     match verb:
         case AllReduce(op):
             y = _copy(x)

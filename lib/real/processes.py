@@ -1,5 +1,6 @@
 """Real processes on this machine, started from a script or a notebook: `Processes(4)` in the place of `Cluster(4)`."""
 
+import atexit
 import io
 import multiprocessing
 import pickle
@@ -70,6 +71,7 @@ class _Team:
         self._lines: list[Connection] = []
 
     def __enter__(self) -> "_Team":
+        atexit.register(self.__exit__)  # should Python end in the middle of the run, before it waits for them
         try:
             self._start()
         except BaseException:
@@ -87,7 +89,8 @@ class _Team:
         for rank in range(self._size):
             mine, theirs = context.Pipe()
             self._lines.append(mine)
-            process = context.Process(target=live, args=(rank, self._size, self._store, theirs), daemon=True)
+            # No daemon: those may not start processes, and a DataLoader in the program may want to.
+            process = context.Process(target=live, args=(rank, self._size, self._store, theirs))
             process.start()
             self._processes.append(process)
             theirs.close()  # so that the death of the process ends our wait for it
@@ -133,6 +136,7 @@ class _Team:
             return RuntimeError(f"rank {rank} of {self._size} real processes has died {how}{hint.get(code, '')}")
 
     def __exit__(self, *_: object) -> None:
+        atexit.unregister(self.__exit__)
         for process in self._processes:
             process.kill()
         for process in self._processes:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 
 class OurOwnError(Exception):
@@ -171,3 +173,34 @@ def prints(group):
 
 def first_argument(group, x):
     return x
+
+
+class Loud(Dataset):
+    """Says what it does, in whichever process that is."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        print(f"item {i}")
+        return float(i)
+
+
+def loads_with_workers(group):
+    """As many programs do; between the batches, the devices talk."""
+    loader = DataLoader(Loud(), batch_size=2, num_workers=2)
+    return [group.all_reduce(x).sum().item() for x in loader]
+
+
+def dies_beside_workers(group):
+    """While the workers live, and hold what they have got by the fork."""
+    for _ in DataLoader(Loud(), batch_size=2, num_workers=1, persistent_workers=True):
+        if last(group):
+            os.kill(os.getpid(), signal.SIGKILL)
+        group.barrier()
+
+
+def leaves(group, code):
+    if last(group):
+        sys.exit(code)
+    return group.all_reduce(torch.ones(1))

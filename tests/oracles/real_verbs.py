@@ -174,3 +174,39 @@ def everything_else(group):
     programs = [single_numbers, empty_tensors, messages, hand_made, handles, groups, streams]
     programs += [handles_do_not_block, groups_in_another_order]
     return {program.__name__: program(group) for program in programs}
+
+
+def strides(group):
+    """Of what every verb returns, for tensors that lie in memory in many ways."""
+    base = torch.arange(2 * 4 * 6.0).view(2, 4, 6) + group.rank
+    forms = {
+        "row by row": base,
+        "transposed": base.transpose(0, 2),
+        "permuted": base.permute(1, 2, 0),
+        "channels last": torch.ones(2, 4, 4, 4).contiguous(memory_format=torch.channels_last),
+        "with gaps": base[:, ::2],
+        "expanded": base[:, :1].expand(2, 4, 6),
+        "of length 1": base[:1].transpose(0, 1),
+        "empty": base.transpose(0, 2)[:, :0],
+    }
+    found = {}
+    for form, x in forms.items():
+        results = {
+            "all_reduce": group.all_reduce(x),
+            "all_reduce max": group.all_reduce(x, op="max"),
+            "broadcast": group.broadcast(x),
+            "reduce": group.reduce(x),
+            "handle": group.all_reduce(x, async_op=True).wait(),
+        }
+        for dim in range(2):
+            results[f"all_gather {dim}"] = group.all_gather(x, dim)
+            results[f"reduce_scatter {dim}"] = group.reduce_scatter(x, dim)
+            results[f"scatter {dim}"] = group.scatter(x, dim)
+            results[f"gather {dim}"] = group.gather(x, dim)
+            results[f"all_to_all {dim}"] = group.all_to_all(x, dim, 0)
+        for dst in ((group.rank + 1) % group.size, group.rank):
+            group.send(x, dst, tag=dst)
+        for src in ((group.rank - 1) % group.size, group.rank):
+            results[f"recv from {src}"] = group.recv(src, tag=group.rank)
+        found |= {(form, name): (y.shape, y.stride()) for name, y in results.items() if y is not None}
+    return found

@@ -99,6 +99,26 @@ def test_who_dies_is_named(number, how):
     assert str(found) == f"rank 2 of 3 real processes has died {how}"
 
 
+def test_workers_of_a_data_loader():
+    expected = [2 * (i + i + 1) for i in range(0, 8, 2)]
+    assert Processes(2).run(real_errors.loads_with_workers) == [expected] * 2
+    assert Cluster(2).run(real_errors.loads_with_workers) == [expected] * 2
+
+
+def test_who_dies_beside_its_workers_is_named_at_once():
+    start = time.monotonic()
+    found = error_of(Processes(2), real_errors.dies_beside_workers)
+    assert str(found) == "rank 1 of 2 real processes has died by SIGKILL (out of memory?)"
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("code", [0, 3, None, "done"])
+def test_who_leaves_by_sys_exit_is_named(code):
+    found = error_of(Processes(3), real_errors.leaves, code)
+    assert type(found) is RuntimeError
+    assert f"rank 2 of 3 left the program by sys.exit({code!r})" in str(found)
+
+
 def wait_until(there):
     end = time.monotonic() + SECONDS
     while not there():

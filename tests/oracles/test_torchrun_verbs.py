@@ -5,6 +5,7 @@ import torch
 from oracles import real_layers, real_verbs
 from oracles.agree import agree
 
+from lib.devices import Cluster
 from lib.real.processes import Processes
 
 SIZES = [2, 3, 4]
@@ -24,6 +25,14 @@ def test_every_verb_in_every_dtype(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_messages_handles_groups_and_streams(size):
     agree(real_verbs.everything_else, size, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_results_have_the_strides_of_new_tensors(size):
+    simulated, real = Cluster(size).run(real_verbs.strides), Processes(size).run(real_verbs.strides)
+    assert simulated == real
+    for (_, name), (shape, stride) in simulated[0].items():
+        assert stride == torch.empty(shape).stride(), name
 
 
 def test_one_process_is_the_identity():

@@ -15,6 +15,7 @@ from lib.devices.engine.wording import describe, disagreement, short_ranks, tabl
 from lib.devices.errors import DeadlockError, MismatchError
 from lib.devices.handle import Handle
 from lib.devices.meters import Meters
+from lib.devices.pieces import row_major
 from lib.devices.traffic import Traffic, size_in_bytes
 
 
@@ -113,12 +114,12 @@ class Exchange:
         for r, traffic in zip(ranks, verb.traffic(tensors), strict=True):
             self.meters.charge(r, verb.name, traffic)
         if self.clock is None:
-            meeting.results = verb.results(tensors)
+            meeting.results = verb.outcome(tensors)
         else:
             came = [meeting.came[r] for r in range(len(ranks))]
             meeting.begin, meeting.end = self.clock.collective(ranks, verb, tensors, came)
             with self.clock.paused():
-                meeting.results = verb.results(tensors)
+                meeting.results = verb.outcome(tensors)
         meeting.tensors.clear()
         for r in sorted(meeting.waiting):
             self.turns.ready(ranks[r])
@@ -130,7 +131,7 @@ class Exchange:
         address = (key, rank, dst, tag)
         sent = 0.0 if self.clock is None else self.clock.send(ranks[rank], ranks[dst], size_in_bytes(x))
         with nullcontext() if self.clock is None else self.clock.paused():
-            x = x.clone()  # what the sender does to its tensor later is its own affair
+            x = row_major(x.clone())  # what the sender does to its tensor later is its own affair
         self._mail[address].append((x, sent, ranks))
         if address in self._receivers:
             self.turns.ready(self._receivers.pop(address))
