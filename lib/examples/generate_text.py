@@ -3,8 +3,8 @@
     python -m lib.examples.generate_text --weights FILE --prompt "Alice " --size 4                simulated devices
     torchrun --nproc-per-node 4 -m lib.examples.generate_text --weights FILE --prompt "Alice "    processes
 
-FILE is what `train_gpt --save FILE` has written, or the `model.safetensors` of a GPT-2 from a hub, with its
-`config.json` and `tokenizer.json` beside it.
+FILE is what `train_gpt --save FILE` has written, or the weights of a GPT-2 from a hub, with their `config.json` and
+`tokenizer.json` beside them: a .safetensors or .bin file, the index of many, or the folder.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -52,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "generate_text", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a file, or its folder")
     parser.add_argument("--prompt", default="Alice ", help="the text to continue (%(default)r)")
     parser.add_argument("--count", type=int, default=50, metavar="N", help="tokens to add (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
@@ -66,7 +65,7 @@ def read_weights(path: Path) -> tuple[GPTConfig, Mapping[str, Tensor]]:
     """The config and the dense weights. Raises FileNotFoundError, or ValueError that names the file."""
     try:
         return read_gpt2(path)
-    except (SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}, or the config.json beside it, does not hold a GPT-2: {error}") from error
 
 
@@ -75,7 +74,7 @@ def language_of(weights: Path, config: GPTConfig) -> Language:
 
     Raises ValueError when neither fits the vocabulary.
     """
-    file = weights.with_name("tokenizer.json")
+    file = weights / "tokenizer.json" if weights.is_dir() else weights.with_name("tokenizer.json")
     if file.is_file():
         tokenizer = Tokenizer.from_file(str(file))
         if tokenizer.get_vocab_size() > config.vocabulary:

@@ -122,7 +122,9 @@ def test_no_weights(tmp_path):
 
 def test_weights_without_a_config(tmp_path, weights):
     alone = shutil.copy(weights, tmp_path)
-    assert "config.json is not there; it needs a safetensors file and its config.json" in ends("--weights", alone)
+    assert "config.json is not there; it needs to stand beside model.safetensors, with the sizes" in ends(
+        "--weights", alone
+    )
 
 
 @pytest.mark.parametrize("broken", ["model.safetensors", "config.json"])

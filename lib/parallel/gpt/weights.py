@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.files import read_files, without_wrappers
 
 LAYER_NAMES = {
     "norm1": "ln_1",
@@ -32,25 +33,28 @@ FIXED = {  # settings of theirs that change the model, and the values that ours 
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+ALIASES = {  # other names that `transformers` understands
+    "n_layer": ("num_hidden_layers",),
+    "n_embd": ("hidden_size",),
+    "n_head": ("num_attention_heads",),
+    "n_positions": ("max_position_embeddings", "n_ctx"),
+}
 
 
 def read_gpt2(source: nn.Module | str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     """The config and the dense state of a GPT-2, to be cut by `load_dense`.
 
-    `source` is a `transformers` GPT2LMHeadModel or GPT2Model, or the path of a safetensors file as downloaded from a
-    hub, with its config.json beside it. Raises ValueError when a weight is missing, unknown, or of another shape, and
-    when a setting asks for what our GPT does not have.
+    `source` is a `transformers` GPT2LMHeadModel or GPT2Model, or a path as downloaded from a hub: a folder, a
+    .safetensors or .bin file, the index of many, or one of these, with config.json beside it. FileNotFoundError says
+    which file is missing. Raises ValueError when a weight is missing, unknown, or of another shape, and when a setting
+    asks for what our GPT does not have.
     """
     if isinstance(source, nn.Module):
         config = gpt2_config(source.config.to_dict())
         return config, from_gpt2(source.state_dict(), config)
-    path = Path(source)
-    settings = path.with_name("config.json")
-    for file in (path, settings):
-        if not file.is_file():
-            raise FileNotFoundError(f"read_gpt2: {file} is not there; it needs a safetensors file and its config.json")
-    config = gpt2_config(json.loads(settings.read_text("utf-8")))
-    return config, from_gpt2(load_file(path), config)
+    settings, weights = read_files(source)
+    config = gpt2_config(settings)
+    return config, from_gpt2(weights, config)
 
 
 def write_gpt2(path: str | Path, config: GPTConfig, state: Mapping[str, Tensor]) -> None:
@@ -70,6 +74,10 @@ def write_gpt2(path: str | Path, config: GPTConfig, state: Mapping[str, Tensor])
 
 def gpt2_config(settings: Mapping[str, Any]) -> GPTConfig:
     """Our config from theirs, a dict or what config.json holds. What it leaves out is as in GPT-2 small."""
+    kind = settings.get("model_type", "gpt2")
+    if kind != "gpt2":
+        raise ValueError(f"gpt2_config: these are the settings of a {kind!r}, and our GPT is a 'gpt2'")
+    settings = _without_aliases(settings)
     for name, value in FIXED.items():
         theirs = settings.get(name, value)
         if theirs != value and not (name == "n_inner" and theirs == 4 * settings.get("n_embd", 768)):
@@ -91,9 +99,20 @@ def gpt2_config(settings: Mapping[str, Any]) -> GPTConfig:
     )
 
 
+def _without_aliases(settings: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dict(settings)
+    for name, others in ALIASES.items():
+        for other in others:
+            value = settings.pop(other, None)
+            if value is not None and settings.setdefault(name, value) != value:
+                raise ValueError(f"gpt2_config: {name}={settings[name]!r} and {other}={value!r} mean the same thing")
+    return settings
+
+
 def from_gpt2(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Our dense state from theirs; matrices are views of theirs. With or without the prefix "transformer."."""
-    weights = {name.removeprefix("transformer."): x for name, x in weights.items()}
+    """Our dense state from theirs; matrices are views of theirs. With or without the prefix "transformer.", and those
+    of DistributedDataParallel, torch.compile and FSDP."""
+    weights = {name.removeprefix("transformer."): x for name, x in without_wrappers(weights).items()}
     for i in range(config.layers):  # older files also hold the causal mask
         for mask in ("bias", "masked_bias"):
             weights.pop(f"h.{i}.attn.{mask}", None)
@@ -109,7 +128,14 @@ def from_gpt2(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Ten
     for name, shape in config.shapes().items():
         theirs = weights[names[name]]
         expected = shape[::-1] if _is_conv1d(name, shape) else shape
+        if not theirs.is_floating_point():
+            raise ValueError(f"from_gpt2: {names[name]} is {theirs.dtype}: quantized weights are not read")
         if theirs.shape != expected:
+            if theirs.shape == shape:
+                raise ValueError(
+                    f"from_gpt2: {names[name]} has shape {tuple(theirs.shape)}, that of nn.Linear, as nanoGPT keeps "
+                    f"it; a GPT-2 has {expected}, the transpose. Transpose the four matrices of each layer"
+                )
             raise ValueError(f"from_gpt2: {names[name]} has shape {tuple(theirs.shape)}; the config says {expected}")
         state[name] = theirs.detach().T if _is_conv1d(name, shape) else theirs.detach()
     return state
