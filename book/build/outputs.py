@@ -1,8 +1,8 @@
 """`make outputs`: execute in place every chapter whose record is not true any more, and store outputs and record.
 
-    python -m book.build.outputs              what is stale
-    python -m book.build.outputs gpt for_real these, stale or not
-    python -m book.build.outputs --all        every chapter
+python -m book.build.outputs              what is stale
+python -m book.build.outputs gpt for_real these, stale or not
+python -m book.build.outputs --all        every chapter
 """
 
 import argparse

@@ -41,8 +41,6 @@ class Collective(ABC):
     """Base of all verbs: what they need to be told, and what must agree between the devices."""
 
     name: ClassVar[str]
-    #: the differentiable functions of lib.parallel that do this verb and keep the gradient
-    partners: ClassVar[str] = ""
 
     def may_differ(self) -> int | None:
         """The dim along which the devices' shapes may differ, if any."""
@@ -81,7 +79,6 @@ class AllReduce(Collective):
 
     op: str = "sum"
     name: ClassVar[str] = "all_reduce"
-    partners: ClassVar[str] = "reduce_from(x, group)"
 
     def results(self, tensors):
         return one_each(combine(tensors, self.op), len(tensors))
@@ -103,7 +100,6 @@ class AllGather(Collective):
 
     dim: int
     name: ClassVar[str] = "all_gather"
-    partners: ClassVar[str] = "gather_from(x, group, dim) or all_gather(x, group, dim)"
 
     def may_differ(self):
         return self.dim
@@ -125,7 +121,6 @@ class ReduceScatter(Collective):
     dim: int
     op: str = "sum"
     name: ClassVar[str] = "reduce_scatter"
-    partners: ClassVar[str] = "reduce_scatter(x, group, dim)"
 
     def dims(self):
         return (self.dim,)
@@ -145,7 +140,6 @@ class AllToAll(Collective):
     split_dim: int
     concat_dim: int
     name: ClassVar[str] = "all_to_all"
-    partners: ClassVar[str] = "all_to_all(x, group, split_dim, concat_dim)"
 
     def may_differ(self):
         return self.concat_dim

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lib.devices import collectives as c
 from lib.devices import rooted
-from lib.devices.engine.exchange import Exchange
+from lib.devices.engine.meeting_place import MeetingPlace
+from lib.devices.engine.partners import advice
 from lib.devices.engine.wording import short_ranks
 from lib.devices.handle import Handle
 
@@ -26,13 +27,18 @@ class Group:
     the differentiable functions.
     """
 
-    def __init__(self, exchange: Exchange, me: int, ranks: Sequence[int], key: int = 0):
+    def __init__(self, place: MeetingPlace, me: int, ranks: Sequence[int], key: int = 0):
         self.ranks = tuple(ranks)
         self.size = len(self.ranks)
         self.rank = self.ranks.index(me) if me in self.ranks else None
-        self._me, self._exchange, self._key = me, exchange, key
+        self.place, self._me, self._key = place, me, key
         self._shown = short_ranks(self.ranks)
         self._times_made: dict[tuple[int, ...], int] = {}
+
+    def at(self, place: MeetingPlace) -> "Group":
+        """The same group, and all that it will be split into, with another meeting place behind it than `self.place`:
+        one that passes the calls on to it and notes the time, or loses messages."""
+        return Group(place, self._me, self.ranks, self._key)
 
     def __repr__(self) -> str:
         return f"Group(rank={self.rank}, size={self.size}, ranks={self._shown})"
@@ -88,12 +94,12 @@ class Group:
         """Sends `x` to device `dst`. Does not wait until it is received."""
         self._member(dst, "dst", "send")
         self._check(x, "send")
-        self._exchange.send(self._key, self.ranks, self.rank, dst, tag, x.detach())
+        self.place.send(self._key, self.ranks, self.rank, dst, tag, x.detach())
 
     def recv(self, src: int, tag: int = 0) -> Tensor:
         """The next tensor that device `src` sends to this one under `tag`. Waits for it."""
         self._member(src, "src", "recv")
-        return self._exchange.recv(self._key, self.ranks, self.rank, src, tag)
+        return self.place.recv(self._key, self.ranks, self.rank, src, tag)
 
     # ---- smaller groups ----
 
@@ -119,7 +125,7 @@ class Group:
         ranks = tuple(self.ranks[r] for r in next((part for part in lists if self.rank in part), ()))
         # The same devices may be asked for again: each time is a group of its own, with its own meetings.
         times = self._times_made[ranks] = self._times_made.get(ranks, 0) + 1
-        return Group(self._exchange, self._me, ranks, self._exchange.key_for(self._key, ranks, times))
+        return Group(self.place, self._me, ranks, self.place.key_for(self._key, ranks, times))
 
     def _consecutive(self, parts: int) -> list[range]:
         if parts < 1 or self.size % parts:
@@ -141,23 +147,22 @@ class Group:
                 f"{', '.join(map(repr, c.COMBINE))}"
             )
         if x is not None or needed:
-            self._check(x, verb.name, verb.partners)
+            self._check(x, verb.name)
             x = x.detach()
-        meeting = self._exchange.join(self._key, self.ranks, self.rank, verb, x)
+        meeting = self.place.join(self._key, self.ranks, self.rank, verb, x)
         if async_op:
-            return self._exchange.hand_out(meeting, self.ranks, self.rank, verb)
-        return self._exchange.collect(meeting, self.ranks, self.rank, verb)
+            return self.place.hand_out(meeting, self.ranks, self.rank, verb)
+        return self.place.collect(meeting, self.ranks, self.rank, verb)
 
-    def _check(self, x: Tensor, verb: str, partners: str = "") -> None:
+    def _check(self, x: Tensor, verb: str) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{verb} on rank {self.rank} of group {self._shown} needs a torch.Tensor, not {type(x).__name__}"
             )
         if x.requires_grad and torch.is_grad_enabled():
-            instead = f"use {partners} of lib.parallel, which knows the backward, or " if partners else ""
             raise RuntimeError(
                 f"{verb} on rank {self.rank} of group {self._shown}: this {tuple(x.shape)} tensor requires grad, and "
-                f"{verb} would lose its gradient. Instead {instead}pass x.detach() if no gradient is wanted"
+                f"{verb} would lose its gradient. Instead {advice(verb)}pass x.detach() if no gradient is wanted"
             )
 
     def _dim(self, x: Tensor, dim: int, verb: str) -> int:

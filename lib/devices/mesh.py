@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from lib.devices.group import Group
 
 
@@ -36,13 +38,12 @@ class Mesh:
         self.group, self.axes = group, dict(axes)
         self.coordinates: dict[str, int] = {}
         self._groups: dict[str, Group] = {}
-        stride = group.size
-        for name, size in axes.items():
-            stride //= size
-            self.coordinates[name] = group.rank // stride % size
-            # One list per line of the grid along this axis: start anywhere at coordinate 0, then step by `stride`.
-            starts = [r for r in range(group.size) if r // stride % size == 0]
-            self._groups[name] = group.split([[start + i * stride for i in range(size)] for start in starts])
+        grid = torch.arange(group.size, device="cpu").view(*axes.values())
+        place = (grid == group.rank).nonzero()[0].tolist()
+        for axis, (name, size) in enumerate(axes.items()):
+            self.coordinates[name] = place[axis]
+            lines = grid.movedim(axis, -1).reshape(-1, size)  # one row per line of the grid along this axis
+            self._groups[name] = group.split(lines.tolist())
 
     def __getattr__(self, name: str) -> Group:
         groups = self.__dict__.get("_groups", {})

@@ -57,7 +57,6 @@ class Scatter(Collective):
     src: int
     dim: int
     name: ClassVar[str] = "scatter"
-    partners: ClassVar[str] = "scatter_to(x, group, dim)"
 
     def dims(self):
         return (self.dim,)
@@ -77,7 +76,6 @@ class Gather(Collective):
     dst: int
     dim: int
     name: ClassVar[str] = "gather"
-    partners: ClassVar[str] = "gather_from(x, group, dim)"
 
     def may_differ(self):
         return self.dim

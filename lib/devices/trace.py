@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lib.devices.memory import USES, Held, Use
 
@@ -93,13 +93,6 @@ class Trace:
             busy = times[0] / self.seconds if self.seconds else 0.0
             rows.append([str(rank), *(f"{t * 1e6:,.1f}" for t in (*times, ends[rank])), f"{busy:.0%}"])
         return _aligned(rows)
-
-    def draw(self, **options: Any) -> Any:
-        """The timeline as a picture: `book.draw_timeline`, which see for the options."""
-        # The one import that goes up: pictures belong to the reader's floor, but a reader looks for them here.
-        from book.pictures.timeline import draw_timeline
-
-        return draw_timeline(self, **options)
 
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace in Chrome's format: open it in ui.perfetto.dev or chrome://tracing.

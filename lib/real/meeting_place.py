@@ -37,7 +37,7 @@ class Joined(NamedTuple):
 
 class RealMeetingPlace:
     """The meeting place of one run, as process `rank` of `size` sees it. `store` is shared by all and is of this run
-    alone. The methods that `Group` calls are those of `Exchange`."""
+    alone. A `MeetingPlace`."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, hookup: Hookup):
         self.rank, self.size, self.meters = rank, size, Meters(size)

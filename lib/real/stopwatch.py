@@ -1,7 +1,7 @@
 """What every device really did and when: the timeline of a run by the wall clock, to stand beside the virtual one.
 
     outputs, trace = time_run(Processes(4), program, x, w)      # for outputs = Processes(4).run(program, x, w)
-    trace.draw()
+    draw_timeline(trace)
 
 The program is not changed. Between its groups and their meeting place stands a `Stopwatch`, which notes when the
 program calls a verb and when it goes on; all else is its own work. Afterwards the notes of all devices are compared:
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lib.devices.collectives import Collective
+from lib.devices.engine.meeting_place import MeetingPlace
 from lib.devices.group import Group
 from lib.devices.handle import Handle
 from lib.devices.trace import Event, Trace
@@ -64,46 +65,42 @@ def time_run(devices: Any, program: Callable[..., Any], *args: Any, **kwargs: An
 
 def _timed(program: Callable[..., Any], group: Group, *args: Any, **kwargs: Any) -> Timed:
     """The program of one device, timed."""
-    stopwatch = Stopwatch(group._exchange)
+    stopwatch = Stopwatch(group.place)
     with torch.random.fork_rng(devices=[]):  # so that both times draw the same numbers
-        program(stopwatch.group(group), *args, **kwargs)
+        program(group.at(stopwatch), *args, **kwargs)
     group.barrier()
     stopwatch.notes.clear()
     begin = perf_counter()
-    output = program(stopwatch.group(group), *args, **kwargs)
+    output = program(group.at(stopwatch), *args, **kwargs)
     return Timed(output, begin, perf_counter(), stopwatch.notes)
 
 
 class Stopwatch:
     """Stands before the meeting place of one device, whichever it is, and notes who passes when."""
 
-    def __init__(self, exchange: Any):
-        self._exchange = exchange
+    def __init__(self, place: MeetingPlace):
+        self._place = place
         self.notes: list[Note] = []
         self._calls: dict[tuple, int] = defaultdict(int)
-        self.key_for = exchange.key_for
-
-    def group(self, group: Group) -> Group:
-        """The same group, and all that it will be split into, seen through this stopwatch."""
-        return Group(self, group._me, group.ranks, group._key)
+        self.key_for = place.key_for
 
     def join(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None) -> tuple:
-        """As the exchange does it; the rest needs to know when this was."""
+        """As the meeting place does it; the rest needs to know when this was."""
         came, meeting = perf_counter(), self._next((key, ranks))
-        return came, meeting, self._exchange.join(key, ranks, rank, verb, x)
+        return came, meeting, self._place.join(key, ranks, rank, verb, x)
 
     def collect(self, joined: tuple, ranks: tuple[int, ...], rank: int, verb: Collective) -> Tensor | None:
-        """As the exchange does it."""
+        """As the meeting place does it."""
         came, meeting, call = joined
-        result = self._exchange.collect(call, ranks, rank, verb)
+        result = self._place.collect(call, ranks, rank, verb)
         if len(ranks) > 1:
             self._note(meeting, verb.name, came, came)
         return result
 
     def hand_out(self, joined: tuple, ranks: tuple[int, ...], rank: int, verb: Collective) -> Handle:
-        """As the exchange does it."""
+        """As the meeting place does it."""
         came, meeting, call = joined
-        handle = self._exchange.hand_out(call, ranks, rank, verb)
+        handle = self._place.hand_out(call, ranks, rank, verb)
         wait = handle.wait
 
         def timed_wait() -> Tensor | None:
@@ -117,16 +114,16 @@ class Stopwatch:
         return handle
 
     def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> None:
-        """As the exchange does it."""
+        """As the meeting place does it."""
         came = perf_counter()
-        self._exchange.send(key, ranks, rank, dst, tag, x)
+        self._place.send(key, ranks, rank, dst, tag, x)
         meeting = self._next((key, ranks, rank, dst, tag, "sent"))
         self._note(meeting, f"send to {ranks[dst]}", came, came, waits=False)
 
     def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Tensor:
-        """As the exchange does it."""
+        """As the meeting place does it."""
         came = perf_counter()
-        x = self._exchange.recv(key, ranks, rank, src, tag)
+        x = self._place.recv(key, ranks, rank, src, tag)
         self._note(self._next((key, ranks, src, rank, tag, "sent")), f"recv from {ranks[src]}", came, came)
         return x
 

@@ -15,7 +15,6 @@ from lib.devices.collectives import Collective
 _LIB = Path(__file__).parents[2]
 _PACKAGES = Path(torch.__file__).parents[1]
 _NOT_THE_READERS = (f"{_LIB}/", f"{_LIB.parent / 'book'}/", f"{_PACKAGES}/", sysconfig.get_paths()["stdlib"])
-_THE_READERS = (f"{_LIB}/", f"{_LIB.parent / 'book'}/", *(sysconfig.get_paths()[key] for key in ("purelib", "stdlib")))
 _THE_READERS = f"{_LIB / 'examples'}/"
 
 

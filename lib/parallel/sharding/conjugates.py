@@ -26,6 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lib.devices import Group
+from lib.devices.engine.partners import partner_of
 from lib.parallel.sharding.shards import shard, shard_sizes
 
 
@@ -46,6 +47,7 @@ class _CopyTo(Function):
         return ctx.group.all_reduce(grad), None
 
 
+@partner_of("all_reduce")
 def reduce_from(x: Tensor, group: Group) -> Tensor:
     """Out of a sharded region. Forward: all-reduce, Partial -> Replicate. Backward: identity."""
     return _ReduceFrom.apply(x, group)
@@ -62,6 +64,7 @@ class _ReduceFrom(Function):
         return grad, None
 
 
+@partner_of("scatter")
 def scatter_to(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: this device's piece along `dim`, Replicate -> Shard(dim). Backward: all-gather."""
     return _ScatterTo.apply(x, group, dim)
@@ -79,6 +82,7 @@ class _ScatterTo(Function):
         return ctx.group.all_gather(grad, ctx.dim), None, None
 
 
+@partner_of("gather", "all_gather")
 def gather_from(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: all-gather, Shard(dim) -> Replicate. Backward: this device's piece of the gradient.
 
@@ -100,6 +104,7 @@ class _GatherFrom(Function):
         return shard(grad, ctx.group, ctx.dim), None, None
 
 
+@partner_of("all_gather")
 def all_gather(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: all-gather, Shard(dim) -> Replicate. Backward: reduce-scatter, Partial -> Shard(dim).
 
@@ -120,6 +125,7 @@ class _AllGather(Function):
         return ctx.group.reduce_scatter(grad, ctx.dim), None, None
 
 
+@partner_of("reduce_scatter")
 def reduce_scatter(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: reduce-scatter, Partial -> Shard(dim). Backward: all-gather, Shard(dim) -> Replicate."""
     return _ReduceScatter.apply(x, group, dim)
@@ -137,6 +143,7 @@ class _ReduceScatter(Function):
         return ctx.group.all_gather(grad, ctx.dim), None, None
 
 
+@partner_of("all_to_all")
 def all_to_all(x: Tensor, group: Group, split_dim: int, concat_dim: int) -> Tensor:
     """Forward: all-to-all, Shard(concat_dim) -> Shard(split_dim). Backward: the all-to-all back."""
     return _AllToAll.apply(x, group, split_dim, concat_dim)

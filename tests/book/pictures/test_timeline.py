@@ -92,7 +92,7 @@ def test_communication_that_overlaps_has_its_own_track():
     cluster.run(overlapping)
     tops = {
         node.get("data-kind"): float(next(c for c in node if c.tag.endswith("rect")).get("y"))
-        for node in ElementTree.fromstring(cluster.trace.draw().svg()).iter()
+        for node in ElementTree.fromstring(draw_timeline(cluster.trace).svg()).iter()
         if node.get("data-rank") == "0" and node.get("data-kind") in ("compute", "communication")
     }
     assert tops["communication"] > tops["compute"]
@@ -137,7 +137,7 @@ def test_a_failed_run_is_drawn_up_to_its_failure():
     cluster = Cluster(2, hardware=TOY)
     with pytest.raises(ValueError, match="stop"):
         cluster.run(fails)
-    assert [bar[:2] for bar in bars(cluster.trace.draw())] == [(0, "compute"), (1, "compute")]
+    assert [bar[:2] for bar in bars(draw_timeline(cluster.trace))] == [(0, "compute"), (1, "compute")]
 
 
 def test_an_empty_trace_has_nothing_to_draw():

@@ -1,0 +1,32 @@
+"""Which functions do a verb and keep the gradient. The floor above says so itself: no import has to go up."""
+
+import inspect
+from collections.abc import Callable
+
+_PARTNERS: dict[str, list[Callable]] = {}
+
+
+def partner_of(*verbs: str) -> Callable[[Callable], Callable]:
+    """Decorator for a differentiable function: an error about a tensor that requires grad in `verbs` will name it."""
+
+    def register(function: Callable) -> Callable:
+        for verb in verbs:
+            _PARTNERS.setdefault(verb, []).append(function)
+        return function
+
+    return register
+
+
+def advice(verb: str) -> str:
+    """`use reduce_from(x, group) of lib.parallel, which knows the backward, or `; empty where there is no partner."""
+    known = _PARTNERS.get(verb, [])
+    if not known:
+        return ""
+    calls = " or ".join(f"{f.__name__}({', '.join(_needed(f))})" for f in known)
+    package = ".".join(known[0].__module__.split(".")[:2])
+    return f"use {calls} of {package}, which knows the backward, or "
+
+
+def _needed(function: Callable) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty]
