@@ -82,20 +82,29 @@ class Lookout:
         notes.write(self._store, f"state of {self._rank}", state)
 
     def _everyone(self) -> list[State]:
-        return [self._said(f"state of {rank}") for rank in range(self._size)]
-
-    def _said(self, key: str) -> State:
-        if not self._store.check([key]):
-            return None
-        state = notes.read(self._store, key)
-        if state is not None and (not isinstance(state, list) or [type(part) for part in state] not in _FORMS):
-            raise notes.foreign(key, state)
-        return state
+        return [_state(self._store, rank) for rank in range(self._size)]
 
     def _deadlock(self, states: list[list]) -> DeadlockError:
         stuck = {rank: state for rank, state in enumerate(states) if state != [_ENDED]}
         calls, places = ({rank: state[i] for rank, state in stuck.items()} for i in range(2))
         return DeadlockError(table_of_the_stuck(self._size, calls, places, set(range(self._size)) - set(stuck)))
+
+
+def failure_of(store: dist.Store, rank: int) -> tuple[bool, str] | None:
+    """Whether what process `rank` has failed with is only a consequence, and its words; None while it has not failed.
+    A deadlock is no failure here: all find it."""
+    state = _state(store, rank)
+    return (state[1], state[2]) if state is not None and state[0] == _FAILED else None
+
+
+def _state(store: dist.Store, rank: int) -> State:
+    key = f"state of {rank}"
+    if not store.check([key]):
+        return None
+    state = notes.read(store, key)
+    if state is not None and (not isinstance(state, list) or [type(part) for part in state] not in _FORMS):
+        raise notes.foreign(key, state)
+    return state
 
 
 class PatientStore(dist.Store):

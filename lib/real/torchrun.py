@@ -4,7 +4,8 @@
         losses = launch(train, text, size=4)[0]    # train(group, text) is the program of one device
 
 So `python train.py` simulates 4 devices, and `torchrun --nproc-per-node 4 train.py` makes 4 processes. Under torchrun
-every process runs the whole script: what shall be printed once, the program prints where `group.rank == 0`.
+every process runs the whole script: what shall be printed once, the program prints where `group.rank == 0`. What goes
+wrong is said by one process; the others end without a word.
 
 Whom it trusts: the processes that torchrun started, and the network between them. Nothing that comes over it is run
 (no pickle), but it is neither encrypted nor signed: who reaches torchrun's port can disturb a run and change its
@@ -12,9 +13,8 @@ numbers. Keep both inside a network of your own.
 """
 
 import os
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from lib.devices.cluster import Cluster, check_program
 from lib.devices.meters import Meters
+from lib.real.one_voice import let_one_speak
 from lib.real.parcel import pack, unpack
 from lib.real.process import Place, joined, run_program
 
@@ -81,16 +82,19 @@ class Torchrun:
         return record(self._run)(program, args, kwargs)  # with it, torchrun's summary shows what a process raised
 
     def _run(self, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Any]:
-        try:
-            return self._run_connected(program, args, kwargs)
-        except ConnectionError:
-            time.sleep(2)  # torchrun takes what it hears first for the cause, and this is a consequence
-            raise
-
-    def _run_connected(self, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Any]:
         store, rank, size = next(dist.rendezvous("env://"))
         number = store.add(f"runs of {rank}", 1)  # a script may launch one program after another
         store = dist.PrefixStore(f"run {number}", store)
+        try:
+            return self._run_connected(store, rank, size, program, args, kwargs)
+        except BaseException as error:
+            with suppress(Exception):  # the store may be gone: then each speaks for itself
+                let_one_speak(error, store, rank, size)
+            raise
+
+    def _run_connected(
+        self, store: dist.Store, rank: int, size: int, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> list[Any]:
         self.meters = Meters(size)
         place = Place(rank, size, *(int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")))
         with joined(store, place) as here:

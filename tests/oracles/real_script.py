@@ -51,6 +51,20 @@ def dies_on_rank_1(group):
     group.barrier()
 
 
+def fails_everywhere(group):
+    raise OurOwnError("on purpose")
+
+
+def leaves_on_rank_1(group):
+    if group.rank == 1:
+        sys.exit(3)
+    group.barrier()
+
+
+def waits_for_ever(group):
+    return group.recv((group.rank + 1) % group.size)
+
+
 def say(text):
     os.write(sys.stdout.fileno(), f"{text}\n".encode())  # in one piece: all write into one pipe
 

@@ -13,6 +13,12 @@ from lib.devices import Cluster
 from lib.real.torchrun import Torchrun, devices, launch
 
 HERE = Path(__file__).parent
+FAILURES = {  # what is said about it, once
+    "fails_on_rank_1": "OurOwnError: on purpose",
+    "fails_everywhere": "OurOwnError: on purpose",
+    "leaves_on_rank_1": "RuntimeError: rank 1 of 2 left the program by sys.exit(3)",
+    "waits_for_ever": "DeadlockError: no device can move: 2 of 2 wait",
+}
 SECONDS = 150  # a safety net: all take some ten, on a busy machine more
 
 
@@ -20,7 +26,7 @@ SECONDS = 150  # a safety net: all take some ten, on a busy machine more
 def runs():
     """All at the same time, for most of it is the import of PyTorch: by name, the exit code and what was said."""
     started = {}
-    for name in ("well", "fails_on_rank_1", "dies_on_rank_1"):
+    for name in ("well", "dies_on_rank_1", *FAILURES):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE)]
         started[name] = subprocess.Popen(
             [*command, str(HERE / "real_script.py"), name],
@@ -67,6 +73,15 @@ def test_torchrun_reports_what_a_process_raises(runs):
     cause = said[said.index("Root Cause") :]
     assert re.search(r"rank +: 1", cause)
     assert "OurOwnError: on purpose\n  raised on rank 1 of 2" in cause
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_one_process_says_what_went_wrong(runs, name):
+    code, said = runs[name]
+    assert code != 0
+    processes = said[: said.index("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")]
+    assert len(re.findall(rf"^[\w.]*{re.escape(FAILURES[name])}", processes, re.M)) == 1, processes
+    assert processes.count("in <module>\n    launch(") == 1  # one traceback of the script, and no more
 
 
 def test_torchrun_reports_who_dies(runs):
