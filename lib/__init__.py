@@ -20,8 +20,9 @@ from lib.devices.mesh import Mesh
 from lib.devices.meters import Count, Meters
 from lib.devices.streams import different_random, same_random
 from lib.devices.trace import Event, Trace
-from lib.parallel.attention.attention import KVCache, ParallelSelfAttention, attend
+from lib.parallel.attention.attention import KVCache, ParallelSelfAttention
 from lib.parallel.attention.heads import FusedHeads, ParallelQKV
+from lib.parallel.attention.kernels import attend, fused_attend
 from lib.parallel.data.average import (
     average_gradients,
     averaging,
@@ -37,6 +38,16 @@ from lib.parallel.gpt.generate import generate
 from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.weights import from_gpt2, read_gpt2, write_gpt2
 from lib.parallel.sequence.layers import SequenceLayerNorm, gather_linear
+from lib.parallel.sequence.model import (
+    SequenceBlock,
+    SequenceColumnLinear,
+    SequenceEmbedding,
+    SequenceGPT,
+    SequenceMLP,
+    SequenceQKV,
+    SequenceRowLinear,
+    SequenceSelfAttention,
+)
 from lib.parallel.sharding.conjugates import (
     all_gather,
     all_to_all,
@@ -99,7 +110,15 @@ __all__ = [
     "Replicate",
     "RowParallelLinear",
     "SIZES",
+    "SequenceBlock",
+    "SequenceColumnLinear",
+    "SequenceEmbedding",
+    "SequenceGPT",
     "SequenceLayerNorm",
+    "SequenceMLP",
+    "SequenceQKV",
+    "SequenceRowLinear",
+    "SequenceSelfAttention",
     "Shard",
     "ShardedOptimizer",
     "Trace",
@@ -121,6 +140,7 @@ __all__ = [
     "dense_state",
     "different_random",
     "from_gpt2",
+    "fused_attend",
     "gather_from",
     "gather_linear",
     "generate",

@@ -7,6 +7,7 @@ from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
 from book.pictures.kit.observe import observe, sentence
 from book.pictures.kit.svg import Picture
 from lib.parallel.gpt.block import ParallelBlock
+from lib.parallel.sequence.model import SequenceBlock
 
 
 def draw_block(
@@ -18,9 +19,9 @@ def draw_block(
 
     Errors: ValueError for sizes that the devices do not divide, or more than 8 devices.
     """
-    dim = 1 if sequence_parallel else None
+    Block = SequenceBlock if sequence_parallel else ParallelBlock
     seen = observe(
-        lambda group: ParallelBlock(hidden, heads, group, dropout=0.1, sequence_dim=dim),
+        lambda group: Block(hidden, heads, group, dropout=0.1),
         sequence,
         hidden,
         devices,

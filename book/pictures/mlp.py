@@ -6,6 +6,7 @@ from book.pictures.kit.holders import count
 from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
 from book.pictures.kit.observe import observe, sentence
 from book.pictures.kit.svg import Picture
+from lib.parallel.sequence.model import SequenceMLP
 from lib.parallel.tensor.mlp import ParallelMLP
 
 
@@ -18,10 +19,8 @@ def draw_mlp(
 
     Errors: ValueError for sizes that the devices do not divide, or more than 8 devices.
     """
-    dim = 1 if sequence_parallel else None
-    seen = observe(
-        lambda group: ParallelMLP(hidden, group, inner, sequence_dim=dim), sequence, hidden, devices, sequence_parallel
-    )
+    MLP = SequenceMLP if sequence_parallel else ParallelMLP
+    seen = observe(lambda group: MLP(hidden, group, inner), sequence, hidden, devices, sequence_parallel)
     outside = {"look": "sharded", "cut": 0} if sequence_parallel else {"look": "replicated"}
     up, down, columns = seen.weights["up"], seen.weights["down"], seen.outputs["up"]
     partial = (columns[0], down[1])  # every device's product has all tokens and all columns

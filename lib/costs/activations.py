@@ -21,6 +21,7 @@ from lib.costs.kept import SavedBlock, saved_activations
 from lib.devices import Group
 from lib.parallel.attention.heads import check_heads
 from lib.parallel.gpt.block import ParallelBlock, Recompute
+from lib.parallel.sequence.model import SequenceBlock
 from lib.parallel.sharding.shards import shard_sizes
 
 Part = Literal["scores", "attention", "MLP", "inputs", "LayerNorm", "dropout", "layer"]
@@ -118,14 +119,8 @@ def layer_saved(
 ) -> list[SavedBlock]:
     """A program for `Cluster.run`: what this device's `ParallelBlock` really keeps, in bfloat16, with dropout 0.1."""
     with torch.device(device):
-        layer = ParallelBlock(
-            shape.hidden,
-            shape.heads,
-            group,
-            dropout=0.1,
-            sequence_dim=1 if sequence_parallel else None,
-            recompute=recompute,
-        ).bfloat16()
+        Block = SequenceBlock if sequence_parallel else ParallelBlock
+        layer = Block(shape.hidden, shape.heads, group, dropout=0.1, recompute=recompute).bfloat16()
         tokens = shard_sizes(shape.sequence, group.size)[group.rank] if sequence_parallel else shape.sequence
         x = torch.randn(shape.batch, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True)
     return saved_activations(layer, x)  # x (b, s, h) Replicate, or (b, s/t, h) Shard(1)

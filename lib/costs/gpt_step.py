@@ -14,6 +14,7 @@ from lib.devices import Cluster, Group
 from lib.parallel.gpt.block import Recompute
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
+from lib.parallel.sequence.model import SequenceGPT
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _step(
 ) -> tuple[int, int, int]:
     """Parameters; on rank 0 also bytes kept and FLOPs: all devices do the same, and counting takes time."""
     with torch.device("meta"):
-        model = GPT(config, group, sequence_parallel, recompute).bfloat16()
+        model = (SequenceGPT if sequence_parallel else GPT)(config, group, recompute).bfloat16()
         tokens = torch.empty(batch, config.positions, dtype=torch.long)
     watched = group.rank == 0
     counter = FlopCounterMode(display=False)

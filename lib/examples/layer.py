@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lib import ParallelBlock, shard
+from lib import ParallelBlock, SequenceBlock, shard
 from lib.devices import Group
 
 
@@ -16,7 +16,7 @@ def layer(
     if sequence_parallel:
         x = shard(x, group, 1)  # (B, S/P, h)  Shard(1)
     x.requires_grad_()
-    block = ParallelBlock(hidden, heads, group, sequence_dim=1 if sequence_parallel else None)
+    block = (SequenceBlock if sequence_parallel else ParallelBlock)(hidden, heads, group)
     y = block(x)
     (y.square().sum() / 2).backward()
     gradients = {name: p.grad for name, p in block.named_parameters()}

@@ -9,6 +9,7 @@ from lib.devices import Group, Mesh
 from lib.examples.text import Text
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
+from lib.parallel.sequence.model import SequenceGPT
 
 
 def train(
@@ -41,7 +42,7 @@ def train(
         )
     mesh = Mesh(group, dp=data_parallel, tp=group.size // data_parallel)
     torch.manual_seed(seed)  # every device draws the same dense weights, and keeps its shards
-    model = GPT(config, mesh.tp, sequence_parallel).to(dtype)
+    model = (SequenceGPT if sequence_parallel else GPT)(config, mesh.tp).to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
     losses, here = [], torch.get_default_device()

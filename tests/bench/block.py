@@ -12,7 +12,7 @@ from bench.plain import PlainBlock
 from bench.plan import Plan, progress
 from bench.processes import Processes
 from bench.rounds import Work, compare, time_dense, time_simulated
-from lib import Group, ParallelBlock, load_dense, shard
+from lib import Group, ParallelBlock, SequenceBlock, load_dense, shard
 
 SEQUENCE = 1  # the dim of (batch, tokens, width) that sequence parallelism cuts
 
@@ -27,7 +27,7 @@ def dense_block(plan: Plan) -> Work:
 def device_block(sequence: bool, heads: int, group: Group, model: DenseBlock, x: Tensor, above: Tensor) -> Work:
     """The same for one device; with `sequence`, input and gradient are its own tokens."""
     with torch.device("meta"):  # the weights come from the dense block: random ones would only take time
-        mine = ParallelBlock(x.shape[-1], heads, group, sequence_dim=SEQUENCE if sequence else None)
+        mine = (SequenceBlock if sequence else ParallelBlock)(x.shape[-1], heads, group)
     mine.to_empty(device="cpu")
     load_dense(mine, model.state_dict(), group)
     if sequence:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parallel.variants import variant
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -142,9 +143,7 @@ def test_nothing_else_outlives_the_forward(sp, way):
 def _forward(group, shape, sp, way, device, made=None):
     """One forward: (input, output, bytes by storage that autograd was handed); `made` gets all storages of it."""
     with torch.device(device):
-        layer = ParallelBlock(
-            shape.hidden, shape.heads, group, dropout=0.1, sequence_dim=1 if sp else None, recompute=way
-        ).bfloat16()
+        layer = variant(ParallelBlock, sp)(shape.hidden, shape.heads, group, dropout=0.1, recompute=way).bfloat16()
         tokens = shape.sequence // (group.size if sp else 1)
         # As from a layer before: not a leaf.
         x = torch.randn(shape.batch, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True) * 1

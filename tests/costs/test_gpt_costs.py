@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from parallel.small_gpt import CONFIG, COUNTS, one_thread, tokens_of  # noqa: F401
+from parallel.variants import variant
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.costs.gpt import (
@@ -37,7 +38,7 @@ def metered(size, sequence_parallel, backward, layers=2):
     cluster = Cluster(size)
 
     def program(group):
-        model = GPT(replace(CONFIG, layers=layers), group, sequence_parallel)
+        model = variant(GPT, sequence_parallel)(replace(CONFIG, layers=layers), group)
         tokens = tokens_of(BATCH, LENGTH)
         if backward:
             model(tokens, tokens).backward()
@@ -150,14 +151,14 @@ def test_a_step_is_measured_as_a_run_with_data_does_it(sequence_parallel, recomp
     tokens = tokens_of(batch, CONFIG.positions)
 
     def program(group):
-        model = GPT(config, group, sequence_parallel, recompute).bfloat16()
+        model = variant(GPT, sequence_parallel)(config, group, recompute).bfloat16()
         with FlopCounterMode(display=False) if group.rank == 0 else nullcontext() as counter:
             model(tokens, tokens).backward()
         return counter and counter.get_total_flops()
 
     def kept(group):  # on meta: LayerNorm keeps its two numbers in 32 bits there, as GPUs do, and in 16 on a CPU
         with torch.device("meta"):
-            model = GPT(config, group, sequence_parallel, recompute).bfloat16()
+            model = variant(GPT, sequence_parallel)(config, group, recompute).bfloat16()
         return sum(block.size for block in saved_activations(model, tokens.to("meta"), tokens.to("meta")))
 
     found = measure_step(config, 3, batch, sequence_parallel, recompute)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parallel.variants import variant
 
 from lib import ParallelBlock, average_gradients
 from lib.costs.activations import LayerShape, activation_bytes
@@ -21,7 +22,7 @@ SHAPE = LayerShape(sequence=8, batch=8, hidden=16, heads=8)
 def one_step(group, data_parallel, sequence_parallel=False):
     """Forward and backward of one layer in bfloat16; returns how many parameters this device holds."""
     model = group.split(group.size) if data_parallel else group
-    layer = ParallelBlock(SHAPE.hidden, SHAPE.heads, model, sequence_dim=1 if sequence_parallel else None).bfloat16()
+    layer = variant(ParallelBlock, sequence_parallel)(SHAPE.hidden, SHAPE.heads, model).bfloat16()
     batch = SHAPE.batch // (group.size if data_parallel else 1)
     tokens = SHAPE.sequence // (group.size if sequence_parallel else 1)
     x = torch.ones(batch, tokens, SHAPE.hidden, dtype=torch.bfloat16, requires_grad=True)

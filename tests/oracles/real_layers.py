@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from oracles.real_verbs import every_verb
 from parallel.small_model import make_batches
+from parallel.variants import variant
 from parallel.zero_training import train
 from torch import nn
 from torch.nn import functional as F
@@ -85,7 +86,7 @@ def data_parallel(group, overlapped):
 def data_and_tensor_parallel(group):
     mesh = Mesh(group, dp=2, tp=group.size // 2)
     torch.manual_seed(0)
-    block = ParallelBlock(HIDDEN, HEADS, mesh.tp, dropout=0.1, sequence_dim=1).double()
+    block = variant(ParallelBlock, 1)(HIDDEN, HEADS, mesh.tp, dropout=0.1).double()
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
     batch = torch.randn(4, S, HIDDEN, dtype=torch.float64)
     for _ in range(2):
@@ -115,10 +116,10 @@ def gpt(group, **options):
     return [*losses, *text, *(p.detach() for p in model.parameters())]
 
 
-def make_gpt(group, **options):
+def make_gpt(group, sequence=False, **options):
     torch.manual_seed(2)
     config = GPTConfig(layers=2, hidden=HIDDEN, heads=HEADS, vocabulary=VOCABULARY, positions=S)
-    return GPT(config, group, **options).double()
+    return variant(GPT, sequence)(config, group, **options).double()
 
 
 def zero(group, stage):
@@ -134,8 +135,8 @@ def asynchronous(group):
     return train_asynchronously(group, model, optimizer, lambda model: F.mse_loss(model(x), x[:, :2]), plan)
 
 
-def block(group, **options):
-    return ParallelBlock(HIDDEN, HEADS, group, **options)
+def block(group, sequence=False, **options):
+    return variant(ParallelBlock, sequence)(HIDDEN, HEADS, group, **options)
 
 
 PROGRAMS = {
@@ -144,15 +145,15 @@ PROGRAMS = {
     "MLP": partial(layer, lambda group: ParallelMLP(HIDDEN, group)),
     "attention": partial(layer, lambda group: ParallelSelfAttention(HIDDEN, HEADS, group, kv_heads=2)),
     "block": partial(layer, partial(block, dropout=0.2)),
-    "block, sequence": partial(layer, partial(block, dropout=0.2, sequence_dim=1), sequence_dim=1),
+    "block, sequence": partial(layer, partial(block, dropout=0.2, sequence=True), sequence_dim=1),
     "block, selective": partial(layer, partial(block, dropout=0.2, recompute="selective")),
-    "block, full": partial(layer, partial(block, sequence_dim=1, recompute="full"), sequence_dim=1),
+    "block, full": partial(layer, partial(block, sequence=True, recompute="full"), sequence_dim=1),
     "vocabulary": vocabulary,
     "averaged": partial(data_parallel, overlapped=False),
     "averaged beside": partial(data_parallel, overlapped=True),
     "data and tensor": data_and_tensor_parallel,
     "GPT": gpt,
-    "GPT, sequence": partial(gpt, sequence_parallel=True),
+    "GPT, sequence": partial(gpt, sequence=True),
     "ZeRO 1": partial(zero, stage=1),
     "ZeRO 2": partial(zero, stage=2),
     "ZeRO 3": partial(zero, stage=3),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from parallel.small_gpt import COUNTS, one_thread  # noqa: F401
+from parallel.variants import variant
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -58,7 +59,7 @@ def test_logits_loss_and_every_gradient(activation, dtype, tolerance, sequence_p
     grads = from_gpt2({name: p.grad for name, p in theirs.named_parameters()}, config)
 
     def program(group):
-        model = GPT(config, group, sequence_parallel).to(dtype)
+        model = variant(GPT, sequence_parallel)(config, group).to(dtype)
         load_dense(model, state, group)
         whole = model.whole_logits(model(tokens)).detach()
         ours = model(tokens, targets)

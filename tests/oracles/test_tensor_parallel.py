@@ -6,6 +6,7 @@ PyTorch's layer is dense code, with q, k and v apart and an attention of its own
 import pytest
 import torch
 import torch.distributed as dist
+from parallel.variants import variant
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from lib import ParallelBlock, ParallelMLP, dense_state, load_dense, shard
 from lib.devices import Cluster
-from lib.parallel.gpt.block import layer_norm
+from lib.parallel.sequence.layers import SequenceLayerNorm
 
 HEADS, HEAD_SIZE = 12, 2
 HIDDEN = HEADS * HEAD_SIZE
@@ -163,12 +164,12 @@ def check_equal(world, model, build, sequence_dim):
     assert all(torch.equal(whole[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("sequence_dim", [None, 0, 1], ids=["TP", "TP+SP along 0", "TP+SP along 1"])
+@pytest.mark.parametrize("sequence_dim", [None, 1], ids=["TP", "TP+SP"])
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_layer_norm_and_mlp(world, approximate, sequence_dim):
     def build(group):
-        mlp = ParallelMLP(HIDDEN, group, inner=36, approximate=approximate, sequence_dim=sequence_dim)
-        return NormAndMLP(layer_norm(HIDDEN, group, sequence_dim), mlp)
+        mlp = variant(ParallelMLP, sequence_dim)(HIDDEN, group, inner=36, approximate=approximate)
+        return NormAndMLP(nn.LayerNorm(HIDDEN) if sequence_dim is None else SequenceLayerNorm(HIDDEN, group), mlp)
 
     check_equal(world, NormAndMLP(nn.LayerNorm(HIDDEN), MLP(36, approximate)), build, sequence_dim)
 
@@ -177,6 +178,6 @@ def test_layer_norm_and_mlp(world, approximate, sequence_dim):
 @pytest.mark.parametrize(("size", "kv_heads"), LAYOUTS)
 def test_block(worlds, size, kv_heads, sequence_dim):
     def build(group):
-        return ParallelBlock(HIDDEN, HEADS, group, kv_heads, approximate="tanh", sequence_dim=sequence_dim)
+        return variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group, kv_heads, approximate="tanh")
 
     check_equal(worlds[size], Block(kv_heads, "tanh"), build, sequence_dim)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from parallel.variants import variant
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -50,7 +51,7 @@ def of_pytorch(model, tokens, targets, upstream, sequence_dim):
 
 def of_ours(group, state, tokens, targets, upstream, sequence_dim):
     vocabulary = len(state["weight"])
-    embedding = VocabParallelEmbedding(vocabulary, HIDDEN, group, sequence_dim).double()
+    embedding = variant(VocabParallelEmbedding, sequence_dim)(vocabulary, HIDDEN, group).double()
     load_dense(embedding, state, group)
     x = embedding(tokens)
     x.retain_grad()

@@ -2,6 +2,7 @@
 
 import torch
 from parallel.small_model import one_thread
+from parallel.variants import variant
 
 from lib import load_dense
 from lib.devices import Cluster
@@ -22,9 +23,9 @@ def dense_weights(config=CONFIG, seed=0, dtype=torch.float64):
     }
 
 
-def build(group, state, config=CONFIG, **options):
+def build(group, state, config=CONFIG, sequence_parallel=False, **options):
     """One device's part of the model with these weights."""
-    model = GPT(config, group, **options).to(next(iter(state.values())).dtype)
+    model = variant(GPT, sequence_parallel)(config, group, **options).to(next(iter(state.values())).dtype)
     load_dense(model, state, group)
     return model
 

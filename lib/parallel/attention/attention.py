@@ -8,15 +8,13 @@ Vaswani et al. 2017, arXiv 1706.03762; over devices: Shoeybi et al. 2019, arXiv 
 keys and values than of queries: Ainslie et al. 2023, arXiv 2305.13245.
 """
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lib.devices import Group
 from lib.parallel.attention.heads import ParallelQKV
+from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.sharding.linear import RowParallelLinear
 from lib.parallel.tensor.dropout import ParallelDropout
 
@@ -52,13 +50,16 @@ class ParallelSelfAttention(nn.Module):
     With `kv_heads` below `heads`, groups of heads share keys and values. With fewer `kv_heads` than devices, several
     devices hold a copy of the same one.
 
-    Input and output (batch, S, hidden) Replicate; with `sequence_dim`, both Shard(sequence_dim).
+    Input and output (batch, S, hidden) Replicate.
     Communication: as `ParallelMLP`; and, where devices share keys and values, an all-reduce of the gradient of their
     weights over those devices. `recompute` keeps the queries, keys and values for the backward, and computes the
-    scores anew (selective recomputation, Korthikanti et al. 2022, section 5).
+    scores anew (selective recomputation, Korthikanti et al. 2022, section 5). What is done between the projections
+    is handed in: `attend` writes every step out, `fused_attend` leaves it to PyTorch's kernel.
 
     Raises ValueError when the devices do not divide the heads.
     """
+
+    QKV, Row = ParallelQKV, RowParallelLinear
 
     def __init__(
         self,
@@ -68,15 +69,15 @@ class ParallelSelfAttention(nn.Module):
         kv_heads: int | None = None,
         causal: bool = True,
         dropout: float = 0.0,
-        sequence_dim: int | None = None,
         recompute: bool = False,
+        attend: Attend = attend,
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        self.causal, self.recompute = causal, recompute
-        self.qkv = ParallelQKV(hidden, heads, kv_heads, group, sequence_dim)
+        self.causal, self.recompute, self.attend = causal, recompute, attend
+        self.qkv = self.QKV(hidden, heads, kv_heads, group)
         self.head_size = hidden // heads
-        self.out = RowParallelLinear(hidden, hidden, group, sequence_dim=sequence_dim)
+        self.out = self.Row(hidden, hidden, group)
         self.dropout = ParallelDropout(dropout, group, sharded=True)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -86,33 +87,10 @@ class ParallelSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         if self.recompute:
-            y = checkpoint(self._attend, q, k, v, use_reentrant=False)
+            y = checkpoint(self.attend, q, k, v, self.causal, self.dropout, use_reentrant=False)
         else:
-            y = self._attend(q, k, v)  # (batch, heads/P, S, d)  Shard(1)
+            y = self.attend(q, k, v, self.causal, self.dropout)  # (batch, heads/P, S, d)  Shard(1)
         return self.out(y.transpose(1, 2).flatten(2))  # (batch, S, hidden/P) Shard(-1) -> (batch, S, hidden)
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (batch, heads/P, S, d)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.causal, self.dropout)
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: Callable[[Tensor], Tensor] = lambda x: x
-) -> Tensor:
-    """Attention of heads that do not talk: q (batch, heads, S, d); k, v (batch, kv_heads, seen, d), the last position
-    of q standing at the last of k. Returns (batch, heads, S, d). Any heads, on any device: nothing is sent.
-    """
-    copies = q.shape[1] // k.shape[1]
-    if copies > 1:  # heads that share keys and values
-        k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
-    # The scores are scaled, not q: a scaled copy of q would be kept for the backward beside q, k and v.
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (batch, heads, S, seen)
-    if causal:
-        # Added, not filled in: addition keeps nothing for the backward.
-        scores = scores + torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).triu(
-            1 + scores.shape[-1] - scores.shape[-2]
-        )
-    weights = dropout(scores.softmax(-1))  # (batch, heads, S, seen)
-    return weights @ v

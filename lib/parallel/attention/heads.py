@@ -83,7 +83,7 @@ class ParallelQKV(ColumnParallelLinear):
     gradients of the copies are partial sums: `copy_to` over these devices adds them up, and the copies stay equal.
     """
 
-    def __init__(self, hidden: int, heads: int, kv_heads: int, group: Group, sequence_dim: int | None = None):
+    def __init__(self, hidden: int, heads: int, kv_heads: int, group: Group):
         check_heads(hidden, heads, kv_heads, group.size)
         nn.Module.__init__(self)
         layout = FusedHeads(heads, kv_heads)
@@ -91,14 +91,14 @@ class ParallelQKV(ColumnParallelLinear):
         size = hidden // heads
         self.widths = heads // group.size * size, max(1, kv_heads // group.size) * size  # of queries; of keys, values
         self.sharing = group.split(min(kv_heads, group.size))  # the devices with the same keys and values
-        self._hold(nn.Linear(hidden, (heads + 2 * kv_heads) * size), group, False, sequence_dim, share=False)
+        self._hold(nn.Linear(hidden, (heads + 2 * kv_heads) * size), group, share=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, S, hidden), or (batch, S/P, hidden) with `sequence_dim` -> (batch, S, [queries | keys | values])."""
-        return self.multiply(x, self._whole_gradient(self.weight), self._whole_gradient(self.bias))
+    def pieces(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, with whole gradients for the copies."""
+        return self._whole_gradient(self.weight), self._whole_gradient(self.bias)
 
-    def _whole_gradient(self, parameter: Tensor) -> Tensor:
-        if self.sharing.size == 1:
+    def _whole_gradient(self, parameter: Tensor | None) -> Tensor | None:
+        if self.sharing.size == 1 or parameter is None:
             return parameter
         own, common = parameter.split([self.widths[0], 2 * self.widths[1]])
         return torch.cat([own, copy_to(common, self.sharing)])

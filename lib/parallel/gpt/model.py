@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.attention.attention import KVCache
-from lib.parallel.gpt.block import ParallelBlock, Recompute, layer_norm
+from lib.parallel.attention.kernels import Attend, attend
+from lib.parallel.gpt.block import ParallelBlock, Recompute
 from lib.parallel.gpt.config import GPTConfig
-from lib.parallel.sequence.layers import gather_linear
-from lib.parallel.sharding.conjugates import copy_to, gather_from, scatter_to
+from lib.parallel.sharding.conjugates import copy_to, gather_from
 from lib.parallel.sharding.dense import layout_of
 from lib.parallel.tensor.dropout import ParallelDropout
 from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
@@ -28,38 +28,33 @@ class GPT(nn.Module):
     """One device's part of a GPT, split over `group`. On one device it is the dense model.
 
     Communication, without the loss: forward, an all-reduce for the embedding and two for each layer; backward, two for
-    each layer and one for the head; all of (batch, S, hidden). `gpt_synchronizations` lists them, also for
-    `sequence_parallel`, which cuts along the sequence what is replicated between the layers' parallel regions.
+    each layer and one for the head; all of (batch, S, hidden). `gpt_synchronizations` lists them.
 
-    `recompute` is that of `ParallelBlock`. Weights start as the shards of one dense initialization, GPT-2's own,
-    whatever the device count. Raises ValueError when the devices do not divide the heads.
+    `recompute` and `attend` are those of `ParallelBlock`. Weights start as the shards of one dense
+    initialization, GPT-2's own, whatever the device count. Raises ValueError when the devices do not divide the heads.
     """
 
-    def __init__(
-        self, config: GPTConfig, group: Group, sequence_parallel: bool = False, recompute: Recompute | None = None
-    ):
+    Embedding, Block = VocabParallelEmbedding, ParallelBlock
+
+    def __init__(self, config: GPTConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend):
         super().__init__()
-        self.config, self.group, self.sequence_parallel = config, group, sequence_parallel
-        sequence_dim = 1 if sequence_parallel else None
+        self.config, self.group = config, group
+        sizes = config.hidden, config.heads
+        options = {"dropout": config.dropout, "approximate": config.approximate}
         with torch.device("meta"):  # without memory: the layers would draw numbers that are not GPT-2's
-            self.embedding = VocabParallelEmbedding(config.vocabulary, config.hidden, group, sequence_dim)
+            self.embedding = self.Embedding(config.vocabulary, config.hidden, group)
             self.positions = nn.Embedding(config.positions, config.hidden)
-            self.dropout = ParallelDropout(config.dropout, group, sharded=sequence_parallel)
+            self.dropout = ParallelDropout(config.dropout, group, sharded=self.Block.cut_tokens)
             self.blocks = nn.ModuleList(
-                ParallelBlock(
-                    config.hidden,
-                    config.heads,
-                    group,
-                    dropout=config.dropout,
-                    approximate=config.approximate,
-                    sequence_dim=sequence_dim,
-                    recompute=recompute,
-                )
-                for _ in range(config.layers)
+                self.Block(*sizes, group, **options, recompute=recompute, attend=attend) for _ in range(config.layers)
             )
-            self.norm = layer_norm(config.hidden, group, sequence_dim)
+            self.norm = self.layer_norm(config.hidden)
         self.to_empty(device=torch.get_default_device())
         initialize(self)
+
+    def layer_norm(self, hidden: int) -> nn.LayerNorm:
+        """A LayerNorm for the tokens that this device has."""
+        return nn.LayerNorm(hidden)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, caches: Sequence[KVCache] | None = None) -> Tensor:
         """tokens (batch, S), integers, Replicate -> logits (batch, S, padded V/P) Shard(-1).
@@ -81,34 +76,39 @@ class GPT(nn.Module):
             )
         x = self.embed(tokens, 0 if caches is None else caches[0].seen)
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x = block(x, cache)  # (batch, S, hidden)  Replicate, or (batch, S/P, hidden)  Shard(1)
+            x = block(x, cache)  # (batch, S, hidden)  Replicate
         return x
 
     def embed(self, tokens: Tensor, seen: int = 0) -> Tensor:
-        """(batch, S) at the positions from `seen` on -> (batch, S, hidden), or (batch, S/P, hidden) Shard(1)."""
+        """(batch, S) at the positions from `seen` on -> (batch, S, hidden)."""
         if tokens.ndim != 2 or seen + tokens.shape[1] > self.config.positions:
             raise ValueError(
                 f"GPT on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)} after "
                 f"{seen} others; they must be (batch, S) with at most {self.config.positions} positions in all"
             )
         places = self.positions.weight[seen : seen + tokens.shape[1]]  # (S, hidden)  Replicate
-        if self.sequence_parallel:
-            places = scatter_to(places, self.group, 0)  # (S/P, hidden)  Shard(0); the gradient is whole again
-        return self.dropout(self.embedding(tokens) + places)
+        return self.dropout(self.embedding(tokens) + self.own_tokens(places))
 
     def head(self, x: Tensor) -> Tensor:
         """What the last block leaves -> logits (batch, S, padded V/P) Shard(-1)."""
-        x = self.norm(x)
-        if self.sequence_parallel:
-            return gather_linear(x, self.embedding.weight, None, self.group, 1)
-        return F.linear(copy_to(x, self.group), self.embedding.weight)
+        return self.enter(self.norm(x), self.embedding.weight)
+
+    def own_tokens(self, x: Tensor) -> Tensor:
+        """(..., S, hidden) Replicate -> the tokens of it that this device has between the layers: all."""
+        return x
+
+    def all_tokens(self, x: Tensor) -> Tensor:
+        """What a block leaves -> (batch, S, hidden) Replicate."""
+        return x
+
+    def enter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Into the sharded head, by f: (batch, S, hidden) Replicate -> (batch, S, padded V/P) Shard(-1)."""
+        return F.linear(copy_to(x, self.group), weight)
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         """(batch, S) -> (batch, padded V/P) Shard(-1): for the one token that follows, padding -inf. No gradients."""
-        x = self.trunk(tokens, caches)
-        if self.sequence_parallel:
-            x = gather_from(x, self.group, 1)  # (batch, S, hidden)  Replicate: one device has the last token
+        x = self.all_tokens(self.trunk(tokens, caches))  # (batch, S, hidden)  Replicate
         logits = F.linear(self.norm(x[:, -1]), self.embedding.weight)  # (batch, padded V/P)  Shard(-1)
         width = logits.shape[-1]
         padding = self.group.rank * width + torch.arange(width, device=logits.device) >= self.config.vocabulary

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group
-from lib.parallel.sharding.placement import Replicate
+from lib.parallel.sharding.placement import Placement, Replicate
 
 
 def load_dense(module: nn.Module, state: Mapping[str, Tensor], group: Group) -> None:
@@ -62,7 +62,7 @@ def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
     return state
 
 
-def layout_of(module: nn.Module, name: str):
-    """How the parameter `name` of `module` is cut: anything with `piece` and `whole`, such as a `Shard`."""
+def layout_of(module: nn.Module, name: str) -> Placement:
+    """How the parameter `name` of `module` is cut, such as `Shard(0)`."""
     owner, _, leaf = name.rpartition(".")
     return getattr(module.get_submodule(owner), "layout", {}).get(leaf, Replicate())

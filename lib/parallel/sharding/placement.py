@@ -1,12 +1,29 @@
-"""Where a tensor is: the three placements of a tensor over a group, named as in PyTorch's DTensor."""
+"""Where a tensor is: its placement over a group, named as in PyTorch's DTensor.
+
+`Shard` and `Replicate` say who holds what, so a weight can be cut by them and put together again: they are placements.
+So is everything else that can `piece` and `whole`, such as the fused heads of attention. A `Partial` is not: which
+summand a device holds, no rule can say.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lib.devices.pieces import cut
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """How a tensor is laid out over the devices of a group."""
+
+    def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
+        """What device `rank` of `parts` holds of `whole`."""
+
+    def whole(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The tensor that `pieces`, in rank order, are the pieces of."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,3 @@ class Partial:
     """Each device holds a tensor of the full shape; only their sum over the devices (or max, min) is the tensor."""
 
     op: str = "sum"
-
-
-Placement = Shard | Replicate | Partial

@@ -1,6 +1,6 @@
 """Dropout on many devices: which random numbers must be the same, and which must not."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,12 @@ class ParallelDropout(nn.Module):
         """Any shape -> the same shape and placement; unchanged in eval mode and for p = 0."""
         if not self.training or self.p == 0:
             return x
-        with different_random(self.group) if self.sharded else nullcontext():
+        with self.random():
             return torch.native_dropout(x, self.p, True)[0]  # F.dropout would keep its mask in x's type on a CPU
+
+    def random(self) -> AbstractContextManager[None]:
+        """Inside, random numbers are drawn from the right stream: each device's own, or the one that all share."""
+        return different_random(self.group) if self.sharded else nullcontext()
 
     def extra_repr(self) -> str:
         return f"p={self.p}, {'sharded' if self.sharded else 'replicated'}"

@@ -21,12 +21,13 @@ from lib.parallel.sharding.linear import ColumnParallelLinear, RowParallelLinear
 class ParallelMLP(nn.Module):
     """One device's part of `Linear(hidden, inner) -> GeLU -> Linear(inner, hidden)`; `inner` is 4 hidden by default.
 
-    Input and output (batch, S, hidden) Replicate; with `sequence_dim`, both Shard(sequence_dim).
-    Communication: an all-reduce of (batch, S, hidden) forward, one backward. With `sequence_dim`, an all-gather and a
-    reduce-scatter in the place of each, and one more all-gather backward (see `gather_linear`).
+    Input and output (batch, S, hidden) Replicate.
+    Communication: an all-reduce of (batch, S, hidden) forward, one backward.
 
     Raises ValueError when the devices do not divide `inner`.
     """
+
+    Column, Row = ColumnParallelLinear, RowParallelLinear
 
     def __init__(
         self,
@@ -34,15 +35,14 @@ class ParallelMLP(nn.Module):
         group: Group,
         inner: int | None = None,
         approximate: Literal["none", "tanh"] = "none",
-        sequence_dim: int | None = None,
     ):
         super().__init__()
         inner = 4 * hidden if inner is None else inner
         if inner % group.size:
             raise ValueError(f"ParallelMLP: an inner size of {inner} cannot be split over {group.size} devices")
         self.approximate = approximate
-        self.up = ColumnParallelLinear(hidden, inner, group, sequence_dim=sequence_dim)
-        self.down = RowParallelLinear(inner, hidden, group, sequence_dim=sequence_dim)
+        self.up = self.Column(hidden, inner, group)
+        self.down = self.Row(inner, hidden, group)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, S, hidden) -> (batch, S, hidden)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.devices import Group
-from lib.parallel.sharding.conjugates import reduce_from, reduce_scatter
+from lib.parallel.sharding.conjugates import reduce_from
 
 
 def padded_vocabulary(vocabulary: int, parts: int) -> int:
@@ -44,18 +44,17 @@ class PaddedShard:
 class VocabParallelEmbedding(nn.Module):
     """One device's rows of an embedding: weight (padded V/P, hidden).
 
-    Input tokens (batch, S), integers, Replicate. Output (batch, S, hidden) Replicate; with `sequence_dim`,
-    Shard(sequence_dim). Communication: forward one all-reduce (a reduce-scatter) of the output, backward nothing (an
-    all-gather).
+    Input tokens (batch, S), integers, Replicate. Output (batch, S, hidden) Replicate.
+    Communication: forward one all-reduce of the output, backward nothing.
 
     Raises IndexError for a token outside of the vocabulary.
     """
 
-    def __init__(self, vocabulary: int, hidden: int, group: Group, sequence_dim: int | None = None):
+    def __init__(self, vocabulary: int, hidden: int, group: Group):
         super().__init__()
         if vocabulary < group.size:
             raise ValueError(f"a vocabulary of {vocabulary} cannot be split over {group.size} devices: too few tokens")
-        self.vocabulary, self.group, self.sequence_dim = vocabulary, group, sequence_dim
+        self.vocabulary, self.group = vocabulary, group
         self.layout = {"weight": PaddedShard(vocabulary)}
         dense = nn.Embedding(vocabulary, hidden).weight.detach()
         self.weight = nn.Parameter(self.layout["weight"].piece(dense, group.size, group.rank).clone())
@@ -65,9 +64,11 @@ class VocabParallelEmbedding(nn.Module):
         check_tokens(tokens, self.vocabulary, self.group, "VocabParallelEmbedding")
         mine, local = own_tokens(tokens, len(self.weight), self.group)
         y = F.embedding(local, self.weight) * mine.unsqueeze(-1)  # (batch, S, hidden)  Partial: one device has each row
-        if self.sequence_dim is None:
-            return reduce_from(y, self.group)
-        return reduce_scatter(y, self.group, self.sequence_dim)
+        return self.leave(y)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Out of the sharded region, by g: (batch, S, hidden) Partial -> Replicate."""
+        return reduce_from(y, self.group)
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group, vocabulary: int) -> Tensor:

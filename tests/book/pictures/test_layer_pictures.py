@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from parallel.variants import variant
 
 from book import draw_block, draw_mlp, draw_qkv
 from book.pictures.kit.axis import readable
@@ -74,12 +75,12 @@ def metered(make, devices, sequence_parallel):
 
 LAYERS = {
     "mlp": (
-        lambda sp: lambda g: ParallelMLP(H, g, sequence_dim=1 if sp else None),
+        lambda sp: lambda g: variant(ParallelMLP, sp)(H, g),
         lambda p, sp: draw_mlp(p, sp, S, H),
         1,  # bias of the second layer: its gradient is all-reduced with sequence parallelism
     ),
     "block": (
-        lambda sp: lambda g: ParallelBlock(H, HEADS, g, dropout=0.1, sequence_dim=1 if sp else None),
+        lambda sp: lambda g: variant(ParallelBlock, sp)(H, HEADS, g, dropout=0.1),
         lambda p, sp: draw_block(p, sp, S, H, HEADS),
         6,  # two biases, and weight and bias of two LayerNorms
     ),

@@ -117,7 +117,7 @@ def test_without_that_the_copies_would_drift_apart():
 
     def program(group):
         qkv = ParallelQKV(HIDDEN, 12, 1, group)
-        y = qkv.multiply(torch.ones(1, 3, HIDDEN), qkv.weight, qkv.bias)
+        y = qkv.enter(torch.ones(1, 3, HIDDEN), qkv.weight, qkv.bias)
         y.mul(1.0 + group.rank).sum().backward()
         return qkv.bias.grad[6:].tolist()
 

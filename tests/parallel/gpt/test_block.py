@@ -18,6 +18,7 @@ from parallel.dense_transformer import (  # noqa: F401
     shake,
     step,
 )
+from parallel.variants import variant
 
 from lib import KVCache, ParallelBlock, SequenceLayerNorm, load_dense, shard
 from lib.costs.kept import saved_activations
@@ -35,7 +36,7 @@ SPLITS = pytest.mark.parametrize("sequence_dim", [None, 1], ids=["TP", "TP+SP"])
 def test_equals_the_dense_block(size, sequence_dim, recompute):
     assert_equals_dense(
         size,
-        lambda g: ParallelBlock(HIDDEN, HEADS, g, sequence_dim=sequence_dim, recompute=recompute),
+        lambda g: variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, g, recompute=recompute),
         DenseBlock(),
         torch.randn(X),
         sequence_dim,
@@ -48,7 +49,7 @@ def test_equals_the_dense_block(size, sequence_dim, recompute):
 def test_with_fewer_heads_of_keys_and_values(kv_heads, size, sequence_dim, recompute):
     assert_equals_dense(
         size,
-        lambda g: ParallelBlock(HIDDEN, HEADS, g, kv_heads, 0.0, "tanh", sequence_dim, recompute),
+        lambda g: variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, g, kv_heads, 0.0, "tanh", recompute),
         DenseBlock(kv_heads=kv_heads, approximate="tanh"),
         torch.randn(X),
         sequence_dim,
@@ -59,7 +60,7 @@ def test_with_fewer_heads_of_keys_and_values(kv_heads, size, sequence_dim, recom
 def test_any_length_is_cut_by_the_rule(length):
     """Also fewer tokens than devices: some hold none."""
     x = torch.randn(BATCH, length, HIDDEN)
-    assert_equals_dense(4, lambda g: ParallelBlock(HIDDEN, HEADS, g, sequence_dim=1), DenseBlock(), x, sequence_dim=1)
+    assert_equals_dense(4, lambda g: variant(ParallelBlock, 1)(HIDDEN, HEADS, g), DenseBlock(), x, sequence_dim=1)
 
 
 @SPLITS
@@ -79,7 +80,7 @@ def test_several_steps_of_training(sequence_dim):
     expected = train(dense, x, target)
 
     def program(group):
-        block = ParallelBlock(HIDDEN, HEADS, group, 12, sequence_dim=sequence_dim)
+        block = variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group, 12)
         load_dense(block, state, group)
         return train(block, *(t if sequence_dim is None else shard(t, group, 1) for t in (x, target)))
 
@@ -94,7 +95,7 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same(trained, sequ
     expected = step(dense, x, upstream).grads
 
     def program(group):
-        block = ParallelBlock(HIDDEN, HEADS, group, sequence_dim=sequence_dim)
+        block = variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group)
         load_dense(block, dense.state_dict(), group)
         for name, parameter in block.named_parameters():
             parameter.requires_grad_(name.startswith(trained))
@@ -116,7 +117,7 @@ def test_the_cache_goes_to_the_attention(sequence_dim, recompute):
 
     @torch.no_grad()
     def program(group):
-        block, cache = ParallelBlock(HIDDEN, HEADS, group, sequence_dim=sequence_dim, recompute=recompute), KVCache()
+        block, cache = variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group, recompute=recompute), KVCache()
         load_dense(block, dense.state_dict(), group)
         tokens = (token if sequence_dim is None else shard(token, group, 1) for token in x.split(1, 1))
         return torch.cat([block(token, cache) for token in tokens], 1)
@@ -130,7 +131,7 @@ def test_the_norms_are_those_of_own_tokens_only_where_tokens_are_cut():
         return [
             isinstance(norm, SequenceLayerNorm)
             for dim in (None, 0, 1)
-            for norm in (lambda block: (block.norm1, block.norm2))(ParallelBlock(24, 12, group, sequence_dim=dim))
+            for norm in (lambda block: (block.norm1, block.norm2))(variant(ParallelBlock, dim)(24, 12, group))
         ]
 
     assert Cluster(2).run(program) == [[False, False, True, True, True, True]] * 2
@@ -184,7 +185,7 @@ WHOLE = BATCH * 8 * HIDDEN * 8  # bytes of (batch, 8, hidden) in float64
 
 def run_block(sequence_dim, recompute=None, dropout=0.0):
     def run(group):
-        block = ParallelBlock(HIDDEN, HEADS, group, dropout=dropout, sequence_dim=sequence_dim, recompute=recompute)
+        block = variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group, dropout=dropout, recompute=recompute)
         x = torch.randn(BATCH, 8, HIDDEN)
         return block((x if sequence_dim is None else shard(x, group, sequence_dim)).requires_grad_())
 
@@ -240,17 +241,21 @@ def test_heads_that_do_not_fit():
 @SPLITS
 @pytest.mark.parametrize("shape", [(2, 4, HIDDEN // 4), (4, HIDDEN)], ids=str)
 def test_an_input_that_is_cut_along_the_hidden_size_or_has_no_batch(shape, sequence_dim):
-    fragments = ["ParallelBlock on rank 0 of 4", f"an input of shape {shape}", f"it must be (batch, S, {HIDDEN})"]
-    refuses(fragments, lambda g: ParallelBlock(HIDDEN, HEADS, g, sequence_dim=sequence_dim)(torch.ones(shape)))
+    fragments = [
+        f"{variant(ParallelBlock, sequence_dim).__name__} on rank 0 of 4",
+        f"an input of shape {shape}",
+        f"it must be (batch, S, {HIDDEN})",
+    ]
+    refuses(fragments, lambda g: variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, g)(torch.ones(shape)))
 
 
 def test_tokens_that_are_not_cut_by_the_rule():
     def program(group):
-        return ParallelBlock(HIDDEN, HEADS, group, sequence_dim=1)(torch.ones(2, 1 + group.rank, HIDDEN))
+        return variant(ParallelBlock, 1)(HIDDEN, HEADS, group)(torch.ones(2, 1 + group.rank, HIDDEN))
 
     with pytest.raises(ValueError) as error:
         Cluster(2).run(program)
-    message = "gather_linear on rank 1 of 2: this device brought 2 of 3 along dim 1, but the sharding rule gives it 1"
+    message = "gather_linear on rank 1 of 2: this device brought 2 of 3 along dim -2, but the sharding rule gives it 1"
     assert message in str(error.value)
 
 
@@ -260,7 +265,7 @@ def test_float32(sequence_dim, recompute):
     torch.set_default_dtype(torch.float32)
     assert_equals_dense(
         4,
-        lambda g: ParallelBlock(HIDDEN, HEADS, g, sequence_dim=sequence_dim, recompute=recompute),
+        lambda g: variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, g, recompute=recompute),
         DenseBlock(),
         torch.randn(X),
         sequence_dim,
@@ -276,7 +281,7 @@ def test_a_layer_of_gpt_3_on_the_meta_device_in_bf16(sequence_dim, recompute):
 
     def program(group):
         with torch.device("meta"):
-            block = ParallelBlock(hidden, 96, group, dropout=0.1, sequence_dim=sequence_dim, recompute=recompute)
+            block = variant(ParallelBlock, sequence_dim)(hidden, 96, group, dropout=0.1, recompute=recompute)
             mine = tokens if sequence_dim is None else tokens // size
             x = torch.empty(1, mine, hidden, dtype=torch.bfloat16, requires_grad=True)
             y = block.bfloat16()(x)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from parallel.small_gpt import CONFIG, COUNTS, alone, build, dense_weights, one_thread, tokens_of  # noqa: F401
+from parallel.variants import variant
 from torch.nn import functional as F
 
 from lib import KVCache, average_gradients, dense_state, shard_batch
@@ -37,7 +38,7 @@ def test_initialized_as_the_shards_of_one_dense_model_whatever_the_device_count(
     torch.manual_seed(5)
     dense = alone(lambda group: GPT(CONFIG, group)).state_dict()
     torch.manual_seed(5)
-    whole = dense_state(Cluster(size).run(lambda group: GPT(CONFIG, group, sequence_parallel)))
+    whole = dense_state(Cluster(size).run(lambda group: variant(GPT, sequence_parallel)(CONFIG, group)))
     assert whole.keys() == dense.keys()
     assert all(torch.equal(whole[name], dense[name]) for name in dense)
 

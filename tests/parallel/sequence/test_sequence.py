@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import (
-    ColumnParallelLinear,
-    RowParallelLinear,
+    SequenceColumnLinear,
     SequenceLayerNorm,
+    SequenceRowLinear,
     all_gather,
     gather_linear,
     shard,
@@ -119,11 +119,11 @@ def test_its_communication_runs_beside_the_products():
 
 def test_pieces_that_do_not_follow_the_rule():
     fragments = [
-        "gather_linear on rank 1 of 2: this device brought 2 of 3 along dim 1, but the sharding rule gives it 1",
-        "Cut the tensor with shard(x, group, dim=1)",
+        "gather_linear on rank 1 of 2: this device brought 2 of 3 along dim -2, but the sharding rule gives it 1",
+        "Cut the tensor with shard(x, group, dim=-2)",
     ]
     with pytest.raises(ValueError) as error:
-        Cluster(2).run(lambda g: ColumnParallelLinear(4, 6, g, sequence_dim=1)(torch.ones(2, 1 + g.rank, 4)))
+        Cluster(2).run(lambda g: SequenceColumnLinear(4, 6, g)(torch.ones(2, 1 + g.rank, 4)))
     assert all(fragment in str(error.value) for fragment in fragments)
 
 
@@ -144,7 +144,7 @@ def test_the_bias_of_the_row_layer_is_added_once_and_its_gradient_is_whole(bias)
     dense(x).backward(upstream)
 
     def program(group):
-        row = RowParallelLinear.from_dense(dense, group, sequence_dim=1)
+        row = SequenceRowLinear.from_dense(dense, group)
         y = row(shard(x, group, -1))
         y.backward(shard(upstream, group, 1))
         return y.detach(), None if row.bias is None else row.bias.grad

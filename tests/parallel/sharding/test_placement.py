@@ -1,10 +1,11 @@
-"""The three placements are plain values."""
+"""Placements are plain values, and what can be cut and put together again is one."""
 
 import dataclasses
 
 import pytest
+import torch
 
-from lib import Partial, Placement, Replicate, Shard
+from lib import FusedHeads, PaddedShard, Partial, Placement, Replicate, Shard
 
 
 def test_they_compare_by_value_and_can_be_keys():
@@ -23,5 +24,14 @@ def test_they_do_not_change():
         Shard(0).dim = 1
 
 
-def test_there_are_three():
-    assert all(isinstance(p, Placement) for p in (Shard(0), Replicate(), Partial()))
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate(), FusedHeads(4, 2), PaddedShard(8)], ids=str)
+def test_what_they_cut_they_put_together_again(placement):
+    assert isinstance(placement, Placement)
+    whole = torch.arange(8.0 * 3).view(8, 3)
+    for parts in (1, 2, 4):
+        pieces = [placement.piece(whole, parts, rank) for rank in range(parts)]
+        assert torch.equal(placement.whole(pieces), whole)
+
+
+def test_no_rule_says_which_summand_a_device_holds():
+    assert not isinstance(Partial(), Placement)

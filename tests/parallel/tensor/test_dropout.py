@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from parallel.dense_transformer import BATCH, HEADS, HIDDEN, double  # noqa: F401
+from parallel.variants import variant
 from torch.nn import functional as F
 
 from lib import ParallelBlock, ParallelDropout, dense_state, shard, unshard
@@ -140,7 +141,7 @@ def run_block(size, sequence_dim, x, recompute=None):
     torch.manual_seed(11)
 
     def program(group):
-        block = ParallelBlock(HIDDEN, HEADS, group, dropout=P_DROP, sequence_dim=sequence_dim, recompute=recompute)
+        block = variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group, dropout=P_DROP, recompute=recompute)
         factors = recorded(block)
         mine = (x if sequence_dim is None else shard(x, group, sequence_dim)).clone().requires_grad_()
         y = block(mine)

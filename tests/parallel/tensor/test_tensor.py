@@ -13,6 +13,7 @@ from parallel.dense_transformer import (  # noqa: F401
     forward_and_backward,
     refuses,
 )
+from parallel.variants import variant
 from torch.nn import functional as F
 
 from lib import ColumnParallelLinear, ParallelMLP, RowParallelLinear, dense_state, shard
@@ -21,11 +22,11 @@ from lib.devices import Cluster
 X = (BATCH, LENGTH, HIDDEN)
 
 
-@pytest.mark.parametrize("sequence_dim", [None, 0, 1, -2])
+@pytest.mark.parametrize("sequence_dim", [None, 1])
 @pytest.mark.parametrize("size", DEVICES)
 def test_equals_the_dense_mlp(size, sequence_dim):
     assert_equals_dense(
-        size, lambda g: ParallelMLP(HIDDEN, g, sequence_dim=sequence_dim), DenseMLP(), torch.randn(X), sequence_dim
+        size, lambda g: variant(ParallelMLP, sequence_dim)(HIDDEN, g), DenseMLP(), torch.randn(X), sequence_dim
     )
 
 
@@ -33,7 +34,7 @@ def test_equals_the_dense_mlp(size, sequence_dim):
 def test_another_inner_size_and_the_other_gelu(sequence_dim):
     dense = DenseMLP(inner=9, approximate="tanh")
     assert_equals_dense(
-        3, lambda g: ParallelMLP(HIDDEN, g, 9, "tanh", sequence_dim), dense, torch.randn(X), sequence_dim
+        3, lambda g: variant(ParallelMLP, sequence_dim)(HIDDEN, g, 9, "tanh"), dense, torch.randn(X), sequence_dim
     )
 
 
@@ -59,7 +60,7 @@ def test_any_shape_before_the_last_dim(shape):
 def test_a_sequence_alone_or_behind_other_dims(dims):
     shape = (*range(2, 1 + dims), LENGTH, HIDDEN)
     dim = dims - 1
-    assert_equals_dense(4, lambda g: ParallelMLP(HIDDEN, g, sequence_dim=dim), DenseMLP(), torch.randn(shape), dim)
+    assert_equals_dense(4, lambda g: variant(ParallelMLP, dim)(HIDDEN, g), DenseMLP(), torch.randn(shape), dim)
 
 
 @pytest.mark.parametrize("size", DEVICES)
@@ -81,7 +82,7 @@ def test_float32():
 
 def run_mlp(sequence_dim, needs_grad=True, frozen=()):
     def run(group):
-        mlp = ParallelMLP(HIDDEN, group, sequence_dim=sequence_dim)
+        mlp = variant(ParallelMLP, sequence_dim)(HIDDEN, group)
         for name, parameter in mlp.named_parameters():
             parameter.requires_grad_(name not in frozen)
         x = torch.ones(BATCH, 8, HIDDEN)
@@ -146,10 +147,10 @@ def test_an_inner_size_that_does_not_divide():
 @pytest.mark.parametrize("sequence_dim", [None, 1])
 def test_a_piece_where_the_whole_hidden_is_expected(sequence_dim):
     fragments = [
-        "ColumnParallelLinear(in=24, out=24 of 96, rank=0) on rank 0 of 4",
+        f"{variant(ColumnParallelLinear, sequence_dim).__name__}(in=24, out=24 of 96, rank=0) on rank 0 of 4",
         "an input of shape (2, 7, 6); its last dim must be 24",
     ]
-    refuses(fragments, lambda g: ParallelMLP(HIDDEN, g, sequence_dim=sequence_dim)(torch.ones(2, 7, 6)))
+    refuses(fragments, lambda g: variant(ParallelMLP, sequence_dim)(HIDDEN, g)(torch.ones(2, 7, 6)))
 
 
 # ---- without data ----
@@ -159,7 +160,7 @@ def test_a_piece_where_the_whole_hidden_is_expected(sequence_dim):
 def test_on_the_meta_device_in_bf16(sequence_dim):
     def program(group):
         with torch.device("meta"):
-            mlp = ParallelMLP(12288, group, sequence_dim=sequence_dim).bfloat16()
+            mlp = variant(ParallelMLP, sequence_dim)(12288, group).bfloat16()
             x = torch.empty(1, 2048 if sequence_dim is None else 256, 12288, dtype=torch.bfloat16, requires_grad=True)
             y = mlp(x)
             y.backward(torch.empty_like(y))

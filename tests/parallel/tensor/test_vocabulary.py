@@ -12,11 +12,13 @@ from parallel.dense_transformer import (  # noqa: F401
     forward_and_backward,
     refuses,
 )
+from parallel.variants import variant
 from torch import nn
 from torch.nn import functional as F
 
 from lib import (
     PaddedShard,
+    SequenceEmbedding,
     VocabParallelEmbedding,
     padded_vocabulary,
     shard,
@@ -57,7 +59,7 @@ def test_a_padded_shard_of_another_length(length):
 
 def embed(vocabulary, tokens, upstream, group, sequence_dim=None):
     torch.manual_seed(7)
-    embedding = VocabParallelEmbedding(vocabulary, 3, group, sequence_dim)
+    embedding = variant(VocabParallelEmbedding, sequence_dim)(vocabulary, 3, group)
     y = embedding(tokens)
     y.backward(upstream if sequence_dim is None else shard(upstream, group, sequence_dim))
     return y.detach(), embedding.weight.grad, float(torch.rand(()))
@@ -78,14 +80,13 @@ def test_the_embedding(more, size, shape, seed, dtype):
         assert number == next_number, "the stream goes on where the dense embedding leaves it"
 
 
-@pytest.mark.parametrize("sequence_dim", [0, 1])
-def test_the_embedding_with_sequence_parallelism(sequence_dim):
+def test_the_embedding_with_sequence_parallelism():
     tokens, upstream = torch.randint(10, (2, 5)), torch.randn(2, 5, 3)
     torch.manual_seed(7)
     dense = nn.Embedding(10, 3)
     dense(tokens).backward(upstream)
-    outputs = Cluster(4).run(lambda g: embed(10, tokens, upstream, g, sequence_dim))
-    assert torch.equal(unshard([output[0] for output in outputs], sequence_dim), dense(tokens))
+    outputs = Cluster(4).run(lambda g: embed(10, tokens, upstream, g, sequence_dim=1))
+    assert torch.equal(unshard([output[0] for output in outputs], 1), dense(tokens))
     assert_close(torch.cat([output[1] for output in outputs])[:10], dense.weight.grad, "weight")
 
 
@@ -95,7 +96,7 @@ def test_what_the_embedding_sends():
     trip = (size - 1) * whole // size
     plain = forward_and_backward(size, lambda g: VocabParallelEmbedding(10, 3, g)(tokens))
     assert plain == ({"all_reduce": (1, 2 * trip)}, {})
-    cut = forward_and_backward(size, lambda g: VocabParallelEmbedding(10, 3, g, 1)(tokens))
+    cut = forward_and_backward(size, lambda g: SequenceEmbedding(10, 3, g)(tokens))
     assert cut == ({"reduce_scatter": (1, trip)}, {"all_gather": (1, trip)})
 
 
