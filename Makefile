@@ -49,6 +49,9 @@ outputs: $(INSTALLED)  ## execute the stale chapters and store their outputs (AL
 lab: $(INSTALLED)  ## open the chapters live in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. chapters
 
+badge: $(INSTALLED)  ## write the address of this repository (GITHUB_REPOSITORY or the git remote) into README.md
+	@$(BIN)/python -m book.build.address
+
 # With the oldest Python to be served (PYTHON=...): a newer one may pin what an older one cannot install.
 requirements: requirements.in  ## resolve requirements.in anew and pin the result
 	@rm -rf _build/resolve && $(PYTHON) -m venv _build/resolve
@@ -59,4 +62,4 @@ requirements: requirements.in  ## resolve requirements.in anew and pin the resul
 clean:  ## remove what was built (not .venv)
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help book test bench outputs lab requirements clean
+.PHONY: help book test bench outputs lab badge requirements clean

@@ -1,21 +1,45 @@
 """What a chapter's notebook needs beyond MyST-NB.
 
 * Nothing is executed here: `book.build.pages` has seen to it that every chapter has true outputs, stored or fresh ones.
+* A long list of imports is folded away: it is for the machine, and the story begins below it.
 * Its front matter is the notebook's metadata under `book`; it becomes the panel under the title, the page's
   meta description and its preview text.
 """
 
+import ast
 import json
 from pathlib import Path
 
 from docutils import nodes
 
 from book.build.pages import shown
-from book.build.record import digest
+from book.build.record import code, digest, program
+
+LONG = 6  # lines of imports
+
+
+def only_imports(source: str) -> bool:
+    """Imports, and settings like `torch.set_num_threads(1)`."""
+    return all(
+        isinstance(node, ast.Import | ast.ImportFrom)
+        or (isinstance(node, ast.Expr) and ast.unparse(node).partition("(")[0].split(".")[-1].startswith("set_"))
+        for node in ast.parse(source).body
+    )
+
+
+def fold_imports(notebook: dict) -> None:
+    for cell in code(notebook):
+        source = program(cell)
+        if len(source.splitlines()) > LONG and only_imports(source):
+            cell["metadata"].setdefault("tags", []).append("hide-input")
+            prompts = {f"code_prompt_{does}": f"{does.capitalize()} the imports" for does in ("show", "hide")}
+            cell["metadata"]["mystnb"] = prompts
 
 
 def text_shown(env, docname: str) -> str:
-    return json.dumps(shown(Path(env.doc2path(docname))))
+    notebook = shown(Path(env.doc2path(docname)))
+    fold_imports(notebook)
+    return json.dumps(notebook)
 
 
 def take_true_outputs(app, docname: str, source: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from book.build.execute import normal_form, notebooks
+from book.pictures.kit.language import PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -120,3 +121,27 @@ def test_licenses_stand():
     assert read("LICENSE").startswith("MIT License")
     assert "Creative Commons Attribution 4.0" in read("LICENSE-text")
     assert "LICENSE-text" in read("README.md")
+
+
+def test_the_favicon_has_the_colors_of_the_devices():
+    colors = re.findall(r'fill="(#\w+)"', read("_assets/favicon.svg"))
+    assert colors == [fill for fill, *_ in PALETTE[:4]]
+    assert yaml.safe_load(read("_config.yml"))["html"]["favicon"] == "_assets/favicon.svg"
+
+
+def title(path: Path) -> str:
+    return "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+
+
+def test_a_chapter_comes_after_those_that_it_needs():
+    parts = yaml.safe_load(read("_toc.yml"))["parts"]
+    assert all(part["caption"] for part in parts)
+    order = [entry["file"] for part in parts for entry in part["chapters"] if entry["file"].startswith("chapters/")]
+    places = {title(ROOT / f"{name}.ipynb"): count for count, name in enumerate(order)}
+    needs = [
+        (name, needed, count)
+        for count, name in enumerate(order)
+        for needed in json.loads(read(f"{name}.ipynb"))["metadata"]["book"]["prerequisites"]
+    ]
+    assert sum(needed in places for _, needed, _ in needs) >= 5
+    assert [(name, needed) for name, needed, count in needs if places.get(needed, -1) >= count] == []

@@ -14,7 +14,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from book.build import reference
+from book.build import address, reference
 from book.build.execute import execute_all, notebooks, read
 from book.build.record import ROOT, code, record_of, why_stale, write
 
@@ -70,7 +70,7 @@ def execute_stale() -> bool:
 
 
 def made_with() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(address.repository()).encode())
     files = {file for name in (*FILES, *FOLDERS) for file in (ROOT / name, *(ROOT / name).rglob("*"))}
     for file in sorted(file for file in files if file.is_file() and file.suffix != ".pyc"):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
@@ -125,6 +125,7 @@ def sphinx() -> bool:
         "external_toc_path": str(ROOT / "_toc.yml"),
         "latex_individualpages": False,
         "nitpicky": True,  # a reference to nothing is an error
+        **address.sphinx_settings(),
     }
     with redirect_stdout(Progress(sys.stdout)):
         failed = build_sphinx(

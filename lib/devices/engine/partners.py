@@ -18,7 +18,7 @@ def partner_of(*verbs: str) -> Callable[[Callable], Callable]:
 
 
 def advice(verb: str) -> str:
-    """`use reduce_from(x, group) of lib.parallel, which knows the backward, or `; empty where there is no partner."""
+    """How an advice begins: "use reduce_from(x, group), which knows the backward, or"; empty without a partner."""
     known = _PARTNERS.get(verb, [])
     if not known:
         return ""
