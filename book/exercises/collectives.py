@@ -9,7 +9,7 @@ from torch import Tensor
 
 from book.exercises.check.cost import Talk
 from book.exercises.check.exercise import exercise
-from book.exercises.check.trials import Input, OnRank0
+from book.exercises.check.inputs import Input, OnRank0
 from lib.devices import Group
 from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
 from lib.devices.pieces import cut

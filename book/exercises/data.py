@@ -7,7 +7,7 @@ from torch import Tensor
 
 from book.exercises.check.cost import Talk
 from book.exercises.check.exercise import exercise
-from book.exercises.check.trials import Input
+from book.exercises.check.inputs import Input
 from lib.devices import Group
 from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
 from lib.devices.pieces import cut

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from book.exercises.check.cost import Talk
+from book.exercises.check.counting import counting
 from book.exercises.check.exercise import exercise
-from book.exercises.check.trials import Input
-from book.exercises.counts import synchronizations
-from book.exercises.grid import grid_gradient
-from book.exercises.vocabulary import Vocabulary
-from lib.devices import Group
-from lib.devices.collectives import AllGather
+from book.exercises.check.inputs import Input, Ties, Vocabulary
+from lib.devices import Cluster, Group, Mesh
+from lib.devices.collectives import AllGather, AllReduce
 from lib.devices.pieces import cut
 from lib.devices.traffic import Traffic
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.generate import generate
+from lib.parallel.gpt.model import GPT
 from lib.parallel.sharding.placement import Replicate, Shard
 from lib.parallel.sharding.shards import shard
-
-__all__ = ["greedy", "grid_gradient", "load_attention", "synchronizations"]
 
 
 def of_all_heads(attn: Tensor, attn_bias: Tensor, proj: Tensor, proj_bias: Tensor) -> tuple[Tensor, ...]:
@@ -87,17 +86,6 @@ def load_attention(group: Group, attn: Tensor, attn_bias: Tensor, proj: Tensor, 
 
 
 @dataclass(frozen=True)
-class Ties(Input):
-    """Random numbers; in every row the largest one stands twice, in most rows."""
-
-    def draw(self, lengths: Mapping[str, int], random: torch.Generator) -> Tensor:
-        """Random numbers in float64."""
-        x = super().draw(lengths, random)
-        again = torch.randint(x.shape[1], (len(x), 1), generator=random)
-        return x.scatter(1, again, x.amax(1, keepdim=True))
-
-
-@dataclass(frozen=True)
 class OfEach(Talk):
     """A call about a tensor that is longer the more devices there are: "devices" is a length like any other."""
 
@@ -159,3 +147,170 @@ def greedy(group: Group, logits: Tensor, own: Tensor) -> Tensor:
     offers = group.all_gather(torch.stack([best, own[place].double()]), 0)  # (2P, texts)  Replicate
     winner = offers[::2].argmax(0, keepdim=True)  # (1, texts): a rank
     return offers[1::2].gather(0, winner)[0].long()  # (texts,)  Replicate
+
+
+def counted(layers: int, prompt: int, count: int) -> tuple[int, int]:
+    config = GPTConfig(layers, hidden=6, heads=2, vocabulary=5, positions=prompt + count)
+    cluster, calls = Cluster(2), []
+    tokens = torch.zeros(1, prompt, dtype=torch.long)
+    for program in (
+        lambda group: GPT(config, group)(tokens, targets=tokens).backward(),
+        lambda group: generate(GPT(config, group), tokens, count),
+    ):
+        cluster.run(program)
+        calls.append(cluster.meters.count(0).calls)
+    return calls[0], calls[1]
+
+
+@counting(
+    oracle=counted,
+    returns=("a training step", "a text"),
+    cases=((3, 5, 4), (1, 3, 2), (2, 2, 1), (12, 2, 1)),
+    slips={
+        "a training step": {
+            "two for each layer is a forward pass without embedding and loss; the backward has as many.": (
+                lambda layers, prompt, count: 2 * layers
+            ),
+            "this is the forward pass; the backward has two for each layer, and one for the head.": (
+                lambda layers, prompt, count: 2 * layers + 4
+            ),
+            "two for each layer and direction are right; embedding, loss and head have some, too.": (
+                lambda layers, prompt, count: 4 * layers
+            ),
+            "the three small all-reduces of the loss are missing.": lambda layers, prompt, count: 4 * layers + 2,
+            "one is missing: the embedding's forward, or the head's backward.": (
+                lambda layers, prompt, count: 4 * layers + 4
+            ),
+            "the loss has three in the forward, and none in the backward.": lambda layers, prompt, count: (
+                4 * layers + 8
+            ),
+        },
+        "a text": {
+            "this is one forward pass; a text takes one for each new token.": lambda layers, prompt, count: (
+                2 * layers + 1
+            ),
+            "this is one new token; the others need as many each.": lambda layers, prompt, count: 2 * layers + 2,
+            "layers x tokens counts hand-overs from layer to layer; a layer cut over devices has two all-reduces.": (
+                lambda layers, prompt, count: layers * count
+            ),
+            "two for each layer and token; the embedding has one as well, and choosing the token another.": (
+                lambda layers, prompt, count: 2 * layers * count
+            ),
+            "all forward passes are there; but with logits cut over devices, choosing the token takes one more.": (
+                lambda layers, prompt, count: (2 * layers + 1) * count
+            ),
+            "nobody computes a loss when a text is written.": lambda layers, prompt, count: (2 * layers + 5) * count,
+            "the tokens of the prompt go through the model together, in the pass that gives the first new one.": (
+                lambda layers, prompt, count: (2 * layers + 2) * (prompt + count)
+            ),
+        },
+    },
+    hints=(
+        "Walk through the picture of the model: embedding, then for each layer attention and MLP, then the head. After "
+        "which of them do the devices hold partial sums, forward? And which inputs are copied into a sharded region, "
+        "so that their gradients are partial, backward?",
+        "Forward: 1 for the embedding and 2 for each layer, then 3 small ones for the loss. Backward: 2 for each "
+        "layer and 1 for the head. Now the text: how many forward passes are there, and how is a token chosen?",
+        "A text of count new tokens takes count forward passes, since the prompt goes through at once. Each has the "
+        "forward's all-reduces without the loss, and one all-gather of offers.",
+    ),
+)
+def synchronizations(layers: int, prompt: int, count: int) -> tuple[int, int]:
+    """How often all devices of a tensor-parallel GPT meet: in a training step, and to write `count` tokens.
+
+    Of a GPT with `layers` layers, cut over two or more devices. Return two numbers: the collectives of one forward,
+    loss and backward; and those of writing `count` new tokens after a prompt of `prompt`, greedily, with a cache.
+    """
+    forward = 1 + 2 * layers  # the embedding; attention and MLP of each layer
+    backward = 2 * layers + 1  # the same layers; the head
+    return forward + 3 + backward, count * (forward + 1)  # the loss has three; a choice has one
+
+
+REPLICAS = 2
+
+
+@dataclass(frozen=True)
+class OfReplicas(Talk):
+    """A call of the devices that hold the same columns, one in each replica."""
+
+    def traffic(self, lengths: Mapping[str, int], parts: int) -> list[Traffic]:
+        """What each device moves, in rank order: replica after replica."""
+        whole = torch.empty(Input(self.dims).shape(lengths), dtype=torch.float64, device="meta")
+        columns = cut(whole, parts // REPLICAS, 1)
+        return [self.verb.traffic([piece] * REPLICAS)[replica] for replica in range(REPLICAS) for piece in columns]
+
+    def __str__(self) -> str:
+        return f"one {self.verb.name} of the own columns of ({self.dims.replace(' ', ', ')}) in mesh.dp"
+
+
+@dataclass(frozen=True)
+class InReplica(Talk):
+    """A call of the devices of one replica."""
+
+    def traffic(self, lengths: Mapping[str, int], parts: int) -> list[Traffic]:
+        """What each device moves, in rank order: replica after replica."""
+        return super().traffic(lengths, parts // REPLICAS) * REPLICAS
+
+    def __str__(self) -> str:
+        return f"one {self.verb.name} of ({self.dims.replace(' ', ', ')}) in mesh.tp"
+
+
+def gradient(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    """Of the mean over the samples of `|x w - y|^2 / 2`."""
+    return x.T @ (x @ w - y) / len(x)
+
+
+def halves(x: Tensor, w: Tensor, y: Tensor) -> list[Tensor]:
+    """The gradient of each replica's own samples."""
+    pieces = zip(cut(x, REPLICAS, 0), cut(y, REPLICAS, 0), strict=True)
+    return [gradient(mine, w, right) for mine, right in pieces]
+
+
+def columns_added(parts: int, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    """All devices' gradients added, whatever their columns; the devices that have fewer columns are left out."""
+    columns = parts // REPLICAS
+    pieces = cut(gradient(x, w, y), columns, 1)
+    return torch.cat([sum(piece[:, : pieces[-1].shape[1]] for piece in pieces)] * columns, 1)
+
+
+@exercise(
+    oracle=gradient,
+    inputs={"x": Input("batch in"), "w": Input("in out"), "y": Input("batch out")},
+    returns={"the gradient": Replicate()},
+    forward=(OfReplicas(AllReduce(), "in out"), InReplica(AllGather(1), "in out")),
+    devices=(2, 4, 6),
+    mistakes={
+        "the replicas did not talk: this is the gradient of one replica's samples.": lambda parts, x, w, y: halves(
+            x, w, y
+        )[0],
+        "the gradients of different columns were added: only devices with the same columns share a mean, mesh.dp.": (
+            columns_added
+        ),
+        "a mean of means: a replica with fewer samples counts as much as the other. Add sums, divide by len(x).": (
+            lambda parts, x, w, y: sum(halves(x, w, y)) / REPLICAS
+        ),
+        "nothing was divided by the number of samples: this is the gradient of the sum, not of the mean.": (
+            lambda parts, x, w, y: gradient(x, w, y) * len(x)
+        ),
+    },
+    refused={"y has one column more than w": {"y": "batch out+1"}},
+    hints=(
+        "Two cuts that know nothing of each other: the samples over mesh.dp, the columns of w over mesh.tp. Which rows "
+        "of x, which rows and columns of y does a device need?",
+        "g = mine.T @ (mine @ columns - wanted) is the sum over the replica's samples, for the own columns. Who has "
+        "the other terms of the same sum? Only the devices that hold the same columns.",
+        "mesh.dp.all_reduce(g) / len(x) is the mean's gradient for the own columns, finished. mesh.tp.all_gather joins "
+        "the columns.",
+    ),
+)
+def grid_gradient(group: Group, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the mean of `|x w - y|^2 / 2`, data x tensor parallel: two replicas, w cut by columns in each.
+
+    x (batch, in), w (in, out) and y (batch, out) are whole on every device; compute with this device's part alone.
+    Make the grid with Mesh(group, dp=2, tp=group.size // 2). Return the whole gradient (in, out) on every device.
+    """
+    mesh = Mesh(group, dp=2, tp=group.size // 2)
+    mine, columns = shard(x, mesh.dp, 0), shard(w, mesh.tp, 1)  # (batch/2, in), (in, out/tp)
+    wanted = shard(shard(y, mesh.dp, 0), mesh.tp, 1)  # (batch/2, out/tp)
+    g = mine.T @ (mine @ columns - wanted)  # (in, out/tp)  Partial over dp, Shard(1) over tp
+    return mesh.tp.all_gather(mesh.dp.all_reduce(g) / len(x), 1)  # (in, out)  Replicate

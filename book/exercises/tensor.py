@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from book.exercises.check.cost import Talk
 from book.exercises.check.exercise import exercise
-from book.exercises.check.trials import Input
-from book.exercises.vocabulary import cross_entropy, embed
+from book.exercises.check.inputs import Input, Logits, Tokens, Vocabulary
 from lib.devices import Group
 from lib.devices.collectives import AllReduce
+from lib.devices.pieces import cut
 from lib.parallel.sharding.conjugates import copy_to, reduce_from
 from lib.parallel.sharding.placement import Replicate, Shard
-
-__all__ = ["cross_entropy", "embed", "mlp", "mlp_backward"]
 
 
 def mlp_with_biases(x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor, b_bias: Tensor) -> Tensor:
@@ -106,3 +106,120 @@ def mlp_backward(group: Group, x: Tensor, a: Tensor, b: Tensor, dz: Tensor) -> t
     dh = (dz @ b.T) * (h > 0)  # (tokens, inner/P)  Shard(1)
     dx = group.all_reduce(dh @ a.T)  # (tokens, hidden)  Partial -> Replicate
     return dx, x.T @ dh, torch.relu(h).T @ dz
+
+
+def looked_up(tokens: Tensor, table: Tensor, own: Tensor) -> Tensor:
+    return table[tokens]
+
+
+def summed(given: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The sum of what each device gives, as a function of its rank, the tokens, its rows, and whose they are."""
+
+    def mistake(parts: int, tokens: Tensor, table: Tensor, own: Tensor) -> Tensor:
+        pieces = enumerate(zip(cut(table, parts, 0), cut(own, parts, 0), strict=True))
+        return sum(given(rank, tokens, rows, mine) for rank, (rows, mine) in pieces)
+
+    return mistake
+
+
+def rows_or_zeros(local: Tensor, rows: Tensor) -> Tensor:
+    here = (local >= 0) & (local < len(rows))
+    return rows[local * here] * here.unsqueeze(1)
+
+
+@exercise(
+    oracle=looked_up,
+    inputs={  # so many rows that gathering them costs more than what is needed
+        "tokens": Tokens("tokens < 7*vocabulary"),
+        "table": Input("7*vocabulary hidden", Shard(0)),
+        "own": Vocabulary("7*vocabulary", Shard(0)),
+    },
+    returns={"the rows": Replicate()},
+    gradients=("table",),
+    forward=(Talk(AllReduce(), "tokens hidden"),),
+    mistakes={
+        "the tokens of other devices were clamped: every device adds some row to every token. Make it zero.": summed(
+            lambda rank, tokens, rows, own: rows[(tokens - own[0]).clamp(0, len(own) - 1)]
+        ),
+        "the tokens of other devices became 0, and row 0 was added for them. Make it zero.": summed(
+            lambda rank, tokens, rows, own: rows[torch.isin(tokens, own) * (tokens - own[0])]
+        ),
+        "a device's first row is that of own[0]; rank * len(table) only where all have equally many rows.": summed(
+            lambda rank, tokens, rows, own: rows_or_zeros(tokens - rank * len(rows), rows)
+        ),
+    },
+    refused={"a token is not in the vocabulary": {"tokens": "tokens < 7*vocabulary+1"}},
+    hints=(
+        "Row i of the own table belongs to token own[0] + i. For which tokens does this device have a row? What may it "
+        "give for the others, so that a sum over the devices is right?",
+        "local = tokens - own[0]; here = (local >= 0) & (local < len(table)). Look up local * here, and multiply the "
+        "rows by here.unsqueeze(1). Then reduce_from.",
+        "A token that nobody has would become a row of zeros, without a word. The last device knows the largest token "
+        "there is: let it raise an IndexError.",
+    ),
+)
+def embed(group: Group, tokens: Tensor, table: Tensor, own: Tensor) -> Tensor:
+    """table[tokens] with a table whose rows are cut over the devices: one all-reduce, and nothing backward.
+
+    tokens (tokens,), integers, are the same everywhere; table (vocabulary/P, hidden) are this device's rows, and own
+    (vocabulary/P,) the tokens that they belong to, one after the other. Look rows up, do not multiply. Return the whole
+    (tokens, hidden) on every device. A token that is not in the vocabulary must raise an error.
+    """
+    if group.rank == group.size - 1 and tokens.max() > own[-1]:
+        raise IndexError(f"token {tokens.max()} is not in a vocabulary of {own[-1] + 1}")
+    local = tokens - own[0]
+    here = (local >= 0) & (local < len(table))
+    rows = table[local * here] * here.unsqueeze(1)  # (tokens, hidden)  Partial: one device has each row
+    return reduce_from(rows, group)  # (tokens, hidden)  Replicate
+
+
+def loss_and_gradient(logits: Tensor, targets: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    loss = F.cross_entropy(logits, targets, reduction="none")
+    return loss, logits.softmax(1) - F.one_hot(targets, logits.shape[1])
+
+
+def own_maximum(parts: int, logits: Tensor, targets: Tensor, own: Tensor) -> Tensor:
+    total = sum((z - z.amax(1, keepdim=True)).exp().sum(1) for z in cut(logits, parts, 1))
+    return cut(logits, parts, 1)[0].amax(1) + total.log() - logits[torch.arange(len(targets)), targets]
+
+
+@exercise(
+    oracle=loss_and_gradient,
+    inputs={
+        "logits": Logits("tokens 7*vocabulary", Shard(1)),
+        "targets": Tokens("tokens < 7*vocabulary"),
+        "own": Vocabulary("7*vocabulary", Shard(0)),
+    },
+    returns={"the loss": Replicate(), "the gradient of the logits": Shard(1)},
+    forward=(Talk(AllReduce("max"), "tokens"), Talk(AllReduce(), "tokens"), Talk(AllReduce(), "tokens")),
+    mistakes={
+        "each device subtracted the maximum of its own logits: exps of different scales were added.": own_maximum,
+        "the maximum was subtracted, and not added again.": lambda parts, logits, targets, own: (
+            F.cross_entropy(logits, targets, reduction="none") - logits.amax(1)
+        ),
+        "the logit of the target is missing.": lambda parts, logits, targets, own: logits.logsumexp(1),
+        "at the target the gradient is the probability minus 1.": lambda parts, logits, targets, own: logits.softmax(1),
+    },
+    refused={"there is one target more than there are rows of logits": {"targets": "tokens+1 < 7*vocabulary"}},
+    hints=(
+        "loss = max z + log(sum of exp(z - max z)) - z[target]. Three numbers per token. Which of them does a device "
+        "know alone?",
+        "The maximum first: group.all_reduce(logits.amax(1), op='max'). Then the sum of exps of the own columns, "
+        "all-reduced. The target's logit is on one device: let the others give 0.",
+        "hit = targets.unsqueeze(1) == own marks the target among the own columns: (logits * hit).sum(1) is its logit, "
+        "or 0. The gradient is exp(z - max z) / sum, minus hit, and needs nothing more from anyone.",
+    ),
+)
+def cross_entropy(group: Group, logits: Tensor, targets: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of every token, and its gradient, from logits cut along the vocabulary: never gathered.
+
+    logits (tokens, vocabulary/P), around 1000, are this device's columns, and own (vocabulary/P,) the tokens that they
+    belong to; targets (tokens,), integers, are the same everywhere. Return the loss (tokens,), on every device, and the
+    gradient of its sum, softmax minus one-hot, for the own columns; with three all-reduces of (tokens,).
+    """
+    largest = group.all_reduce(logits.amax(1), op="max")  # (tokens,)  Replicate
+    exps = (logits - largest.unsqueeze(1)).exp()  # (tokens, vocabulary/P)  Shard(1)
+    total = group.all_reduce(exps.sum(1))  # (tokens,)  Replicate
+    hit = targets.unsqueeze(1) == own  # (tokens, vocabulary/P)  Shard(1)
+    wanted = group.all_reduce((logits * hit).sum(1))  # (tokens,)  Replicate: one device has each target
+    return largest + total.log() - wanted, exps / total.unsqueeze(1) - hit.to(exps.dtype)

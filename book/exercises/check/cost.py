@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from book.exercises.check.trials import Input, Trial, Work
+from book.exercises.check.inputs import Input
+from book.exercises.check.trials import Trial, Work
 from book.exercises.check.verdict import Fault
 from lib.devices import Meters
 from lib.devices.collectives import AllGather, Collective

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from book.exercises.check.exercise import Exercise
 from book.exercises.check.failed import kind
+from book.exercises.check.shown import Shown
 from book.exercises.check.trials import one_core
 from book.exercises.check.verdict import Fault, Verdict
-from lib.parallel.sharding.placement import Replicate
 
 Slips = Mapping[str, Callable[..., int]]  # a sentence: f(*numbers), the count that its mistake gives
 
 
-@dataclass(frozen=True, repr=False)
-class Counting(Exercise):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Counting(Shown):
     """`oracle(*numbers)` runs the programs that are counted, and returns one count for each name in `returns`."""
 
-    cases: tuple[tuple[int, ...], ...] = ()
+    solution: Callable[..., Any]  # formula(*numbers)
+    oracle: Callable[..., tuple[int, ...]]
+    returns: tuple[str, ...]
+    hints: tuple[str, str, str]
+    cases: tuple[tuple[int, ...], ...]
     slips: Mapping[str, Slips] = field(default_factory=dict)  # for each name in `returns`
+    broken: Callable[..., Any] | None = None
 
-    def check(self, program: Callable[..., Any], required: bool = False) -> Verdict:
-        """Judges the reader's formula. With `required`, raises AssertionError unless it is correct."""
+    def verdict(self, program: Callable[..., Any]) -> Verdict:
+        """What the counts of the engine say to the reader's formula."""
         try:
             with one_core():
-                verdict = self._compared(program)
+                return self._compared(program)
         except NotImplementedError:
-            verdict = Verdict(self.name, "waiting", "is waiting for your code.")
+            return Verdict(self.name, "waiting", "is waiting for your code.")
         except Fault as fault:
-            verdict = Verdict(self.name, "wrong", fault.sentence, fault.details)
-        if required and not verdict.passed:
-            raise AssertionError(str(verdict))
-        return verdict
+            return Verdict(self.name, "wrong", fault.sentence, fault.details)
 
     @property
     def numbers(self) -> list[str]:
@@ -73,7 +74,6 @@ class Counting(Exercise):
         return tuple(given)
 
 
-def counting(returns: Sequence[str], **parts: Any) -> Callable[[Callable[..., Any]], Counting]:
-    """Turns a formula into the exercise that it solves; `returns` names its results, `parts` are other fields."""
-    named = {name: Replicate() for name in returns}
-    return lambda solution: Counting(solution, inputs={}, returns=named, **parts)
+def counting(**parts: Any) -> Callable[[Callable[..., Any]], Counting]:
+    """Turns a formula into the exercise that it solves; `parts` are the fields of `Counting`."""
+    return lambda solution: Counting(solution=solution, **parts)

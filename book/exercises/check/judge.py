@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +11,16 @@ from torch import Tensor
 from book.exercises.check.causes import cause_of
 from book.exercises.check.cost import Spent, check_bytes, check_silence, check_steps, check_verbs, check_work, praise
 from book.exercises.check.failed import check_callable, fault_of, is_stub, kind
-from book.exercises.check.trials import Outcome, Trial, attempt, drawn, hand_over, one_core, place, trials
+from book.exercises.check.inputs import drawn
+from book.exercises.check.task import Task
+from book.exercises.check.trials import Outcome, Trial, attempt, hand_over, one_core, place, trials
 from book.exercises.check.verdict import Fault, Verdict
 from book.exercises.check.wrong import Wrong, differs, same
-
-if TYPE_CHECKING:
-    from book.exercises.check.exercise import Exercise
 
 SEED = 2
 
 
-def judge(task: Exercise, program: Callable[..., Any]) -> Verdict:
+def judge(task: Task, program: Callable[..., Any]) -> Verdict:
     """The verdict on `program`: the same for the same program, whenever it is asked for."""
     try:
         with one_core():
@@ -37,7 +36,7 @@ def judge(task: Exercise, program: Callable[..., Any]) -> Verdict:
     return Verdict(task.name, "correct", f"is right on {counts}, {both_ways}even and uneven.", lines)
 
 
-def _all_checks(task: Exercise, program: Callable[..., Any]) -> None:
+def _all_checks(task: Task, program: Callable[..., Any]) -> None:
     check_callable(task.name, program, tuple(task.inputs))
     if is_stub(program):
         raise NotImplementedError
@@ -61,7 +60,7 @@ def _all_checks(task: Exercise, program: Callable[..., Any]) -> None:
     _refusal(task, program)
 
 
-def _values(task: Exercise, program: Callable[..., Any], trial: Trial) -> Outcome:
+def _values(task: Task, program: Callable[..., Any], trial: Trial) -> Outcome:
     """Judges what is returned, and that the inputs are as they were."""
     run = _run(task, program, trial)
     names, wholes = list(task.returns), _several(task.oracle(*trial.inputs.values()))
@@ -86,7 +85,7 @@ def _values(task: Exercise, program: Callable[..., Any], trial: Trial) -> Outcom
     return run
 
 
-def _gradients(task: Exercise, program: Callable[..., Any], trial: Trial) -> Outcome:
+def _gradients(task: Task, program: Callable[..., Any], trial: Trial) -> Outcome:
     """Judges the gradients of the inputs for a random gradient of the result."""
     whole = {name: x.clone().requires_grad_(name in task.gradients) for name, x in trial.inputs.items()}
     results = _several(task.oracle(*whole.values()))
@@ -131,7 +130,7 @@ def _compare(trial: Trial, wrong: Wrong) -> None:
     raise Fault(f"is wrong on {trial}.", f"{wrong.what} on rank {rank}{found}", cause and f"Cause: {cause}")
 
 
-def _refusal(task: Exercise, program: Callable[..., Any]) -> None:
+def _refusal(task: Task, program: Callable[..., Any]) -> None:
     """Judges that inputs which do not fit together raise, whatever the exception."""
     for sentence, other in task.refused.items():
         inputs = {name: type(given)(other.get(name, given.dims), given.at) for name, given in task.inputs.items()}
@@ -143,9 +142,9 @@ def _refusal(task: Exercise, program: Callable[..., Any]) -> None:
         raise Fault(f"accepts what cannot be right: {sentence}, on {trial}.", "Raise a ValueError that says so.")
 
 
-def _run(task: Exercise, program: Callable[..., Any], trial: Trial, backward: Callable = lambda *_: None) -> Outcome:
+def _run(task: Task, program: Callable[..., Any], trial: Trial, backward: Callable = lambda *_: None) -> Outcome:
     try:
-        return attempt(program, trial, task.inputs, task.gradients, backward, count_steps=task.steps is not None)
+        return attempt(program, trial, task.inputs, task.gradients, backward, watch=task.steps is not None)
     except (NotImplementedError, Fault):
         raise
     except Exception as error:

@@ -11,42 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from book.exercises.check.inputs import Input, OnRank0, drawn
 from lib.devices import Cluster, Group, Hardware, Link, Meters
-from lib.devices.pieces import cut
-from lib.parallel.sharding.placement import Partial, Placement, Replicate, Shard
+from lib.parallel.sharding.placement import Partial, Placement, Replicate
 
-WHOLE = Replicate()
 # Every message takes a second, and nothing else takes any time: seconds are steps.
 STEPS = Hardware("one second a message", 1e30, 1e30, 1e30, Link(1.0, 1e30), per_node=64)
-
-
-@dataclass(frozen=True)
-class OnRank0:
-    """Rank 0 holds the tensor; the others hold something else of its shape."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input: the names of its dims, e.g. "batch in", and where it is when the program starts."""
-
-    dims: str
-    at: Placement | OnRank0 = WHOLE
-
-    def shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape for given lengths; "in+1" is one more than "in", "4*heads" is four times "heads", "2" is 2."""
-        named = (name.partition("+") for name in self.dims.split())
-        return tuple(_product(name, lengths) + int(more or 0) for name, _, more in named)
-
-    def draw(self, lengths: Mapping[str, int], random: torch.Generator) -> Tensor:
-        """Random numbers in float64, whole. Other kinds of inputs draw something else."""
-        return drawn(self.shape(lengths), random)
-
-
-def _product(factors: str, lengths: Mapping[str, int]) -> int:
-    return math.prod(int(factor) if factor.isdigit() else lengths[factor] for factor in factors.split("*"))
 
 
 @dataclass(frozen=True)
@@ -63,22 +35,37 @@ class Trial:
         return f"{self.devices} device{'s' * (self.devices > 1)} with {shapes}"
 
 
-def trials(inputs: Mapping[str, Input], devices: tuple[int, ...], seed: int) -> Iterator[Trial]:
-    """An even and an uneven trial per number of devices. Seeded: the same program gets the same verdict."""
+def trials(inputs: Mapping[str, Input], devices: tuple[int, ...], seed: int, empty: bool = False) -> Iterator[Trial]:
+    """An even and an uneven trial per number of devices, then one where `torch.chunk` comes up short of pieces.
+
+    With `empty`, each dim in turn is half as long there as there are devices: the last of them hold nothing of it.
+    Seeded: the same program gets the same verdict.
+    """
     random = torch.Generator().manual_seed(seed)
     names = list(dict.fromkeys(re.findall("[a-z]+", " ".join(given.dims for given in inputs.values()))))
+
+    def trial(parts: int, even: bool, lengths: Sequence[int]) -> Trial:
+        named = dict(zip(names, lengths, strict=False))
+        return Trial(parts, even, named, {name: given.draw(named, random) for name, given in inputs.items()})
+
     for parts in devices:
         for even in (True, False) if parts > 1 else (True,):
             # Lengths differ from each other, so that a mixed-up dim shows; none is 1, so that nothing broadcasts.
             each = (torch.randperm(len(names) + 1, generator=random) + 2).tolist()
             more = [0 if even else int(torch.randint(1, parts, (), generator=random)) for _ in names]
-            lengths = {name: k * parts + m for name, k, m in zip(names, each, more, strict=False)}
-            yield Trial(parts, even, lengths, {name: given.draw(lengths, random) for name, given in inputs.items()})
+            yield trial(parts, even, [k * parts + m for k, m in zip(each, more, strict=False)])
+    most = devices[-1]
+    short = [n for n in range(most + 1, most * most) if chunks(n, most) < most]
+    if short:
+        lengths = [*short, *(most * k + 1 for k in range(most, most + len(names)))][: len(names)]
+        yield trial(most, False, lengths)
+        for turn in range(len(names)) if empty else ():
+            yield trial(most, False, [most // 2 if i == turn else n for i, n in enumerate(lengths)])
 
 
-def drawn(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    """Random numbers in float64."""
-    return torch.randn(tuple(shape), generator=random, dtype=torch.float64)
+def chunks(length: int, parts: int) -> int:
+    """How many pieces `torch.chunk` makes of `length`, asked for `parts`: it rounds their size up."""
+    return math.ceil(length / math.ceil(length / parts))
 
 
 def hand_over(whole: Tensor, at: Placement | OnRank0, parts: int) -> list[Tensor]:
@@ -94,25 +81,30 @@ def hand_over(whole: Tensor, at: Placement | OnRank0, parts: int) -> list[Tensor
 
 def place(whole: Tensor, at: Placement, parts: int) -> list[Tensor]:
     """What each device holds of `whole`, in memory of its own. (Partial: the whole, as a partial sum's gradient is.)"""
-    pieces = cut(whole, parts, at.dim) if isinstance(at, Shard) else [whole] * parts
-    return [piece.detach().clone() for piece in pieces]
+    held = Replicate() if isinstance(at, Partial) else at
+    return [held.piece(whole, parts, rank).detach().clone() for rank in range(parts)]
 
 
-class Work(TorchFunctionMode):
-    """Counts the multiplications of matrix products. (PyTorch keeps such modes per thread, so: per device.)"""
+class Work(TorchDispatchMode):
+    """Counts the multiplications of matrix products, however they are written: `@`, einsum, F.linear.
+
+    PyTorch keeps such modes per thread, so: per device.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.done = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        if name in ("matmul", "__matmul__", "mm", "bmm"):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if torch._C._current_autograd_node() is not None:
+            pass  # in a backward that the program runs itself
+        elif name in ("mm", "bmm"):
             self.done += args[0].numel() * args[1].shape[-1]
-        elif name == "__rmatmul__":
-            self.done += args[1].numel() * args[0].shape[-1]
-        elif function is F.linear:
-            self.done += args[0].numel() * args[1].shape[0]
+        elif name in ("addmm", "baddbmm"):
+            self.done += args[1].numel() * args[2].shape[-1]
+        elif name in ("mv", "dot"):
+            self.done += args[0].numel()
         return function(*args, **(kwargs or {}))
 
 
@@ -124,6 +116,7 @@ class Outcome:
     returned: list[Any]
     work: list[int]
     steps: int  # messages one after the other, on the longest way
+    paths: set[tuple[int, int]]  # who sent messages to whom
     meters: Meters = field(repr=False)
 
 
@@ -133,11 +126,11 @@ def attempt(
     inputs: Mapping[str, Input],
     requires_grad: tuple[str, ...] = (),
     backward: Callable[[int, Any], None] = lambda rank, returned: None,
-    count_steps: bool = False,
+    watch: bool = False,
 ) -> Outcome:
     """Runs the program on its own copy of the inputs per device, then `backward(rank, returned)` on the device.
 
-    Raises what the program or the engine raises.
+    With `watch`, messages are counted in steps, and by who sends to whom. Raises what the program or the engine raises.
     """
     placed = {name: hand_over(trial.inputs[name], given.at, trial.devices) for name, given in inputs.items()}
     handed = [{name: pieces[rank] for name, pieces in placed.items()} for rank in range(trial.devices)]
@@ -154,9 +147,13 @@ def attempt(
         backward(group.rank, returned)
         return returned
 
-    cluster = Cluster(trial.devices, hardware=STEPS if count_steps else None)
+    cluster = Cluster(trial.devices, hardware=STEPS if watch else None)
     returned = cluster.run(device)
-    return Outcome(handed, returned, work, round(cluster.trace.seconds) if count_steps else 0, cluster.meters)
+    if not watch:
+        return Outcome(handed, returned, work, 0, set(), cluster.meters)
+    named = ((event.rank, event.name.removeprefix("send to ")) for event in cluster.trace.events)
+    paths = {(src, int(dst)) for src, dst in named if dst.isdigit()}
+    return Outcome(handed, returned, work, round(cluster.trace.seconds), paths, cluster.meters)
 
 
 @contextmanager

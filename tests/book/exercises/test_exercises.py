@@ -6,7 +6,8 @@ import torch
 from book.exercises import sharding as tasks
 from book.exercises.check.cost import Spent, Talk, check_bytes
 from book.exercises.check.exercise import exercise
-from book.exercises.check.trials import Input, one_core, trials
+from book.exercises.check.inputs import Input
+from book.exercises.check.trials import one_core, trials
 from book.exercises.check.verdict import Fault, Folded, Verdict
 from lib import Partial, shard
 from lib.devices.collectives import AllReduce

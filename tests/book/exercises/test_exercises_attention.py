@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from book.exercises import attention as tasks
-from book.exercises import kv as kv
 from lib import Cluster, FusedHeads, attend, copy_to, gather_from, reduce_from, shard
 
 EVERY = [tasks.fused_qkv, tasks.heads_to_output, tasks.shared_heads, tasks.next_token]
@@ -193,11 +192,11 @@ def shared_copied_after_picking(group, q, k, v):
 
 
 def shared_accepts_anything(group, q, k, v):
-    return kv.shared_heads.solution(group, q, k, v[:, : k.shape[1]])
+    return tasks.shared_heads.solution(group, q, k, v[:, : k.shape[1]])
 
 
 def shared_gathered_queries(group, q, k, v):
-    o = kv.of_shared_heads(gather_from(q, group, 0), copy_to(k, group), copy_to(v, group))
+    o = tasks.of_shared_heads(gather_from(q, group, 0), copy_to(k, group), copy_to(v, group))
     return shard(o, group, 0)
 
 
@@ -206,7 +205,7 @@ def shared_gathered_queries(group, q, k, v):
 
 def step(x, wq, wk, wv, wo, keys, values):
     """This device's term of the output, and its cache."""
-    z, keys, values = kv.one_token(x, wq, wk, wv, wo, keys, values)
+    z, keys, values = tasks.one_token(x, wq, wk, wv, wo, keys, values)
     return z, keys, values
 
 
@@ -225,12 +224,12 @@ def token_differentiable(group, x, wq, wk, wv, wo, keys, values):
 
 def token_not_itself(group, x, wq, wk, wv, wo, keys, values):
     _, new_keys, new_values = step(x, wq, wk, wv, wo, keys, values)
-    return group.all_reduce(kv.from_cache(x, wq, wo, keys, values)), new_keys, new_values
+    return group.all_reduce(tasks.from_cache(x, wq, wo, keys, values)), new_keys, new_values
 
 
 def token_itself_only(group, x, wq, wk, wv, wo, keys, values):
     _, new_keys, new_values = step(x, wq, wk, wv, wo, keys, values)
-    return group.all_reduce(kv.from_cache(x, wq, wo, new_keys[:, -1:], new_values[:, -1:])), new_keys, new_values
+    return group.all_reduce(tasks.from_cache(x, wq, wo, new_keys[:, -1:], new_values[:, -1:])), new_keys, new_values
 
 
 def token_masked(group, x, wq, wk, wv, wo, keys, values):
@@ -282,9 +281,9 @@ RIGHT = [
     (tasks.fused_qkv, fused_batched),
     (tasks.heads_to_output, output_with_the_book),
     (tasks.heads_to_output, output_with_torch),
-    (kv.shared_heads, shared_by_expanding_all),
-    (kv.next_token, token_with_vectors),
-    (kv.next_token, token_differentiable),
+    (tasks.shared_heads, shared_by_expanding_all),
+    (tasks.next_token, token_with_vectors),
+    (tasks.next_token, token_differentiable),
 ]
 
 WRONG = [
@@ -309,27 +308,31 @@ WRONG = [
     (tasks.heads_to_output, output_heads_gathered, "does work twice"),
     (tasks.heads_to_output, output_one_call_per_head, "sends too many bytes forward"),
     (tasks.heads_to_output, output_accepts_anything, "accepts what cannot be right: v has one token more than k"),
-    (kv.shared_heads, shared_no_entrance, "k is used on every device: let it in with copy_to"),
-    (kv.shared_heads, shared_in_turns, "but neighbors share"),
-    (kv.shared_heads, shared_counted_from_the_own_first, "Count heads from the first device on"),
-    (kv.shared_heads, shared_rank_modulo, "the device took k[rank % 2]"),
-    (kv.shared_heads, shared_first_only, "all heads took k[0]"),
-    (kv.shared_heads, shared_keys_only_copied, "v is used on every device: let it in with copy_to"),
-    (kv.shared_heads, shared_causal, "there is no mask in this exercise"),
-    (kv.shared_heads, shared_copied_after_picking, "the gradient of k on rank 0"),
-    (kv.shared_heads, shared_gathered_queries, "does work twice"),
-    (kv.shared_heads, shared_accepts_anything, "accepts what cannot be right: v has one token more than k"),
-    (kv.next_token, token_not_itself, "the new token does not look at itself"),
-    (kv.next_token, token_itself_only, "the new token looks at itself only"),
-    (kv.next_token, token_masked, "the mask of a whole text was put on one row"),
-    (kv.next_token, token_not_scaled, "the scores are not divided by the root of the head size"),
-    (kv.next_token, token_not_summed, "these are partial sums"),
-    (kv.next_token, token_forgotten, "the keys on rank 0: expected shape"),
-    (kv.next_token, token_in_front, "the keys on rank 0, index [0, 0, 0]"),
-    (kv.next_token, token_cache_gathered, "this is the whole; each device is to return only its own piece along dim 0"),
-    (kv.next_token, token_output_only, "expected the output and the keys and the values, given a tensor"),
-    (kv.next_token, token_heads_gathered, "does work twice"),
-    (kv.next_token, token_accepts_anything, "accepts what cannot be right: keys has one head more than queries"),
+    (tasks.shared_heads, shared_no_entrance, "k is used on every device: let it in with copy_to"),
+    (tasks.shared_heads, shared_in_turns, "but neighbors share"),
+    (tasks.shared_heads, shared_counted_from_the_own_first, "Count heads from the first device on"),
+    (tasks.shared_heads, shared_rank_modulo, "the device took k[rank % 2]"),
+    (tasks.shared_heads, shared_first_only, "all heads took k[0]"),
+    (tasks.shared_heads, shared_keys_only_copied, "v is used on every device: let it in with copy_to"),
+    (tasks.shared_heads, shared_causal, "there is no mask in this exercise"),
+    (tasks.shared_heads, shared_copied_after_picking, "the gradient of k on rank 0"),
+    (tasks.shared_heads, shared_gathered_queries, "does work twice"),
+    (tasks.shared_heads, shared_accepts_anything, "accepts what cannot be right: v has one token more than k"),
+    (tasks.next_token, token_not_itself, "the new token does not look at itself"),
+    (tasks.next_token, token_itself_only, "the new token looks at itself only"),
+    (tasks.next_token, token_masked, "the mask of a whole text was put on one row"),
+    (tasks.next_token, token_not_scaled, "the scores are not divided by the root of the head size"),
+    (tasks.next_token, token_not_summed, "these are partial sums"),
+    (tasks.next_token, token_forgotten, "the keys on rank 0: expected shape"),
+    (tasks.next_token, token_in_front, "the keys on rank 0, index [0, 0, 0]"),
+    (
+        tasks.next_token,
+        token_cache_gathered,
+        "this is the whole; each device is to return only its own piece along dim 0",
+    ),
+    (tasks.next_token, token_output_only, "expected the output and the keys and the values, given a tensor"),
+    (tasks.next_token, token_heads_gathered, "does work twice"),
+    (tasks.next_token, token_accepts_anything, "accepts what cannot be right: keys has one head more than queries"),
 ]
 
 BROKEN = [
@@ -339,7 +342,7 @@ BROKEN = [
     ),  # after one device was right
 ]
 
-TRAINED = [(tasks.heads_to_output, "q k v wo"), (kv.shared_heads, "q k v")]
+TRAINED = [(tasks.heads_to_output, "q k v wo"), (tasks.shared_heads, "q k v")]
 
 test_the_stub_waits = checks.stubs_wait(EVERY[1:])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN, shard=shard)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from book.exercises import gpt as tasks
+from book.exercises.check.inputs import Ties
 from book.exercises.check.trials import trials
-from book.exercises.gpt import OfEach, Ties
-from book.exercises.grid import InReplica, OfReplicas
+from book.exercises.gpt import InReplica, OfEach, OfReplicas
 from lib import FusedHeads, shard
 from lib.devices import Cluster, Mesh
 from lib.parallel.gpt.generate import largest

@@ -5,9 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from book.exercises import tensor as tasks
-from book.exercises import vocabulary as ends
-from book.exercises.check.trials import Input, trials
-from book.exercises.vocabulary import Logits, Tokens, Vocabulary
+from book.exercises.check.inputs import Input, Logits, Tokens, Vocabulary
+from book.exercises.check.trials import trials
 from lib import copy_to, gather_from, reduce_from
 
 EVERY = [tasks.mlp, tasks.mlp_backward, tasks.embed, tasks.cross_entropy]
@@ -191,7 +190,7 @@ def embed_gradient_summed(group, tokens, table, own):
 
 
 def embed_detached(group, tokens, table, own):
-    return ends.embed.solution(group, tokens, table.detach(), own)
+    return tasks.embed.solution(group, tokens, table.detach(), own)
 
 
 def embed_zeros_for_the_unknown(group, tokens, table, own):
@@ -261,7 +260,7 @@ def gradient_gathered(group, logits, targets, own):
 
 
 def logits_gathered(group, logits, targets, own):
-    loss, gradient = ends.loss_and_gradient(group.all_gather(logits, 1), targets, own)
+    loss, gradient = tasks.loss_and_gradient(group.all_gather(logits, 1), targets, own)
     return loss, gradient[:, own]
 
 
@@ -280,9 +279,9 @@ def sums_gathered(group, logits, targets, own):
 
 RIGHT = [
     (tasks.mlp_backward, backward_by_autograd),
-    (ends.embed, embed_one_device_at_a_time),
-    (ends.embed, embed_with_functional),
-    (ends.cross_entropy, loss_with_two_calls),
+    (tasks.embed, embed_one_device_at_a_time),
+    (tasks.embed, embed_with_functional),
+    (tasks.cross_entropy, loss_with_two_calls),
 ]
 
 WRONG = [
@@ -306,33 +305,33 @@ WRONG = [
     (tasks.mlp_backward, backward_everything_summed, "db on rank 0, index [0, 0]"),
     (tasks.mlp_backward, backward_whole_weights, "does work twice"),
     (tasks.mlp_backward, backward_accepts_anything, "accepts what cannot be right: dz has one row more than x"),
-    (ends.embed, embed_clamped, "the tokens of other devices were clamped"),
-    (ends.embed, embed_row_0_for_others, "row 0 was added for them"),
-    (ends.embed, embed_not_summed, "these are partial sums"),
-    (ends.embed, embed_bare_verb, "use reduce_from(x, group)"),
-    (ends.embed, embed_summed_twice, "exactly 2 times too large"),
-    (ends.embed, embed_even_pieces_only, "only where all have equally many rows"),
-    (ends.embed, embed_not_from_its_first, "IndexError"),
-    (ends.embed, embed_gathered, "sends too many bytes forward"),
-    (ends.embed, embed_one_hot_product, "does work twice"),
-    (ends.embed, embed_gradient_summed, "exactly 2 times too large: a gradient that is the same"),
-    (ends.embed, embed_detached, "no input is connected with the result"),
-    (ends.embed, embed_zeros_for_the_unknown, "accepts what cannot be right: a token is not in the vocabulary"),
-    (ends.cross_entropy, loss_own_maximum, "each device subtracted the maximum of its own logits"),
-    (ends.cross_entropy, loss_no_maximum, "exp of more than 709 is inf"),
-    (ends.cross_entropy, loss_maximum_not_added_again, "the maximum was subtracted, and not added again"),
-    (ends.cross_entropy, loss_maximum_summed, "exp of more than 709 is inf"),
-    (ends.cross_entropy, loss_no_target, "the logit of the target is missing."),
-    (ends.cross_entropy, loss_target_not_summed, "is wrong on 2 devices"),
-    (ends.cross_entropy, gradient_without_the_target, "at the target the gradient is the probability minus 1"),
+    (tasks.embed, embed_clamped, "the tokens of other devices were clamped"),
+    (tasks.embed, embed_row_0_for_others, "row 0 was added for them"),
+    (tasks.embed, embed_not_summed, "these are partial sums"),
+    (tasks.embed, embed_bare_verb, "use reduce_from(x, group)"),
+    (tasks.embed, embed_summed_twice, "exactly 2 times too large"),
+    (tasks.embed, embed_even_pieces_only, "only where all have equally many rows"),
+    (tasks.embed, embed_not_from_its_first, "IndexError"),
+    (tasks.embed, embed_gathered, "sends too many bytes forward"),
+    (tasks.embed, embed_one_hot_product, "does work twice"),
+    (tasks.embed, embed_gradient_summed, "exactly 2 times too large: a gradient that is the same"),
+    (tasks.embed, embed_detached, "no input is connected with the result"),
+    (tasks.embed, embed_zeros_for_the_unknown, "accepts what cannot be right: a token is not in the vocabulary"),
+    (tasks.cross_entropy, loss_own_maximum, "each device subtracted the maximum of its own logits"),
+    (tasks.cross_entropy, loss_no_maximum, "exp of more than 709 is inf"),
+    (tasks.cross_entropy, loss_maximum_not_added_again, "the maximum was subtracted, and not added again"),
+    (tasks.cross_entropy, loss_maximum_summed, "exp of more than 709 is inf"),
+    (tasks.cross_entropy, loss_no_target, "the logit of the target is missing."),
+    (tasks.cross_entropy, loss_target_not_summed, "is wrong on 2 devices"),
+    (tasks.cross_entropy, gradient_without_the_target, "at the target the gradient is the probability minus 1"),
     (
-        ends.cross_entropy,
+        tasks.cross_entropy,
         gradient_gathered,
         "this is the whole; each device is to return only its own piece along dim 1",
     ),
-    (ends.cross_entropy, logits_gathered, "sends too many bytes"),
-    (ends.cross_entropy, sums_gathered, "sends too many bytes"),
-    (ends.cross_entropy, loss_accepts_anything, "accepts what cannot be right: there is one target more"),
+    (tasks.cross_entropy, logits_gathered, "sends too many bytes"),
+    (tasks.cross_entropy, sums_gathered, "sends too many bytes"),
+    (tasks.cross_entropy, loss_accepts_anything, "accepts what cannot be right: there is one target more"),
 ]
 
 TRAINED = [(tasks.mlp, "x a a_bias b b_bias")]
@@ -378,6 +377,6 @@ def test_a_dim_may_be_a_number_or_a_multiple():
 
 
 def test_what_is_needed_several_times_is_said_once():
-    sent = str(ends.cross_entropy.check(ends.cross_entropy.solution))
+    sent = str(tasks.cross_entropy.check(tasks.cross_entropy.solution))
     assert "Sent: 3 times: 2(P-1)/P · N bytes per device, as one ring all_reduce of (tokens) sends." in sent
-    assert "Backward: nothing." in str(ends.embed.check(ends.embed.solution))
+    assert "Backward: nothing." in str(tasks.embed.check(tasks.embed.solution))
