@@ -114,7 +114,7 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
             model / tokens * count, plan.devices, hardware.flops, options.mfu, options.dollars_per_hour, options.watts
         )
         lines += [
-            f"{count:,.0f} tokens: {run.flops:.3g} FLOPs, {run.days:,.1f} days, {run.device_hours:,.0f} device hours, "
+            f"{count:,.0f} tokens: {run.flops:.3g} FLOPs, {run.days:,.4g} days, {run.device_hours:,.0f} device hours, "
             f"${run.dollars:,.0f} at ${options.dollars_per_hour:g} an hour, {run.kilowatt_hours:,.0f} kWh at "
             f"{options.watts:g} W"
         ]

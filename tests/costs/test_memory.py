@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lib import GPT, GPTConfig
+from lib import GPT, GPTConfig, SequenceGPT
 from lib.costs.activations import LayerShape, activation_bytes
 from lib.costs.gpt import gpt_parameters
 from lib.costs.memory import (
@@ -38,7 +38,7 @@ def held(shape, plan):
     config = GPTConfig(*shape[:4], positions=shape[4], dropout=0.1 if plan.dropout else 0.0)
 
     def train(group):
-        model = GPT(config, group, sequence_parallel=plan.sequence_parallel, recompute=plan.recompute)
+        model = (SequenceGPT if plan.sequence_parallel else GPT)(config, group, recompute=plan.recompute)
         if plan.precision == "mixed":
             model = model.bfloat16()
             optimizer = MasterWeights(model.parameters(), torch.optim.AdamW)
