@@ -48,7 +48,8 @@ class Clock:
         """Device `rank` has memory in hand: what the operation `name` was given, and what it made."""
         if self._counting:
             self.memory.see(rank, given)
-            self.memory.see(rank, made, name)
+            derived = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+            self.memory.see(rank, made, name, derived)
 
     def compute(self, rank: int, name: str, flops: int, moved: int) -> None:
         """Device `rank` runs a kernel."""
@@ -72,19 +73,21 @@ class Clock:
             self.trace.events.append(Event(r, "communication", verb.name, start, end, sent=traffic.bytes_sent))
         return start, end
 
-    def send(self, src: int, dst: int, size: int) -> float:
-        """Device `src` sends `size` bytes to `dst`, when its link has sent what came before; returns the beginning."""
-        start = max(self.now[src], self._sent[src])
+    def send(self, src: int, dst: int, size: int, called: float = 0.0) -> tuple[float, float]:
+        """Device `src` sends `size` bytes to `dst`, when its link has sent what came before, and not before `called`,
+        when `dst` asked for them; returns when they begin to leave, and when they have left."""
+        start = max(self.now[src], self._sent[src], called)
         self._sent[src] = start + self.hardware.link((src, dst)).seconds(1, size)
         self.trace.events.append(Event(src, "communication", f"send to {dst}", start, self._sent[src], sent=size))
-        return start
+        return start, self._sent[src]
 
-    def receive(self, src: int, dst: int, size: int, sent: float) -> None:
-        """Device `dst` takes the message that `src` began to send at `sent`; its link takes one at a time."""
+    def receive(self, src: int, dst: int, size: int, sent: float) -> tuple[float, float]:
+        """Device `dst` takes the message that `src` began to send at `sent`. Its link takes one at a time, in the order
+        of the calls of recv, whichever comes first; returns beginning and end. The device does not wait."""
         start = max(sent, self._received[dst])
         self._received[dst] = start + self.hardware.link((src, dst)).seconds(1, size)
         self.trace.events.append(Event(dst, "communication", f"recv from {src}", start, self._received[dst]))
-        self.wait_until(dst, self._received[dst], f"recv from {src}", start)
+        return start, self._received[dst]
 
     def wait_until(self, rank: int, time: float, why: str, begin: float | None = None) -> None:
         """Device `rank` stands still until `time`. The part before `begin`, when the others were not ready, is waiting;
@@ -117,5 +120,15 @@ class Charge(TorchDispatchMode):
             # The registry knows the attention kernels of GPUs; the CPU's have the same arithmetic.
             count = flop_registry.get(getattr(torch.ops.aten, name.replace("_for_cpu", ""), None))
             flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            if flops and _is_causal(func, args, kwargs or {}):
+                flops //= 2  # the registry counts the whole square of scores; the kernel skips what nobody may see
             self._clock.compute(self._rank, name, flops, sum(map(size_in_bytes, given + made)))
         return out
+
+
+def _is_causal(func: Any, args: tuple, kwargs: dict) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    if "is_causal" not in names:
+        return False
+    place = names.index("is_causal")
+    return bool(args[place] if place < len(args) else kwargs.get("is_causal"))

@@ -27,24 +27,26 @@ class Cluster:
     With `hardware` (a `Hardware`, or the name of a preset such as "H100") a virtual clock runs beside the program;
     nothing is slowed down.
 
+    With `rendezvous`, a `send` waits until its receiver takes the message, as NCCL's does; without, it goes on at once.
+
     After a run, failed or not, `meters` holds what each device sent and received, and `trace` (None without hardware)
     what each did when.
     """
 
-    def __init__(self, size: int, hardware: Hardware | str | None = None):
+    def __init__(self, size: int, hardware: Hardware | str | None = None, rendezvous: bool = False):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"Cluster(size={size!r}): the number of devices must be an integer of at least 1")
         self.size = size
         self.hardware = Hardware.preset(hardware) if isinstance(hardware, str) else hardware
         if not isinstance(self.hardware, Hardware | None):
             raise TypeError(f"Cluster: hardware={hardware!r} must be a Hardware, the name of a preset, or None")
+        self.rendezvous = rendezvous
         self.meters = Meters(size)
         self.trace = Trace(size) if self.hardware else None
 
     def __repr__(self) -> str:
-        return (
-            f"Cluster({self.size})" if self.hardware is None else f"Cluster({self.size}, hardware={self.hardware.name})"
-        )
+        hardware = "" if self.hardware is None else f", hardware={self.hardware.name}"
+        return f"Cluster({self.size}{hardware}{', rendezvous=True' if self.rendezvous else ''})"
 
     def run(self, program: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Runs `program(group, *args, **kwargs)` once per device; returns the results in rank order.
@@ -63,7 +65,7 @@ class Cluster:
         self.meters = Meters(self.size)
         self.trace = Trace(self.size) if self.hardware else None
         clock = Clock(self.size, self.hardware, self.trace) if self.hardware else None
-        exchange = Exchange(self.size, self.meters, clock)
+        exchange = Exchange(self.size, self.meters, clock, self.rendezvous)
         outputs: list[Any] = [None] * self.size
         shared = SharedArguments(program, args, kwargs)
         with_modes = _modes_of_the_caller()

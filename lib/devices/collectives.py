@@ -70,7 +70,7 @@ class Collective(ABC):
         )
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in vars(self).items() if value is not None)})"
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,13 @@ class ReduceScatter(Collective):
 @dataclass(frozen=True)
 class AllToAll(Collective):
     """Each device cuts its tensor along `split_dim` and sends piece j to device j; what arrives is concatenated along
-    `concat_dim` in rank order. Pairwise: (P-1)/P N per device."""
+    `concat_dim` in rank order. Pairwise: (P-1)/P N per device.
+
+    `sizes`, if given, is the table of the pieces' lengths: sizes[i][j] goes from device i to device j."""
 
     split_dim: int
     concat_dim: int
+    sizes: tuple[tuple[int, ...], ...] | None = None
     name: ClassVar[str] = "all_to_all"
 
     def may_differ(self):
@@ -147,13 +150,18 @@ class AllToAll(Collective):
     def dims(self):
         return (self.split_dim, self.concat_dim)
 
+    def pieces(self, x: Tensor, rank: int, parts: int) -> Sequence[Tensor]:
+        """What device `rank` of `parts` sends to each, as views."""
+        return cut(x, parts, self.split_dim) if self.sizes is None else x.split(self.sizes[rank], self.split_dim)
+
     def results(self, tensors):
-        pieces = [cut(x, len(tensors), self.split_dim) for x in tensors]
+        pieces = [self.pieces(x, r, len(tensors)) for r, x in enumerate(tensors)]
         return [torch.cat(arrived, self.concat_dim) for arrived in zip(*pieces, strict=True)]
 
     def traffic(self, tensors):
         parts = len(tensors)
-        bytes_to = [piece_bytes(x, parts, self.split_dim) for x in tensors]  # bytes_to[sender][receiver]
+        # bytes_to[sender][receiver]
+        bytes_to = [[size_in_bytes(piece) for piece in self.pieces(x, r, parts)] for r, x in enumerate(tensors)]
         received = [sum(column) for column in zip(*bytes_to, strict=True)]
         return [
             Traffic(parts - 1, sum(bytes_to[r]) - bytes_to[r][r], parts - 1, received[r] - bytes_to[r][r])

@@ -1,6 +1,7 @@
 """What a program sees: its rank, and the verbs by which it talks to the other devices of its group."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from lib.devices.engine.meeting_place import MeetingPlace
 from lib.devices.engine.partners import advice
 from lib.devices.engine.wording import short_ranks
 from lib.devices.handle import Handle
+
+Sizes = Sequence[int] | Sequence[Sequence[int]]
 
 
 class Group:
@@ -58,10 +61,24 @@ class Group:
         """The sum of all tensors cut along `dim` (see `shard_sizes`); this device's piece."""
         return self._meet(c.ReduceScatter(self._dim(x, dim, "reduce_scatter"), op), x, async_op=async_op)
 
-    def all_to_all(self, x: Tensor, split_dim: int = 0, concat_dim: int = 0, async_op: bool = False) -> Tensor | Handle:
-        """Piece j of `x` along `split_dim` goes to device j; what arrives is concatenated along `concat_dim`."""
+    def all_to_all(
+        self, x: Tensor, split_dim: int = 0, concat_dim: int = 0, sizes: Sizes | None = None, async_op: bool = False
+    ) -> Tensor | Handle:
+        """Piece j of `x` along `split_dim` goes to device j; what arrives is concatenated along `concat_dim`.
+
+        The pieces are equal (see `shard_sizes`) unless `sizes` says how long they are: P lengths, those of this
+        device's own pieces, or the table of all, sizes[i][j] from device i to device j. A receiver must know what
+        comes, so P lengths cost an all-gather first (`table_of`); the table costs nothing. The dims must be the same.
+        """
         split, concat = self._dim(x, split_dim, "all_to_all"), self._dim(x, concat_dim, "all_to_all")
-        return self._meet(c.AllToAll(split, concat), x, async_op=async_op)
+        if sizes is not None:
+            sizes = self._table_for(x, split, concat, sizes)
+        return self._meet(c.AllToAll(split, concat, sizes), x, async_op=async_op)
+
+    def table_of(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """`table[i][j]`: entry j of what device i brought. One all-gather of 8 P bytes from each device."""
+        mine = torch.tensor([*map(int, lengths)], dtype=torch.int64, device="cpu")
+        return tuple(map(tuple, self.all_gather(mine[None]).tolist()))
 
     def broadcast(self, x: Tensor | None, src: int = 0, async_op: bool = False) -> Tensor | Handle:
         """The tensor of device `src`, on every device. The others may pass None, or a tensor of the same shape."""
@@ -91,15 +108,30 @@ class Group:
     # ---- messages: two devices ----
 
     def send(self, x: Tensor, dst: int, tag: int = 0) -> None:
-        """Sends `x` to device `dst`. Does not wait until it is received."""
+        """Sends `x` to device `dst`. Does not wait until it is received, unless the cluster has rendezvous."""
         self._member(dst, "dst", "send")
         self._check(x, "send")
         self.place.send(self._key, self.ranks, self.rank, dst, tag, x.detach())
 
-    def recv(self, src: int, tag: int = 0) -> Tensor:
+    def recv(self, src: int, tag: int = 0, async_op: bool = False) -> Tensor | Handle:
         """The next tensor that device `src` sends to this one under `tag`. Waits for it."""
         self._member(src, "src", "recv")
+        if async_op:
+            return self.place.expect(self._key, self.ranks, self.rank, src, tag)
         return self.place.recv(self._key, self.ranks, self.rank, src, tag)
+
+    # ---- time ----
+
+    def now(self) -> float:
+        """Seconds: the virtual time of this device where the cluster has hardware, else that of the wall clock."""
+        return self.place.now(self._me)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """`with group.span("forward"):` gives what happens inside a name in the trace."""
+        start = self.now()
+        yield
+        self.place.note(self._me, name, start)
 
     # ---- smaller groups ----
 
@@ -169,7 +201,8 @@ class Group:
         if not isinstance(x, Tensor):
             return dim  # refused later, or no tensor is needed here
         if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"{verb} on rank {self.rank} of group {self._shown}: dim={dim!r} must be an integer")
+            hint = "; the lengths of the pieces are sizes=[...]" if verb == "all_to_all" else ""
+            raise TypeError(f"{verb} on rank {self.rank} of group {self._shown}: dim={dim!r} must be an integer{hint}")
         if not -x.ndim <= dim < x.ndim:
             has = (
                 f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"
@@ -179,6 +212,24 @@ class Group:
                 f"{tuple(x.shape)}; {has}"
             )
         return dim % x.ndim
+
+    def _table_for(self, x: Tensor, split: int, concat: int, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
+        who = f"all_to_all on rank {self.rank} of group {self._shown}"
+        if split != concat:
+            raise ValueError(f"{who}: with sizes, split_dim={split} and concat_dim={concat} must be the same dim")
+        rows = [sizes] if all(isinstance(n, int) for n in sizes) else sizes
+        if len(rows) not in (1, self.size) or any(len(row) != self.size or min(row) < 0 for row in rows):
+            raise ValueError(
+                f"{who}: sizes={sizes} must be {self.size} lengths of at least 0, one for each device, or a table of "
+                f"{self.size} such rows, sizes[i][j] from device i to device j"
+            )
+        mine = rows[0] if rows[0] is sizes else rows[self.rank]
+        if isinstance(x, Tensor) and sum(mine) != x.shape[split]:
+            raise ValueError(
+                f"{who}: sizes {list(mine)} add up to {sum(mine)}, but this tensor of shape {tuple(x.shape)} has "
+                f"{x.shape[split]} along dim {split}"
+            )
+        return self.table_of(mine) if rows[0] is sizes else tuple(tuple(map(int, row)) for row in rows)
 
     def _member(self, rank: int | None, what: str, verb: str) -> None:
         if self.rank is None:

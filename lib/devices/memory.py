@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 Use = Literal["parameters", "gradients", "activations", "optimizer", "buffers"]
@@ -49,6 +50,7 @@ class Block:
     since: float
     alive: weakref.ref  # its callback ends the block
     saved: int = 0  # how often a graph keeps it
+    derived: bool = False  # came out of a graph, or from another device: cut loose, it begins a graph and is no weight
 
 
 class Memory:
@@ -62,15 +64,17 @@ class Memory:
         self._blocks: dict[int, dict[int, Block]] = {}  # address of the storage -> rank -> block
         self._hooks: list[Any] = []
 
-    def see(self, rank: int, tensors: Iterable[Tensor], name: str | None = None) -> None:
-        """Device `rank` uses `tensors`, which were made by `name`, or came from outside."""
+    def see(self, rank: int, tensors: Iterable[Tensor], name: str | None = None, derived: bool = False) -> None:
+        """Device `rank` uses `tensors`, which were made by `name`, or came from outside. `derived`: from others that
+        require a gradient, so what `x.detach().requires_grad_()` makes of them is no parameter."""
         for x in tensors:
             storage = x.untyped_storage()
             users = self._blocks.setdefault(storage._cdata, {})
             if rank not in users and (size := storage.nbytes()):
                 gone = weakref.ref(storage, lambda _, rank=rank, key=storage._cdata: self._freed(rank, key))
                 users[rank] = Block(name or f"input {tuple(x.shape)}", size, "buffers", self._now[rank], gone)
-            if rank in users and _is_parameter(x):
+                users[rank].derived = derived
+            if rank in users and _is_parameter(x, users[rank]):
                 self._parameter(rank, users[rank], x)
 
     @contextmanager
@@ -78,7 +82,8 @@ class Memory:
         """For the time of a run: also watches optimizers. Afterwards nothing is left behind."""
         self._hooks.append(register_optimizer_step_post_hook(self._stepped))
         try:
-            yield
+            with _same_objects():
+                yield
         finally:
             for hook in self._hooks:
                 hook.remove()
@@ -144,10 +149,33 @@ class Memory:
             self._held.append(Held(rank, block.kind, block.name, block.size, block.since, end))
 
 
-def _is_parameter(x: Tensor) -> bool:
+def _is_parameter(x: Tensor, block: Block) -> bool:
+    if isinstance(x, torch.nn.Parameter):
+        return True
     # In a backward, saved tensors come back as leaves.
     in_backward = torch._C._current_graph_task_id() != -1
-    return isinstance(x, torch.nn.Parameter) or x.is_leaf and x.requires_grad and not in_backward
+    return x.is_leaf and x.requires_grad and not (x._is_view() or block.derived or in_backward)
+
+
+@contextmanager
+def _same_objects() -> Iterator[None]:
+    """Behind hooks, PyTorch hands a backward another object for a parameter that its forward has saved, and a `.grad`
+    that is set on it is lost. Inside, `ctx.saved_tensors` gives the parameter itself, as it does without hooks."""
+
+    def saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
+        return tuple(_itself(x) for x in super(BackwardCFunction, ctx).saved_tensors)
+
+    BackwardCFunction.saved_tensors = property(saved_tensors)
+    try:
+        yield
+    finally:
+        del BackwardCFunction.saved_tensors
+
+
+def _itself(x: Tensor | None) -> Tensor | None:
+    if x is None or not (x.requires_grad and x.is_leaf):
+        return x
+    return get_gradient_edge(x).node.variable  # where its gradient is accumulated
 
 
 class Saved:

@@ -2,8 +2,8 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
-from itertools import accumulate
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,16 @@ class Event:
         return self.end - self.start
 
 
+@dataclass(frozen=True)
+class Span:
+    """The program of device `rank` calls the time from `start` to `end` `name`: `with group.span(name)`."""
+
+    rank: int
+    name: str
+    start: float
+    end: float
+
+
 class Trace:
     """The events of one run, in the order in which they were recorded. Readable also when the run failed."""
 
@@ -41,11 +51,36 @@ class Trace:
         self.size = size
         self.events: list[Event] = []
         self.memory: list[Held] = []
+        self.spans: list[Span] = []
 
     @property
     def seconds(self) -> float:
         """When the last device was done."""
         return max((event.end for event in self.events), default=0.0)
+
+    def during(self, name: str) -> "Trace":
+        """What began inside of the spans called `name`, such as a step without its initialization, as a trace of its
+        own that begins at 0, with the first of them. What was held then counts from then on.
+
+        Raises ValueError when no span has this name.
+        """
+        spans = [span for span in self.spans if span.name == name]
+        if not spans:
+            known = ", ".join(sorted({repr(span.name) for span in self.spans})) or "none"
+            raise ValueError(
+                f"no span is called {name!r}; there are: {known}. Name one with `with group.span({name!r})`"
+            )
+        zero, end = min(span.start for span in spans), max(span.end for span in spans)
+        inside = lambda thing: any(s.rank == thing.rank and s.start <= thing.start < s.end for s in spans)  # noqa: E731
+        part = Trace(self.size)
+        for thing in chain(self.events, self.spans):
+            if inside(thing):
+                moved = replace(thing, start=thing.start - zero, end=thing.end - zero)
+                (part.events if isinstance(thing, Event) else part.spans).append(moved)
+        for held in self.memory:
+            if held.start < end and held.end > zero:
+                part.memory.append(replace(held, start=max(held.start, zero) - zero, end=min(held.end, end) - zero))
+        return part
 
     def total(self, rank: int | None = None, kind: Kind | None = None) -> float:
         """Seconds during which device `rank` (or each, added up) was busy with `kind` (or anything).
@@ -97,7 +132,8 @@ class Trace:
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace in Chrome's format: open it in ui.perfetto.dev or chrome://tracing.
 
-        One process per device; communication has a track of its own, since it may overlap compute. In microseconds.
+        One process per device. Communication has a track of its own, since it may overlap compute, and so have the
+        spans that the program named. In microseconds.
         """
         rows = [
             {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"device {rank}"}}
@@ -117,6 +153,11 @@ class Trace:
                     "args": details,
                 }
             )  # fmt: skip
+        for rank in sorted({span.rank for span in self.spans}):
+            rows.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": 2, "args": {"name": "program"}})
+        for span in self.spans:
+            times = {"ts": span.start * 1e6, "dur": (span.end - span.start) * 1e6}
+            rows.append({"ph": "X", "name": span.name, "cat": "span", "pid": span.rank, "tid": 2, **times})
         Path(path).write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ns"}), "utf-8")
 
     def __str__(self) -> str:

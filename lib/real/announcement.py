@@ -13,11 +13,33 @@ from lib.devices.collectives import COMBINE, Collective
 from lib.devices.rooted import COLLECTIVES
 
 LENGTH = 24  # numbers in an announcement
-MOST_DIMS = LENGTH - 6
+MOST_DIMS = LENGTH - 7
 _DTYPES = sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)}, key=str)
 _DEVICES = ("cpu", "cuda", "meta")
 _OPS = tuple(COMBINE)
 _NO_TENSOR = -1
+_NOTHING = -1  # an argument that a verb does not have, or that is None
+
+
+class Table(int):
+    """A table of sizes, which an announcement has no room for: a number that is the same for equal tables alone."""
+
+    def __repr__(self) -> str:
+        return f"table {self:x}"
+
+
+def _number(argument: object) -> int:
+    if isinstance(argument, str):
+        return _OPS.index(argument)
+    if isinstance(argument, tuple):
+        return hash(argument) % 2**62  # of integers alone: the same in every process
+    return _NOTHING if argument is None else argument
+
+
+def _argument(name: str, number: int) -> object:
+    if number == _NOTHING:
+        return None
+    return _OPS[number] if name == "op" else Table(number) if name == "sizes" else number
 
 
 @dataclass(frozen=True)
@@ -56,9 +78,9 @@ class Announcement:
         return None if self.shape is None else torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def encode(self) -> Tensor:
-        """(LENGTH,) integers: the verb, its arguments (at most two), dtype, device, number of dims, shape."""
-        arguments = [_OPS.index(a) if isinstance(a, str) else a for a in astuple(self.verb)]
-        numbers = [COLLECTIVES.index(type(self.verb)), *arguments, *[0] * (2 - len(arguments))]
+        """(LENGTH,) integers: the verb, its arguments (at most three), dtype, device, number of dims, shape."""
+        arguments = [_number(a) for a in astuple(self.verb)]
+        numbers = [COLLECTIVES.index(type(self.verb)), *arguments, *[_NOTHING] * (3 - len(arguments))]
         if self.shape is None:
             numbers += [0, 0, _NO_TENSOR]
         else:
@@ -68,10 +90,10 @@ class Announcement:
     @staticmethod
     def decode(numbers: list[int]) -> "Announcement":
         """The inverse of `encode`."""
-        kind, first, second, dtype, device, ndim, *shape = numbers
+        kind, first, second, third, dtype, device, ndim, *shape = numbers
         names = [field.name for field in fields(COLLECTIVES[kind])]
-        arguments = zip(names, (first, second), strict=False)
-        verb = COLLECTIVES[kind](**{name: _OPS[a] if name == "op" else a for name, a in arguments})
+        arguments = zip(names, (first, second, third), strict=False)
+        verb = COLLECTIVES[kind](**{name: _argument(name, a) for name, a in arguments})
         if ndim == _NO_TENSOR:
             return Announcement(verb)
         return Announcement(verb, _DTYPES[dtype], _DEVICES[device], torch.Size(shape[:ndim]))

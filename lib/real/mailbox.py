@@ -7,6 +7,7 @@ first and receive then moves on. Messages from a GPU travel by way of the CPU: N
 import time
 import zlib
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from concurrent.futures import wait
 from typing import NamedTuple
 
@@ -42,11 +43,12 @@ class Mailbox:
     def __init__(self, pg: dist.ProcessGroup, rank: int, gpu: torch.device | None):
         self._pg, self._rank, self._gpu = pg, rank, gpu
         self._to_itself: dict[Address, deque[Tensor]] = defaultdict(deque)
-        self._receiving, self._sending = Worker(), Worker()
+        self._sending = Worker()
+        self._receiving: dict[Address, Worker] = {}  # a thread for each: one that has not come holds up no other
         self.sent: Counter[Address] = Counter()
         self.received: Counter[Address] = Counter()
         self.shapes: dict[Address, deque[tuple[int, ...]]] = defaultdict(deque)  # of the latest, received or not
-        self.moving = False  # whether a message is on its way that was waited for
+        self._arriving = 0  # messages whose header has come
 
     def send(self, address: Address, x: Tensor) -> None:
         """Hands `x` over and goes on."""
@@ -68,24 +70,37 @@ class Mailbox:
             work.wait()
         self.shapes[address].popleft()
 
-    def recv(self, address: Address, waiting: Waiting) -> Tensor:
-        """The oldest message; `waiting` for it as long as there is hope."""
+    @property
+    def moving(self) -> bool:
+        """Whether a message is on its way that was waited for."""
+        return self._arriving > 0
+
+    def expect(self, address: Address) -> Callable[[Waiting], Tensor]:
+        """Lets the oldest message come in. Returns a function that gives it, `waiting` as long as there is hope."""
         if address.ranks[address.src] == self._rank:
-            queue = self._to_itself[address]
-            waiting(lambda seconds: bool(queue) or time.sleep(seconds))
-            self.shapes[address].popleft()
-            x = queue.popleft()
-        else:
-            arriving = self._receiving.do(lambda: self._receive(address))
+            return lambda waiting: self._own(address, waiting)
+        if address not in self._receiving:
+            self._receiving[address] = Worker()
+        arriving = self._receiving[address].do(lambda: self._receive(address))
+
+        def fetch(waiting: Waiting) -> Tensor:
             waiting(lambda seconds: bool(wait([arriving], seconds).done))
-            x = arriving.result()
+            self.received[address] += 1
+            return arriving.result()
+
+        return fetch
+
+    def _own(self, address: Address, waiting: Waiting) -> Tensor:
+        queue = self._to_itself[address]
+        waiting(lambda seconds: bool(queue) or time.sleep(seconds))
+        self.shapes[address].popleft()
         self.received[address] += 1
-        return x
+        return queue.popleft()
 
     def _receive(self, address: Address) -> Tensor:
         src, header = address.ranks[address.src], torch.empty(LENGTH, dtype=torch.int64, device="cpu")
         self._pg.recv([header], src, address.number()).wait()
-        self.moving = True
+        self._arriving += 1
         try:
             told = Announcement.decode(header.tolist())
             x = torch.empty(told.shape, dtype=told.dtype, device="meta" if told.device == "meta" else "cpu")
@@ -93,9 +108,10 @@ class Mailbox:
                 self._pg.recv([x.view(-1).view(torch.uint8)], src, address.number()).wait()
             return x if told.device != "cuda" else x.to(self._gpu)
         finally:
-            self.moving = False
+            self._arriving -= 1
 
     def close(self) -> None:
         """Ends the threads."""
-        self._receiving.stop()
+        for worker in self._receiving.values():
+            worker.stop()
         self._sending.stop()

@@ -7,6 +7,7 @@ collectives go through the `Channel` of their group, messages through the `Mailb
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import wait
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lib.devices.collectives import AllGather, Collective
-from lib.devices.engine.exchange import Message
+from lib.devices.engine.mail import Message
 from lib.devices.engine.wording import short_ranks, where
 from lib.devices.handle import Handle
 from lib.devices.meters import Meters
@@ -74,14 +75,22 @@ class RealMeetingPlace:
 
         def collect() -> Tensor | None:
             self._check_running(verb)
-            del self._open[handle]
             self._hoping(verb, channel)(lambda seconds: bool(wait([under_way], seconds).done))
             result = self._charged(verb, under_way.result())
             if result is not None and result.is_cuda:
                 result.record_stream(torch.cuda.current_stream(result.device))  # it was made on another
             return result
 
-        handle = Handle(f"{verb} in group {short_ranks(ranks)}", collect)
+        return self._open_handle(verb, ranks, line, collect)
+
+    def _open_handle(
+        self, call: object, ranks: tuple[int, ...], line: str, collect: Callable[[], Tensor | None]
+    ) -> Handle:
+        def close() -> Tensor | None:
+            del self._open[handle]
+            return collect()
+
+        handle = Handle(f"{call} in group {short_ranks(ranks)}", close)
         self._open[handle] = f"rank {self.rank} in {line}"
         return handle
 
@@ -93,16 +102,36 @@ class RealMeetingPlace:
 
     def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Tensor:
         """The oldest message from `src` under `tag`; waits until there is one."""
+        return self._asked(key, ranks, rank, src, tag)()
+
+    def expect(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Handle:
+        """A handle of `recv`: the message comes in meanwhile."""
+        fetch, line = self._asked(key, ranks, rank, src, tag), where(sys._getframe())
+        return self._open_handle(Message("recv", src, tag), ranks, line, fetch)
+
+    def _asked(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Callable[[], Tensor]:
         call = Message("recv", src, tag)
         self._check_running(call)
+        fetch = self._mailbox.expect(Address(key, ranks, src, rank, tag))
 
         def waiting(arrived):
             self._lookout.wait(arrived, call, ranks, lambda: None if self._mailbox.moving else 0)
 
-        with naming_a_lost_connection(self.rank, call, ranks):
-            x = self._mailbox.recv(Address(key, ranks, src, rank, tag), waiting)
-        self.meters.charge(self.rank, "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
-        return x
+        def collect() -> Tensor:
+            self._check_running(call)
+            with naming_a_lost_connection(self.rank, call, ranks):
+                x = fetch(waiting)
+            self.meters.charge(self.rank, "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
+            return x
+
+        return collect
+
+    def now(self, me: int) -> float:
+        """The wall clock of this machine."""
+        return time.perf_counter()
+
+    def note(self, me: int, name: str, start: float) -> None:
+        """Nothing: a run of real processes has no trace, unless a stopwatch stands before it."""
 
     def finish(self) -> tuple[Meters, Tensor]:
         """The program of this process is over. Waits for the others; returns the meters of all, and where the random
@@ -175,6 +204,21 @@ class Over:
 
     def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> NoReturn:
         _refuse(self.rank, Message("recv", src, tag))
+
+    def expect(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> NoReturn:
+        _refuse(self.rank, Message("recv", src, tag))
+
+    def collect(self, joined: Any, ranks: tuple[int, ...], rank: int, verb: Collective) -> NoReturn:
+        _refuse(self.rank, verb)
+
+    def hand_out(self, joined: Any, ranks: tuple[int, ...], rank: int, verb: Collective) -> NoReturn:
+        _refuse(self.rank, verb)
+
+    def now(self, me: int) -> NoReturn:
+        _refuse(self.rank, "now()")
+
+    def note(self, me: int, name: str, start: float) -> NoReturn:
+        _refuse(self.rank, f"span({name!r})")
 
 
 def _refuse(rank: int, call: object) -> NoReturn:

@@ -65,9 +65,10 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
             return torch.cat(list(whole), dim)
         case AllGather(dim):
             return torch.cat(swap_pieces([x] * size, shapes, like, pg), dim)
-        case AllToAll(split, concat):
-            arriving = [_piece_shape(shape, size, split, rank) for shape in shapes]
-            return torch.cat(swap_pieces(cut(x, size, split), arriving, like, pg), concat)
+        case AllToAll(_, concat):
+            brought_by = [torch.empty(shape, device="meta") for shape in shapes]
+            arriving = [verb.pieces(y, r, size)[rank].shape for r, y in enumerate(brought_by)]
+            return torch.cat(swap_pieces(verb.pieces(x, rank, size), arriving, like, pg), concat)
         case Broadcast(src):
             y = _copy(x) if rank == src else like.new_empty(shapes[src])
             dist.broadcast(as_bytes(y), group=pg, group_src=src)

@@ -21,7 +21,7 @@ from lib.devices.collectives import Collective
 from lib.devices.engine.meeting_place import MeetingPlace
 from lib.devices.group import Group
 from lib.devices.handle import Handle
-from lib.devices.trace import Event, Trace
+from lib.devices.trace import Event, Span, Trace
 
 
 class Note(NamedTuple):
@@ -39,12 +39,13 @@ class Note(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """What a device brings home: the `output` of its program, which ran from `begin` to `end`, and its notes."""
+    """What a device brings home: the `output` of its program, which ran from `begin` to `end`; notes and spans."""
 
     output: Any
     begin: float
     end: float
     notes: list[Note]
+    spans: list[tuple[str, float, float]]
 
 
 def time_run(devices: Any, program: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[list[Any], Trace]:
@@ -60,6 +61,8 @@ def time_run(devices: Any, program: Callable[..., Any], *args: Any, **kwargs: An
     runs = devices.run(partial(_timed, program), *args, **kwargs)
     trace = Trace(len(runs))
     trace.events += _events(runs)
+    zero = min(run.begin for run in runs)
+    trace.spans += [Span(r, name, a - zero, b - zero) for r, run in enumerate(runs) for name, a, b in run.spans]
     return [run.output for run in runs], trace
 
 
@@ -70,9 +73,10 @@ def _timed(program: Callable[..., Any], group: Group, *args: Any, **kwargs: Any)
         program(group.at(stopwatch), *args, **kwargs)
     group.barrier()
     stopwatch.notes.clear()
+    stopwatch.spans.clear()
     begin = perf_counter()
     output = program(group.at(stopwatch), *args, **kwargs)
-    return Timed(output, begin, perf_counter(), stopwatch.notes)
+    return Timed(output, begin, perf_counter(), stopwatch.notes, stopwatch.spans)
 
 
 class Stopwatch:
@@ -81,6 +85,7 @@ class Stopwatch:
     def __init__(self, place: MeetingPlace):
         self._place = place
         self.notes: list[Note] = []
+        self.spans: list[tuple[str, float, float]] = []
         self._calls: dict[tuple, int] = defaultdict(int)
         self.key_for = place.key_for
 
@@ -101,17 +106,7 @@ class Stopwatch:
         """As the meeting place does it."""
         came, meeting, call = joined
         handle = self._place.hand_out(call, ranks, rank, verb)
-        wait = handle.wait
-
-        def timed_wait() -> Tensor | None:
-            stopped = perf_counter()
-            result = wait()
-            if len(ranks) > 1:
-                self._note(meeting, verb.name, came, stopped)
-            return result
-
-        handle.wait = timed_wait
-        return handle
+        return self._timed(handle, meeting, verb.name, came) if len(ranks) > 1 else handle
 
     def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> None:
         """As the meeting place does it."""
@@ -126,6 +121,32 @@ class Stopwatch:
         x = self._place.recv(key, ranks, rank, src, tag)
         self._note(self._next((key, ranks, src, rank, tag, "sent")), f"recv from {ranks[src]}", came, came)
         return x
+
+    def expect(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Handle:
+        """As the meeting place does it."""
+        came, meeting = perf_counter(), self._next((key, ranks, src, rank, tag, "sent"))
+        handle = self._place.expect(key, ranks, rank, src, tag)
+        return self._timed(handle, meeting, f"recv from {ranks[src]}", came)
+
+    def now(self, me: int) -> float:
+        """The wall clock."""
+        return perf_counter()
+
+    def note(self, me: int, name: str, start: float) -> None:
+        """Remembers what the program calls this time."""
+        self.spans.append((name, start, perf_counter()))
+
+    def _timed(self, handle: Handle, meeting: tuple, name: str, came: float) -> Handle:
+        wait = handle.wait
+
+        def timed_wait() -> Tensor | None:
+            stopped = perf_counter()
+            result = wait()
+            self._note(meeting, name, came, stopped)
+            return result
+
+        handle.wait = timed_wait
+        return handle
 
     def _next(self, place: tuple) -> tuple:
         self._calls[place] += 1

@@ -170,9 +170,33 @@ def every_verb_in_every_dtype(group):
     return [every_verb(group, shape, dtype) for dtype in DTYPES for shape in shapes.get(dtype, [(5, 12)])]
 
 
+def recv_later(group):
+    """All ask before anyone has sent; what comes last is waited for first, and a late neighbor holds up nobody."""
+    x, last = numbers(group, 3), group.size - 1
+    waits = [group.recv(src, tag, async_op=True) for src in range(group.size) for tag in (0, 1)]
+    if group.rank == last:
+        late = group.recv(0, tag=7, async_op=True)  # rank 0 sends it after all else
+    for dst in range(group.size):
+        group.send(x, dst)
+        group.send(x + 10, dst)
+        group.send(-x, dst, tag=1)
+    found = [wait.wait() for wait in reversed(waits)] + [group.recv(src) for src in range(group.size)]
+    if group.rank == 0:
+        group.send(x, last, tag=7)
+    return [*found, late.wait()] if group.rank == last else found
+
+
+def uneven_pieces(group):
+    """all_to_all with a table of sizes, and with this device's row of it."""
+    table = [[(i + 2 * j) % 3 for j in range(group.size)] for i in range(group.size)]
+    x = numbers(group, sum(table[group.rank]), 2)
+    results = [group.all_to_all(x, sizes=table), group.all_to_all(x, sizes=table[group.rank])]
+    return [*results, group.all_to_all(x.T, 1, 1, sizes=table, async_op=True).wait()]
+
+
 def everything_else(group):
     programs = [single_numbers, empty_tensors, messages, hand_made, handles, groups, streams]
-    programs += [handles_do_not_block, groups_in_another_order]
+    programs += [handles_do_not_block, groups_in_another_order, recv_later, uneven_pieces]
     return {program.__name__: program(group) for program in programs}
 
 

@@ -1,33 +1,25 @@
 """Where devices meet: collectives wait here until all have come, messages until they are fetched."""
 
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from time import perf_counter
 
 from torch import Tensor
 
 from lib.devices.clock import Clock
 from lib.devices.collectives import Collective
+from lib.devices.engine.mail import Address, Letter, Mail, Message, Recv
 from lib.devices.engine.turns import Turns
 from lib.devices.engine.wording import describe, disagreement, short_ranks, table_of_the_stuck, where
 from lib.devices.errors import DeadlockError, MismatchError
 from lib.devices.handle import Handle
 from lib.devices.meters import Meters
 from lib.devices.pieces import row_major
+from lib.devices.trace import Span
 from lib.devices.traffic import Traffic, size_in_bytes
-
-
-class Message(NamedTuple):
-    """A send or a recv, as the errors show it."""
-
-    verb: str
-    peer: int
-    tag: int
-
-    def __str__(self) -> str:
-        return f"{self.verb}({'dst' if self.verb == 'send' else 'src'}={self.peer}, tag={self.tag})"
 
 
 @dataclass
@@ -49,18 +41,14 @@ class Exchange:
     """The meeting place of one run. Devices reach it through their `Group`, which is named by `key` and `ranks`
     (the ranks of the cluster, in the order of the group); `rank`, `src` and `dst` count within the group."""
 
-    def __init__(self, size: int, meters: Meters, clock: Clock | None = None):
-        self.size, self.meters, self.clock = size, meters, clock
+    def __init__(self, size: int, meters: Meters, clock: Clock | None = None, rendezvous: bool = False):
+        self.size, self.meters, self.clock, self.rendezvous = size, meters, clock, rendezvous
         self.turns: Turns | None = None  # set while the run lasts
         self._meetings: dict[tuple[int, int], Meeting] = {}  # by key of the group and number of the call
         self._calls: dict[tuple[int, int], int] = defaultdict(int)  # key, rank -> collectives called so far
-        self._mail: dict[tuple, deque[tuple[Tensor, float, tuple[int, ...]]]] = defaultdict(
-            deque
-        )  # address -> (message, time, ranks)
-        self._receivers: dict[tuple, int] = {}  # address -> cluster rank that waits for it
-        self._waits_for: dict[
-            int, tuple[object, tuple[int, ...]]
-        ] = {}  # cluster rank -> its call, and the group's ranks
+        self._mail = Mail()
+        # cluster rank -> its call, and the group's ranks
+        self._waits_for: dict[int, tuple[object, tuple[int, ...]]] = {}
         self._open: dict[Handle, str] = {}  # asynchronous calls nobody has waited for: where they were started
         self.ended: set[int] = set()  # cluster ranks whose program is over
         self._keys: dict[tuple, int] = {}
@@ -99,13 +87,18 @@ class Exchange:
     def hand_out(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective) -> Handle:
         """A handle that collects later. It is remembered until then, with the line that started it."""
 
-        def collect() -> Tensor | None:
-            del self._open[handle]
-            return self.collect(meeting, ranks, rank, verb)
+        line = meeting.lines[rank] = where(sys._getframe())
+        return self._open_handle(verb, ranks, rank, line, lambda: self.collect(meeting, ranks, rank, verb))
 
-        handle = Handle(f"{verb} in group {short_ranks(ranks)}", collect)
-        meeting.lines[rank] = where(sys._getframe())
-        self._open[handle] = f"rank {ranks[rank]} in {meeting.lines[rank]}"
+    def _open_handle(
+        self, call: object, ranks: tuple[int, ...], rank: int, line: str, collect: Callable[[], Tensor | None]
+    ) -> Handle:
+        def close() -> Tensor | None:
+            del self._open[handle]
+            return collect()
+
+        handle = Handle(f"{call} in group {short_ranks(ranks)}", close)
+        self._open[handle] = f"rank {ranks[rank]} in {line}"
         return handle
 
     def _hold(self, meeting: Meeting, ranks: tuple[int, ...], verb: Collective) -> None:
@@ -125,42 +118,87 @@ class Exchange:
             self.turns.ready(ranks[r])
 
     def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> None:
-        """Puts `x` into the mailbox of `dst` and goes on."""
-        self._check_caller(ranks[rank], Message("send", dst, tag))
-        self.meters.charge(ranks[rank], "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
-        address = (key, rank, dst, tag)
-        sent = 0.0 if self.clock is None else self.clock.send(ranks[rank], ranks[dst], size_in_bytes(x))
+        """Puts `x` into the mailbox of `dst` and goes on; with rendezvous, waits until `dst` takes it."""
+        me, call, address = ranks[rank], Message("send", dst, tag), Address(key, rank, dst, tag)
+        self._check_caller(me, call)
+        self.meters.charge(me, "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
         with nullcontext() if self.clock is None else self.clock.paused():
-            x = row_major(x.clone())  # what the sender does to its tensor later is its own affair
-        self._mail[address].append((x, sent, ranks))
-        if address in self._receivers:
-            self.turns.ready(self._receivers.pop(address))
+            letter = Letter(row_major(x.clone()), ranks)  # what the sender does to its tensor later is its own affair
+        if self.clock is not None and not self.rendezvous:
+            letter.begin, letter.end = self.clock.send(me, ranks[dst], letter.size)
+        recv = self._mail.put(address, letter)
+        if recv is not None:
+            self._deliver(address, letter, recv)
+        elif self.rendezvous:
+            letter.sender_waits = True
+            self._wait(me, call, ranks)
+        if self.clock is not None and self.rendezvous:
+            self.clock.wait_until(me, letter.end, f"send to {ranks[dst]}", letter.begin)
 
     def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Tensor:
         """The oldest message from `src` under `tag`; waits until there is one."""
-        call = Message("recv", src, tag)
-        self._check_caller(ranks[rank], call)
-        address = (key, src, rank, tag)
-        if not self._mail[address]:
-            self._receivers[address] = ranks[rank]
-            self._wait(ranks[rank], call, ranks)
-        x, sent, _ = self._mail[address].popleft()
+        return self._fetch(self._ask(key, ranks, rank, src, tag), ranks, rank, Message("recv", src, tag))
+
+    def expect(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Handle:
+        """A handle of `recv`: the message comes in meanwhile."""
+        recv, call = self._ask(key, ranks, rank, src, tag), Message("recv", src, tag)
+        return self._open_handle(
+            call, ranks, rank, where(sys._getframe()), lambda: self._fetch(recv, ranks, rank, call)
+        )
+
+    def _ask(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Recv:
+        self._check_caller(ranks[rank], Message("recv", src, tag))
+        recv, address = Recv(0.0 if self.clock is None else self.clock.now[ranks[rank]]), Address(key, src, rank, tag)
+        letter = self._mail.ask(address, recv)
+        if letter is not None:
+            self._deliver(address, letter, recv)
+        return recv
+
+    def _deliver(self, address: Address, letter: Letter, recv: Recv) -> None:
+        """The letter and its recv have found each other; the one of the two that came first may be waiting."""
+        recv.letter = letter
+        src, dst = letter.ranks[address.src], letter.ranks[address.dst]
         if self.clock is not None:
-            self.clock.receive(ranks[src], ranks[rank], size_in_bytes(x), sent)
-            self.clock.memory.see(ranks[rank], [x], call.verb)
-        self.meters.charge(ranks[rank], "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
+            if self.rendezvous:
+                letter.begin, letter.end = self.clock.send(src, dst, letter.size, recv.called)
+            recv.begin, recv.end = self.clock.receive(src, dst, letter.size, letter.begin)
+        if letter.sender_waits:
+            self.turns.ready(src)
+        if recv.waited_for:
+            self.turns.ready(dst)
+
+    def _fetch(self, recv: Recv, ranks: tuple[int, ...], rank: int, call: Message) -> Tensor:
+        me = ranks[rank]
+        self._check_caller(me, call)
+        if recv.letter is None:
+            recv.waited_for = True
+            self._wait(me, call, ranks)
+        x = recv.letter.x
+        if self.clock is not None:
+            self.clock.wait_until(me, recv.end, f"recv from {ranks[call.peer]}", recv.begin)
+            self.clock.memory.see(me, [x], call.verb, derived=True)
+        self.meters.charge(me, "recv", Traffic(messages_received=1, bytes_received=size_in_bytes(x)))
         return x
+
+    def now(self, me: int) -> float:
+        """The virtual time of the device with rank `me` in the cluster; without hardware, that of the wall clock."""
+        return perf_counter() if self.clock is None else self.clock.now[me]
+
+    def note(self, me: int, name: str, start: float) -> None:
+        """Device `me` calls the time from `start` to now `name`."""
+        if self.clock is not None:
+            self.clock.trace.spans.append(Span(me, name, start, self.clock.now[me]))
 
     def check_nothing_left(self) -> None:
         """At the end of a run, every message must have been received and every handle waited for."""
         for handle, started in self._open.items():
             raise MismatchError(f"{started}: started {handle}. Call wait() on it, or leave out async_op=True")
-        for (_, src, dst, tag), messages in self._mail.items():
-            if messages:
-                first, _, ranks = messages[0]
+        for (_, src, dst, tag), letters in self._mail.letters.items():
+            if letters:
+                first, ranks = letters[0].x, letters[0].ranks
                 raise MismatchError(
                     f"in group {short_ranks(ranks)} rank {src} sent to rank {dst} (tag={tag}) what nobody received: "
-                    f"{len(messages)} message(s), the first of shape {tuple(first.shape)}. "
+                    f"{len(letters)} message(s), the first of shape {tuple(first.shape)}. "
                     f"Add recv(src={src}, tag={tag}) to the program of rank {dst}, or take the send away"
                 )
 

@@ -32,3 +32,12 @@ class MeetingPlace(Protocol):
 
     def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Tensor:
         """The oldest message from `src` under `tag`; waits until there is one."""
+
+    def expect(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Handle:
+        """A handle whose `wait()` is that `recv`; the message comes in meanwhile."""
+
+    def now(self, me: int) -> float:
+        """The time of the device with rank `me` in the cluster, in seconds."""
+
+    def note(self, me: int, name: str, start: float) -> None:
+        """Device `me` calls the time from `start` to now `name`."""

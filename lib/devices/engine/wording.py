@@ -82,6 +82,11 @@ def table_of_the_stuck(size: int, waits_for: dict[int, str], places: dict[int, s
     lines += [f"  {r:>{widths[0]}}  {waits:<{widths[1]}}  {place}".rstrip() for r, waits, place in shown]
     if all(text.startswith("recv") for text in waits_for.values()) and not ended:
         fix = "all wait to receive before anyone has sent: let some device send first"
+    elif any(text.startswith("send") for text in waits_for.values()):
+        fix = (
+            "with rendezvous, a send waits until its receiver takes the message: let one of two neighbors receive "
+            "first, or start the recv before the send with recv(src, async_op=True)"
+        )
     elif ended:
         fix = (
             "every device of a group must make the same calls, and every recv needs its send; some have ended too early"

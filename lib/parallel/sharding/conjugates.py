@@ -21,12 +21,15 @@ f and g: Shoeybi et al. 2019, arXiv 1909.08053, section 3; with sequence paralle
 2205.05198, section 4.2.2.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lib.devices import Group
 from lib.devices.engine.partners import partner_of
+from lib.devices.group import Sizes
 from lib.parallel.sharding.shards import shard, shard_sizes
 
 
@@ -144,20 +147,27 @@ class _ReduceScatter(Function):
 
 
 @partner_of("all_to_all")
-def all_to_all(x: Tensor, group: Group, split_dim: int, concat_dim: int) -> Tensor:
-    """Forward: all-to-all, Shard(concat_dim) -> Shard(split_dim). Backward: the all-to-all back."""
-    return _AllToAll.apply(x, group, split_dim, concat_dim)
+def all_to_all(x: Tensor, group: Group, split_dim: int, concat_dim: int, sizes: Sizes | None = None) -> Tensor:
+    """Forward: all-to-all, Shard(concat_dim) -> Shard(split_dim). Backward: the all-to-all back.
+
+    With `sizes` (see `Group.all_to_all`) the dims are the same, and pieces of any length change places.
+    """
+    return _AllToAll.apply(x, group, split_dim, concat_dim, sizes)
 
 
 class _AllToAll(Function):
     @staticmethod
-    def forward(ctx, x, group, split_dim, concat_dim):
+    def forward(ctx, x, group, split_dim, concat_dim, sizes):
+        ctx.group, ctx.split_dim, ctx.concat_dim, ctx.back = group, split_dim, concat_dim, None
+        if sizes is not None:
+            table = sizes if isinstance(sizes[0], Sequence) else group.table_of(sizes)
+            ctx.back = tuple(zip(*table, strict=True))  # what came from i goes back to i
+            return group.all_to_all(x, split_dim, concat_dim, sizes=table)
         if split_dim % x.ndim == concat_dim % x.ndim:
             raise ValueError(
                 f"all_to_all on rank {group.rank} of {group.size}: split_dim={split_dim} and concat_dim={concat_dim} "
                 f"are the same dim of a {tuple(x.shape)} tensor; it moves a shard from one dim to another"
             )
-        ctx.group, ctx.split_dim, ctx.concat_dim = group, split_dim, concat_dim
         y = group.all_to_all(x, split_dim, concat_dim)
         _check_rule(x.shape[concat_dim], y.shape[concat_dim], group, concat_dim, "all_to_all")
         return y
@@ -165,7 +175,7 @@ class _AllToAll(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return ctx.group.all_to_all(grad, ctx.concat_dim, ctx.split_dim), None, None, None
+        return ctx.group.all_to_all(grad, ctx.concat_dim, ctx.split_dim, sizes=ctx.back), None, None, None, None
 
 
 def gather_pieces(x: Tensor, group: Group, dim: int, name: str) -> Tensor:
