@@ -7,6 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BOOK := _build/html/index.html
+BUILT := _build/built
 # Whatever the built book depends on. book/build/pages.py finds out which chapters and pages are stale.
 SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type f -not -path '*/__pycache__/*' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null) \
            $(wildcard *.md *.ipynb *.yml *.bib)
@@ -17,28 +18,39 @@ SOURCES := $(shell find lib book chapters figures _ext _assets _templates -type 
 help:  ## show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-book: $(BOOK)  ## build the book into _build/html, executing only chapters whose stored outputs are stale
+book: $(BUILT)  ## build the book into _build/html, executing only chapters whose stored outputs are stale
 	@echo "The book: $(CURDIR)/$(BOOK)"
 	@echo "Open it in any browser; it needs no server:  python3 -m webbrowser \"file://$(CURDIR)/$(BOOK)\""
 
-$(BOOK): $(INSTALLED) $(SOURCES)
+$(BUILT): $(INSTALLED) $(SOURCES) $(if $(wildcard $(BOOK)),,no-pages)
+	@rm -f $@
 	@$(BIN)/python -m book.build.pages
 	@touch $@
+
+no-pages:
 
 # Debian's Python comes without ensurepip; its pip can still fetch virtualenv.
 $(BIN)/python:
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install -qq --break-system-packages virtualenv && $(PYTHON) -m virtualenv -q .venv; }
 
+PACKAGES = $(words $(shell grep -o '^[^#]*==' requirements.txt))
 $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
-	@echo "Installing the pinned packages into .venv (once; one to three minutes) ..."
-	@$(BIN)/python -m pip install -qq -r requirements.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo ".venv is half made (an interruption?); making it anew."; \
+		rm -rf .venv; $(MAKE) --no-print-directory $(BIN)/python; }
+	@echo "Installing $(PACKAGES) pinned packages into .venv (once; one to three minutes)"
+	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -r requirements.txt | awk \
+		'/^Collecting|^Requirement already/ { if (++n % 30 == 0) print "  fetched " n; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: $(BOOK)  ## check everything: style, library, notebooks, the built book in a browser
+test: $(BUILT)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
-	@$(BIN)/python -m pytest -n logical --maxprocesses=4 --max-worker-restart=0 --dist loadfile \
+	@$(BIN)/python -m pytest -p book.build.slowest -n logical --maxprocesses=4 --max-worker-restart=0 --dist loadfile \
 		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
+
+check: $(INSTALLED)  ## CHAPTER=name: the tests of one idea, in a minute: its rooms, pictures, exercises, cells and page
+	@$(BIN)/python tests/browser/obtain.py
+	@$(BIN)/python -m book.build.check $(CHAPTER)
 
 bench: $(INSTALLED)  ## measure the library against the dense layers and against real processes
 	@$(BIN)/python tests/bench.py
@@ -62,4 +74,4 @@ requirements: requirements.in  ## resolve requirements.in anew and pin the resul
 clean:  ## remove what was built (not .venv)
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help book test bench outputs lab badge requirements clean
+.PHONY: help no-pages book test check bench outputs lab badge requirements clean

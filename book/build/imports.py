@@ -18,7 +18,7 @@ class House:
     def __init__(self, root: Path):
         self.root = root
         self._tree = cache(lambda file: ast.parse(file.read_text("utf-8")))
-        self._direct = cache(lambda file: frozenset(self._needs(self._tree(file), file.parent)))
+        self.direct = cache(lambda file: frozenset(self._needs(self._tree(file), file.parent)))  # what a file names
         self._homes = cache(self._read_door)
 
     def file(self, module: str) -> Path | None:
@@ -27,6 +27,10 @@ class House:
             return None
         path = self.root.joinpath(*module.split("."))
         return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+    def named(self, source: str, folder: Path) -> set[Path]:
+        """The files of the house that the program itself imports."""
+        return {need for need in self._needs(ast.parse(source), folder) if isinstance(need, Path)}
 
     def behind(self, source: str, folder: Path) -> tuple[set[Path], set[str]]:
         """What the program `source`, run in `folder`, needs: files of the house, and names of other packages."""
@@ -38,7 +42,7 @@ class House:
                 others.add(need)
             elif need not in files:
                 files.add(need)
-                waiting += self._direct(need) if need.suffix == ".py" else []
+                waiting += self.direct(need) if need.suffix == ".py" else []
         return files, others
 
     def _needs(self, tree: ast.Module, folder: Path) -> Iterator[Path | str]:

@@ -141,19 +141,31 @@ def sphinx() -> bool:
     return not failed
 
 
-def main() -> int:
-    if not execute_stale():
-        print("The book was not built: the cell above fails.")
-        return 1
+def build() -> bool:
+    """The pages, with the outputs that there are."""
     key = made_with()
     prepare(key)
     reference.generate()
     if not sphinx():
         print("The book was not built; the messages above say why.")
+        return False
+    replace_with(GOOD, ENVIRONMENT.read_bytes())
+    replace_with(KEY, key.encode())
+    return True
+
+
+def replace_with(file: Path, content: bytes) -> None:
+    """At once: an interruption leaves the old file or the new one."""
+    half = file.with_suffix(".half")
+    half.write_bytes(content)
+    half.replace(file)
+
+
+def main() -> int:
+    if not execute_stale():
+        print("The book was not built: the cell above fails.")
         return 1
-    shutil.copyfile(ENVIRONMENT, GOOD)
-    KEY.write_text(key)
-    return 0
+    return 0 if build() else 1
 
 
 if __name__ == "__main__":

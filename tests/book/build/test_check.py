@@ -1,0 +1,55 @@
+"""`make check` finds the tests of a chapter by the house's own order; `make test` ends with its slowest files."""
+
+import subprocess
+import sys
+
+from book.build import check
+from book.build.check import TESTS, owner
+from book.build.execute import notebooks
+from book.build.record import ROOT
+
+CHAPTERS = {path.stem: path for path in notebooks() if path.parent.name == "chapters"}
+
+
+def names(chapter: str) -> set[str]:
+    return {test.relative_to(TESTS).as_posix() for test in check.tests_of(CHAPTERS[chapter])}
+
+
+def test_a_chapter_has_the_tests_of_its_room_its_pictures_its_exercises_and_its_costs():
+    found = names("sequence_parallelism")
+    assert {test.relative_to(TESTS).as_posix() for test in (TESTS / "parallel" / "sequence").glob("test_*")} <= found
+    assert "book/exercises/test_exercises_sequence.py" in found
+    assert "costs/test_activations_costs.py" in found
+    assert any(name.startswith("book/pictures/") for name in found)
+
+
+def test_every_room_of_parallel_belongs_to_one_chapter():
+    for room in (TESTS / "parallel").iterdir():
+        tests = {test.relative_to(TESTS).as_posix() for test in room.glob("test_*.py")}
+        if tests:
+            one = owner(ROOT / "lib" / "parallel" / room.name)
+            assert [name for name in CHAPTERS if tests <= names(name)] == [one.stem]
+            assert sum(bool(tests & names(name)) for name in CHAPTERS) == 1
+
+
+def test_what_is_slow_stays_with_make_test():
+    for name in CHAPTERS:
+        assert len(names(name)) < 20
+        assert not any(test.startswith(("oracles/", "browser/")) for test in names(name))
+
+
+def test_an_unknown_chapter_is_told_which_there_are():
+    run = subprocess.run([sys.executable, "-m", "book.build.check", "gtp"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "CHAPTER=name" in run.stdout
+    assert "gpt" in run.stdout
+
+
+def test_the_slowest_files_are_named_slowest_first(tmp_path):
+    (tmp_path / "test_slow.py").write_text("import time\n\ndef test_a():\n    time.sleep(0.3)\n")
+    (tmp_path / "test_fast.py").write_text("def test_b():\n    assert 0\n")
+    options = ["-q", "-p", "no:cacheprovider", "-p", "book.build.slowest", "-n", "2"]
+    run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
+    end = run.stdout.partition("the slowest files")[2]
+    assert end.index("test_slow.py") < end.index("test_fast.py")
+    assert "0.3 s  test_slow.py" in end
