@@ -26,6 +26,7 @@ class Counting(Shown):
     cases: tuple[tuple[int, ...], ...]
     slips: Mapping[str, Slips] = field(default_factory=dict)  # for each name in `returns`
     broken: Callable[..., Any] | None = None
+    counted: str = "the engine counted"  # who says what is right
 
     def verdict(self, program: Callable[..., Any]) -> Verdict:
         """What the counts of the engine say to the reader's formula."""
@@ -53,8 +54,12 @@ class Counting(Shown):
                 if mine != right:
                     slips = self.slips.get(name, {}).items()
                     cause = next((f"Cause: {sentence}" for sentence, slip in slips if slip(*case) == mine), None)
-                    raise Fault(f"is wrong for {on}.", f"{name}: the engine counted {right}, given {mine}", cause)
-        return Verdict(self.name, "correct", f"is what the engine counts, in {len(self.cases)} models of other sizes.")
+                    raise Fault(
+                        f"is wrong for {on}.", f"{name}: {self.counted} {right:,}, given {_number(mine)}", cause
+                    )
+        return Verdict(
+            self.name, "correct", f"is right: {self.counted} the same, in {len(self.cases)} models of other sizes."
+        )
 
     def _given(self, program: Callable[..., Any], case: tuple[int, ...], on: str) -> tuple[Any, ...]:
         try:
@@ -67,11 +72,17 @@ class Counting(Shown):
             raise Fault(f"stops for {on}.", f"{type(error).__name__}: {error}") from None
         if given is None or given is ... or isinstance(given, tuple) and ... in given:
             raise NotImplementedError
+        if len(self.returns) == 1 and not isinstance(given, tuple | list):
+            given = (given,)
         if not isinstance(given, tuple | list) or len(given) != len(self.returns):
             asked = " and ".join(self.returns)
             told = f"{len(given)} values" if isinstance(given, tuple | list) else kind(given)
             raise Fault(f"is wrong for {on}.", f"expected {asked}, given {told}")
         return tuple(given)
+
+
+def _number(given: Any) -> str:
+    return f"{given:,}" if isinstance(given, int | float) else repr(given)
 
 
 def counting(**parts: Any) -> Callable[[Callable[..., Any]], Counting]:

@@ -329,7 +329,7 @@ test_a_right_answer_passes = checks.right_answers_pass(
     RIGHT,
     {
         "grid_gradient": "is right on 2, 4 and 6 devices",
-        "synchronizations": "is what the engine counts, in 4 models of other sizes",
+        "synchronizations": "is right: the engine counted the same, in 4 models of other sizes",
     },
 )
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)

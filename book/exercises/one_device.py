@@ -1,0 +1,210 @@
+"""The exercises of the chapter "Why one device is not enough". Each function is a solution: read it after your own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from book.exercises.check.counting import counting
+from lib.costs.compute import six_n_d
+from lib.costs.money import HOUR, TrainingRun
+from lib.costs.zero import zero_bytes
+
+
+def flops_of_a_layer(tokens: int, hidden: int, heads: int, kv_heads: int, inner: int) -> tuple[int]:
+    """What PyTorch counts while one layer runs forward."""
+    head = hidden // heads
+    with torch.device("meta"):
+        sizes = {"q": hidden, "k": kv_heads * head, "v": kv_heads * head, "o": hidden}
+        attention = {name: nn.Linear(hidden, size, bias=False) for name, size in sizes.items()}
+        gate, up, down = nn.Linear(hidden, inner), nn.Linear(hidden, inner), nn.Linear(inner, hidden)
+        x = torch.empty(1, tokens, hidden)
+        with FlopCounterMode(display=False) as counter:
+            q, k, v = (attention[name](x).unflatten(-1, (-1, head)).transpose(1, 2) for name in "qkv")
+            k, v = (each.repeat_interleave(heads // kv_heads, 1) for each in (k, v))
+            y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+            x = x + attention["o"](y.transpose(1, 2).flatten(2))
+            down(F.silu(gate(x)) * up(x))
+    return (counter.get_total_flops(),)
+
+
+def _layer(tokens: int, hidden: int, heads: int, kv_heads: int, inner: int, matrices: int = 3) -> int:
+    projections = 2 * tokens * hidden * (2 * hidden + 2 * hidden * kv_heads // heads)
+    return projections + 4 * tokens**2 * hidden + 2 * tokens * matrices * hidden * inner
+
+
+@counting(
+    oracle=flops_of_a_layer,
+    returns=("FLOPs",),
+    counted="PyTorch counted",
+    cases=((64, 32, 4, 4, 96), (96, 64, 8, 2, 160), (17, 48, 6, 1, 128)),
+    slips={
+        "FLOPs": {
+            "the MLP has three matrices, since it is gated: gate, up and down.": (
+                lambda *sizes: _layer(*sizes, matrices=2)
+            ),
+            "keys and values have fewer heads than queries: their matrices are smaller.": (
+                lambda tokens, hidden, heads, kv_heads, inner: _layer(tokens, hidden, heads, heads, inner)
+            ),
+            "a multiplication and an addition are two FLOPs.": lambda *sizes: _layer(*sizes) // 2,
+            "the scores are left out: queries times keys, and weights times values.": (
+                lambda tokens, hidden, *rest: _layer(tokens, hidden, *rest) - 4 * tokens**2 * hidden
+            ),
+            "the scores count whole, and twice: queries times keys, and weights times values.": (
+                lambda tokens, hidden, *rest: _layer(tokens, hidden, *rest) - 2 * tokens**2 * hidden
+            ),
+            "this is the whole step: the forward alone was asked for.": lambda *sizes: 3 * _layer(*sizes),
+        }
+    },
+    hints=(
+        "Seven matrices and two products of activations. A product of (m, k) and (k, n) is 2 m k n FLOPs.",
+        "The matrices are (hidden, hidden) for queries and output, (hidden, kv_heads * head) for keys and for values, "
+        "and three of hidden x inner. How large are the two products without weights, for all heads together?",
+        "For each head, scores are (tokens, head) times (head, tokens), and the weights times V as much again: for all "
+        "heads 4 * tokens**2 * hidden.",
+    ),
+)
+def layer_flops(tokens: int, hidden: int, heads: int, kv_heads: int, inner: int) -> int:
+    """The FLOPs of the matrix products of one forward pass of a Llama layer over one text.
+
+    The MLP is gated; `heads` heads of hidden // heads numbers share `kv_heads` heads of keys and values.
+    """
+    keys = kv_heads * (hidden // heads)
+    projections = 2 * tokens * hidden * (hidden + keys + keys + hidden)
+    scores = 2 * 2 * tokens * tokens * hidden
+    return projections + scores + 3 * 2 * tokens * hidden * inner
+
+
+def state_of(parameters: int, devices: int, zero: int) -> tuple[int, int, int]:
+    state = zero_bytes(parameters, devices, zero)
+    return int(state.parameters), int(state.gradients), int(state.optimizer)
+
+
+@counting(
+    oracle=state_of,
+    returns=("bytes of parameters", "bytes of gradients", "bytes of the optimizer"),
+    counted="the formula of lib/costs/zero.py says",
+    cases=((4_000, 4, 0), (4_000, 4, 1), (8_000, 8, 2), (8_000, 2, 3)),
+    slips={
+        "bytes of parameters": {
+            "these are 4 bytes each; the weights have 16 bits, and the master weights belong to the optimizer.": (
+                lambda parameters, devices, zero: 4 * parameters // (devices if zero == 3 else 1)
+            ),
+            "bits, not bytes.": lambda parameters, devices, zero: 16 * parameters // (devices if zero == 3 else 1),
+            "only stage 3 divides the parameters.": lambda parameters, devices, zero: 2 * parameters // devices,
+        },
+        "bytes of gradients": {
+            "gradients are forgotten.": lambda *sizes: 0,
+            "stage 1 does not divide the gradients yet.": lambda parameters, devices, zero: 2 * parameters // devices,
+            "stages 2 and 3 divide the gradients.": lambda parameters, devices, zero: 2 * parameters,
+        },
+        "bytes of the optimizer": {
+            "the master weights are missing: 4 bytes beside momentum and variance.": (
+                lambda parameters, devices, zero: 8 * parameters // (devices if zero else 1)
+            ),
+            "from stage 1 on each device keeps the state of its own share only.": (
+                lambda parameters, devices, zero: 12 * parameters
+            ),
+            "stage 0 divides nothing.": lambda parameters, devices, zero: 12 * parameters // devices,
+        },
+    },
+    hints=(
+        "Per parameter: 2 bytes for the weight, 2 for its gradient, 12 for the optimizer. Which of them does each "
+        "stage of ZeRO divide?",
+        "Stage 1 divides the optimizer's, stage 2 the gradients too, stage 3 the weights too.",
+        "share = parameters // devices; then 2 * (share if zero >= 3 else parameters), and so on.",
+    ),
+)
+def state_bytes(parameters: int, devices: int, zero: int) -> tuple[int, int, int]:
+    """Bytes of parameters, gradients and optimizer (with master weights) on each of `devices`, at stage `zero`."""
+    share = parameters // devices
+    return (
+        2 * (share if zero >= 3 else parameters),
+        2 * (share if zero >= 2 else parameters),
+        12 * (share if zero >= 1 else parameters),
+    )
+
+
+def by_trying(memory: int, state: int, per_text: int, logits: int) -> tuple[int]:
+    """One text more, as long as it fits."""
+    texts = 0
+    while state + (texts + 1) * (per_text + logits) <= memory:
+        texts += 1
+    return (texts,)
+
+
+@counting(
+    oracle=by_trying,
+    returns=("texts",),
+    counted="by trying one text more at a time, there fit",
+    cases=((100, 40, 7, 3), (100, 40, 7, 5), (80, 90, 7, 3), (60, 60, 5, 1), (1_000, 128, 9, 0)),
+    slips={
+        "texts": {
+            "the state takes its place too.": lambda memory, state, per_text, logits: memory // (per_text + logits),
+            "every text brings its logits.": lambda memory, state, per_text, logits: max(0, memory - state) // per_text,
+            "the logits come with every text, not once.": (
+                lambda memory, state, per_text, logits: max(0, memory - state - logits) // per_text
+            ),
+            "half a text does not fit: round down.": (
+                lambda memory, state, per_text, logits: -(-(memory - state) // (per_text + logits))
+            ),
+            "fewer than no text cannot be: return 0.": (
+                lambda memory, state, per_text, logits: (memory - state) // (per_text + logits)
+            ),
+        }
+    },
+    hints=(
+        "What is left for the texts when the state has its place?",
+        "Each text needs per_text + logits. Half a text does not train.",
+        "max(0, (memory - state) // (per_text + logits))",
+    ),
+)
+def largest_batch(memory: int, state: int, per_text: int, logits: int) -> int:
+    """How many texts fit: `state` bytes are always there, each text adds `per_text` and, for the loss, `logits`."""
+    return max(0, (memory - state) // (per_text + logits))
+
+
+def priced(parameters: int, tokens: int, devices: int, teraflops: int, cents: int) -> tuple[int, int]:
+    run = TrainingRun(six_n_d(parameters * 1e9, tokens * 1e9), devices, teraflops * 1e12, 1.0)
+    hours = -int(-run.seconds // HOUR)
+    return hours, hours * devices * cents // 100
+
+
+def _hours(flops: int, parameters: int, tokens: int, devices: int, teraflops: int) -> int:
+    return -(-flops * parameters * tokens * 10**6 // (devices * teraflops * 3600))
+
+
+@counting(
+    oracle=priced,
+    returns=("hours", "dollars"),
+    counted="the formula of lib/costs/money.py says",
+    cases=((7, 140, 64, 300, 200), (70, 1_400, 512, 400, 250), (1, 20, 8, 120, 100)),
+    slips={
+        "hours": {
+            "the backward is left out: it is two forwards more, 6 FLOPs per parameter and token in all.": (
+                lambda p, t, d, f, c: _hours(2, p, t, d, f)
+            ),
+            "this counts the recomputation of every layer; there is none.": lambda p, t, d, f, c: _hours(8, p, t, d, f),
+            "this is what one device would take.": lambda p, t, d, f, c: _hours(6, p, t, 1, f),
+            "round up: an hour that has begun is paid.": lambda p, t, d, f, c: _hours(6, p, t, d, f) - 1,
+            "these are seconds.": lambda p, t, d, f, c: -(-6 * p * t * 10**6 // (d * f)),
+            "these are days.": lambda p, t, d, f, c: -(-_hours(6, p, t, d, f) // 24),
+        },
+        "dollars": {
+            "all devices are paid for, not one.": lambda p, t, d, f, c: _hours(6, p, t, d, f) * c // 100,
+            "these are cents.": lambda p, t, d, f, c: _hours(6, p, t, d, f) * d * c,
+        },
+    },
+    hints=(
+        "FLOPs of the whole training, then the FLOPs that all devices do in an hour.",
+        "6 * parameters * tokens FLOPs, where both are in billions: 6 * parameters * tokens * 10**18.",
+        "An hour of all devices is devices * teraflops * 10**12 * 3600. Divide, round up with -(-a // b), and multiply "
+        "the hours by devices and price.",
+    ),
+)
+def hours_and_dollars(parameters: int, tokens: int, devices: int, teraflops: int, cents: int) -> tuple[int, int]:
+    """Whole hours, rounded up, and dollars for all devices. `parameters` and `tokens` are in billions."""
+    hours = -(-6 * parameters * tokens * 10**6 // (devices * teraflops * 3600))
+    return hours, hours * devices * cents // 100
