@@ -31,6 +31,7 @@ no-pages:
 
 # Debian's Python comes without ensurepip; its pip can still fetch virtualenv.
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install -qq --break-system-packages virtualenv && $(PYTHON) -m virtualenv -q .venv; }
 
 PACKAGES = $(words $(shell grep -o '^[^#]*==' requirements.txt))

@@ -24,7 +24,8 @@ HTML = BUILD / "html"
 KNOWN = BUILD / ".doctrees"  # what Sphinx knows about the pages
 ENVIRONMENT = KNOWN / "environment.pickle"
 GOOD = BUILD / "environment.good"  # ENVIRONMENT as the last good build left it
-KEY = BUILD / "made-with"  # there after a good build only: what all its pages were made with
+KEY = BUILD / "made-with"  # what all pages of the last good build were made with
+UNFINISHED = BUILD / "unfinished"  # there while a build runs, and after one that did not end well
 
 # A change in any of these may change every page.
 FILES = ("_config.yml", "_toc.yml", "references.bib", "requirements.txt")
@@ -79,16 +80,17 @@ def made_with() -> str:
 
 def prepare(key: str) -> None:
     """Bring `_build` into a state from which Sphinx makes every page right, and mark it as unfinished."""
-    if not KEY.exists() and BUILD.exists() and HTML.exists():
+    if UNFINISHED.exists():
         print("The last build did not end well; its pages are made again.")
-    if GOOD.exists() and (not KEY.exists() or KEY.read_text() == key):
+    BUILD.mkdir(exist_ok=True)
+    UNFINISHED.touch()
+    if GOOD.exists() and KEY.exists() and KEY.read_text() == key:
         KNOWN.mkdir(exist_ok=True)
         shutil.copyfile(GOOD, ENVIRONMENT)
-    if not GOOD.exists() or (KEY.exists() and KEY.read_text() != key):
+    else:
         for folder in (KNOWN, HTML):
             shutil.rmtree(folder, ignore_errors=True)
-        GOOD.unlink(missing_ok=True)
-    KEY.unlink(missing_ok=True)
+        KEY.unlink(missing_ok=True)
 
 
 class Progress:
@@ -151,6 +153,7 @@ def build() -> bool:
         return False
     replace_with(GOOD, ENVIRONMENT.read_bytes())
     replace_with(KEY, key.encode())
+    UNFINISHED.unlink()
     return True
 
 
