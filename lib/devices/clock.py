@@ -3,8 +3,11 @@
 Every device has a time of its own. A kernel moves it on by the roofline of its FLOPs and bytes; a collective brings
 all of its devices to one common end. Nothing is slowed down: the clock is arithmetic beside the run.
 
-What the model leaves out: kernel launches, contention between groups, caches, and kernels that a compiler would fuse.
-Collectives of crossing groups in flight at once get the links in the order in which they are complete, not called.
+A device has a link inside its node and a network card, and they work at the same time. Collectives in flight at once
+get a link in the order in which its device called them.
+
+What the model leaves out: contention between groups that share more than a device, caches, and kernels that a compiler
+would fuse; kernel launches too, unless the hardware says what one costs. Adding inside a collective is free.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lib.devices.collectives import Collective
-from lib.devices.hardware import Hardware
+from lib.devices.hardware import Hardware, Link
 from lib.devices.memory import Memory
+from lib.devices.network import Ways
 from lib.devices.trace import Event, Trace
 from lib.devices.traffic import size_in_bytes
 
@@ -30,8 +34,10 @@ class Clock:
     def __init__(self, size: int, hardware: Hardware, trace: Trace):
         self.hardware, self.trace = hardware, trace
         self.now = [0.0] * size  # when each device can do its next thing
-        self._sent = [0.0] * size  # when the device's link has sent what it was given
-        self._received = [0.0] * size  # and received what it took: one message at a time each way
+        self._issued = [0.0] * size  # when each host has issued what it was asked for
+        # When a device's link has sent what it was given, and received what it took: one message at a time each way.
+        self._sent = {kind: [0.0] * size for kind in ("inside", "between")}
+        self._received = {kind: [0.0] * size for kind in ("inside", "between")}
         self.memory = Memory(self.now, trace.memory)
         self._counting = True
 
@@ -54,7 +60,7 @@ class Clock:
     def compute(self, rank: int, name: str, flops: int, moved: int) -> None:
         """Device `rank` runs a kernel."""
         if self._counting:
-            start = self.now[rank]
+            start = self.issue(rank)
             self.now[rank] = start + self.hardware.compute_seconds(flops, moved)
             self.trace.events.append(Event(rank, "compute", name, start, self.now[rank], flops=flops, moved=moved))
 
@@ -65,29 +71,44 @@ class Clock:
         when the last has come and all links are free. The devices' own times stay as they are."""
         if len(ranks) == 1:
             return came[0], came[0]
-        seconds = verb.seconds(tensors, self.hardware.link(ranks))
-        start = max(*came, *(self._sent[r] for r in ranks), *(self._received[r] for r in ranks))
-        end = start + seconds
+        ways = Ways(self.hardware, ranks)
+        links = [links[kind] for links in (self._sent, self._received) for kind in ways.kinds]
+        start = max(*came, *(link[r] for link in links for r in ranks))
+        end = start + verb.seconds(tensors, ways)
         for r, traffic in zip(ranks, verb.traffic(tensors), strict=True):
-            self._sent[r] = self._received[r] = end
+            for link in links:
+                link[r] = end
             self.trace.events.append(Event(r, "communication", verb.name, start, end, sent=traffic.bytes_sent))
         return start, end
 
     def send(self, src: int, dst: int, size: int, called: float = 0.0) -> tuple[float, float]:
         """Device `src` sends `size` bytes to `dst`, when its link has sent what came before, and not before `called`,
         when `dst` asked for them; returns when they begin to leave, and when they have left."""
-        start = max(self.now[src], self._sent[src], called)
-        self._sent[src] = start + self.hardware.link((src, dst)).seconds(1, size)
-        self.trace.events.append(Event(src, "communication", f"send to {dst}", start, self._sent[src], sent=size))
-        return start, self._sent[src]
+        link, sent = self._between(src, dst, self._sent)
+        start = max(self.now[src], sent[src], called)
+        sent[src] = end = start + link.seconds(1, size)
+        self.trace.events.append(Event(src, "communication", f"send to {dst}", start, end, sent=size))
+        return start, end
 
     def receive(self, src: int, dst: int, size: int, sent: float) -> tuple[float, float]:
         """Device `dst` takes the message that `src` began to send at `sent`. Its link takes one at a time, in the order
         of the calls of recv, whichever comes first; returns beginning and end. The device does not wait."""
-        start = max(sent, self._received[dst])
-        self._received[dst] = start + self.hardware.link((src, dst)).seconds(1, size)
-        self.trace.events.append(Event(dst, "communication", f"recv from {src}", start, self._received[dst]))
-        return start, self._received[dst]
+        link, received = self._between(src, dst, self._received)
+        start = max(sent, received[dst])
+        received[dst] = end = start + link.seconds(1, size)
+        self.trace.events.append(Event(dst, "communication", f"recv from {src}", start, end))
+        return start, end
+
+    def _between(self, src: int, dst: int, busy: dict[str, list[float]]) -> tuple[Link, list[float]]:
+        link = self.hardware.link((src, dst))
+        return link, busy["inside" if src // self.hardware.per_node == dst // self.hardware.per_node else "between"]
+
+    def issue(self, rank: int) -> float:
+        """The host of device `rank` issues a kernel or a call; returns when the device can begin with it."""
+        if self.hardware.launch:
+            self._issued[rank] += self.hardware.launch
+            self.wait_until(rank, self._issued[rank], "launch", self._issued[rank])
+        return self.now[rank]
 
     def wait_until(self, rank: int, time: float, why: str, begin: float | None = None) -> None:
         """Device `rank` stands still until `time`. The part before `begin`, when the others were not ready, is waiting;

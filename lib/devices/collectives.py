@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lib.devices.hardware import Link
+from lib.devices.network import Ways
 from lib.devices.pieces import cut, row_major, shard_sizes
 from lib.devices.traffic import Traffic, piece_bytes, ring, size_in_bytes
 
@@ -62,12 +62,11 @@ class Collective(ABC):
     def traffic(self, tensors: list[Tensor]) -> list[Traffic]:
         """What each device sends and receives, for the same tensors."""
 
-    def seconds(self, tensors: list[Tensor], link: Link) -> float:
-        """Time on `link`: that of the busiest device, in the direction that it uses more."""
-        return max(
-            link.seconds(max(t.messages_sent, t.messages_received), max(t.bytes_sent, t.bytes_received))
-            for t in self.traffic(tensors)
-        )
+    def seconds(self, tensors: list[Tensor], ways: Ways) -> float:
+        """Time on the links of the group, here those of a ring: of the busiest device, in its busier direction."""
+        traffic = self.traffic(tensors)
+        trips = max(t.messages_sent for t in traffic) // (len(tensors) - 1)
+        return ways.ring(trips, max(max(t.bytes_sent, t.bytes_received) for t in traffic))
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in vars(self).items() if value is not None)})"
@@ -158,10 +157,16 @@ class AllToAll(Collective):
         pieces = [self.pieces(x, r, len(tensors)) for r, x in enumerate(tensors)]
         return [torch.cat(arrived, self.concat_dim) for arrived in zip(*pieces, strict=True)]
 
-    def traffic(self, tensors):
+    def _bytes_to(self, tensors):
+        # [sender][receiver]
         parts = len(tensors)
-        # bytes_to[sender][receiver]
-        bytes_to = [[size_in_bytes(piece) for piece in self.pieces(x, r, parts)] for r, x in enumerate(tensors)]
+        return [[size_in_bytes(piece) for piece in self.pieces(x, r, parts)] for r, x in enumerate(tensors)]
+
+    def seconds(self, tensors, ways):
+        return ways.direct(self._bytes_to(tensors))
+
+    def traffic(self, tensors):
+        parts, bytes_to = len(tensors), self._bytes_to(tensors)
         received = [sum(column) for column in zip(*bytes_to, strict=True)]
         return [
             Traffic(parts - 1, sum(bytes_to[r]) - bytes_to[r][r], parts - 1, received[r] - bytes_to[r][r])

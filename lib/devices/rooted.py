@@ -11,7 +11,7 @@ import torch
 
 from lib.devices.collectives import AllGather, AllReduce, AllToAll, Collective, ReduceScatter, combine
 from lib.devices.pieces import cut
-from lib.devices.traffic import Traffic, chain, chain_seconds, piece_bytes, size_in_bytes, star
+from lib.devices.traffic import Traffic, chain, piece_bytes, size_in_bytes, star
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Broadcast(Collective):
     def traffic(self, tensors):
         return chain(size_in_bytes(tensors[self.src]), len(tensors), first=self.src)
 
-    def seconds(self, tensors, link):
-        return chain_seconds(size_in_bytes(tensors[self.src]), len(tensors), link)
+    def seconds(self, tensors, ways):
+        return ways.ring(1, size_in_bytes(tensors[self.src]))  # all hops work at once, on small pieces
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Reduce(Collective):
     def traffic(self, tensors):
         return chain(size_in_bytes(tensors[0]), len(tensors), first=self.dst + 1)
 
-    def seconds(self, tensors, link):
-        return chain_seconds(size_in_bytes(tensors[0]), len(tensors), link)
+    def seconds(self, tensors, ways):
+        return ways.ring(1, size_in_bytes(tensors[0]))
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,14 @@ class Scatter(Collective):
         return [piece.clone() for piece in cut(tensors[self.src], len(tensors), self.dim)]
 
     def traffic(self, tensors):
-        sizes = piece_bytes(tensors[self.src], len(tensors), self.dim)
-        return star(sizes, self.src)
+        return star(self._sizes(tensors), self.src)
+
+    def seconds(self, tensors, ways):
+        nothing = [None] * len(tensors)
+        return ways.direct([self._sizes(tensors) if r == self.src else nothing for r in range(len(tensors))])
+
+    def _sizes(self, tensors):
+        return piece_bytes(tensors[self.src], len(tensors), self.dim)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,11 @@ class Gather(Collective):
         outward = star([size_in_bytes(x) for x in tensors], self.dst)
         return [Traffic(t.messages_received, t.bytes_received, t.messages_sent, t.bytes_sent) for t in outward]
 
+    def seconds(self, tensors, ways):
+        return ways.direct(
+            [[size_in_bytes(x) if r == self.dst else None for r in range(len(tensors))] for x in tensors]
+        )
+
 
 @dataclass(frozen=True)
 class Barrier(Collective):
@@ -101,8 +112,14 @@ class Barrier(Collective):
         return [None for _ in tensors]
 
     def traffic(self, tensors):
-        rounds = math.ceil(math.log2(len(tensors)))
+        rounds = len(self._distances(tensors))
         return [Traffic(rounds, 0, rounds, 0) for _ in tensors]
+
+    def seconds(self, tensors, ways):
+        return ways.rounds(self._distances(tensors))
+
+    def _distances(self, tensors):
+        return [2**k for k in range(math.ceil(math.log2(len(tensors))))]
 
 
 COLLECTIVES = (AllReduce, AllGather, ReduceScatter, AllToAll, Broadcast, Reduce, Scatter, Gather, Barrier)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lib.devices.hardware import Link
 from lib.devices.pieces import shard_sizes
 
 
@@ -51,12 +50,6 @@ def chain(whole: int, parts: int, first: int) -> list[Traffic]:
         sends, receives = int(place < parts - 1), int(place > 0)
         traffic.append(Traffic(sends, sends * whole, receives, receives * whole))
     return traffic
-
-
-def chain_seconds(whole: int, parts: int, link: Link) -> float:
-    """Time of a chain whose hops all work at once, on small pieces: P-1 latencies until the last device hears of it,
-    and the bytes once."""
-    return link.seconds(parts - 1, whole if parts > 1 else 0)
 
 
 def star(sizes: list[int], center: int) -> list[Traffic]:

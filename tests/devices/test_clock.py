@@ -225,7 +225,6 @@ def test_disjoint_groups_do_not_delay_each_other():
     assert not any(event.kind == "waiting" for event in trace.events)
 
 
-@pytest.mark.xfail(strict=True, reason="links are given away in the order of the engine's turns, not of the calls")
 def test_crossing_groups_meet_on_the_links_that_they_share():
     def program(group):
         rows, columns = group.split([[0, 1], [2, 3]]), group.split([[0, 2], [1, 3]])

@@ -1,7 +1,7 @@
 """Where devices meet: collectives wait here until all have come, messages until they are fetched."""
 
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from lib.devices.trace import Span
 from lib.devices.traffic import Traffic, size_in_bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class Meeting:
     """One collective: who of the group has come, and with what; then who gets what. Keys are ranks in the group."""
 
@@ -35,6 +35,7 @@ class Meeting:
     begin: float = 0.0
     end: float = 0.0
     results: list[Tensor | None] | None = None  # None until the last has come
+    over: bool = False  # whether the results may be fetched; with a clock, whether begin and end are known
 
 
 class Exchange:
@@ -47,6 +48,8 @@ class Exchange:
         self._meetings: dict[tuple[int, int], Meeting] = {}  # by key of the group and number of the call
         self._calls: dict[tuple[int, int], int] = defaultdict(int)  # key, rank -> collectives called so far
         self._mail = Mail()
+        self._called: list[deque[Meeting]] = [deque() for _ in range(size)]  # per device, those without a time yet
+        self._complete: dict[int, tuple] = {}  # by id: meetings to which all have come, and which have no time yet
         # cluster rank -> its call, and the group's ranks
         self._waits_for: dict[int, tuple[object, tuple[int, ...]]] = {}
         self._open: dict[Handle, str] = {}  # asynchronous calls nobody has waited for: where they were started
@@ -65,7 +68,8 @@ class Exchange:
         self._check_match(meeting, ranks, rank, verb, x)
         meeting.verbs[rank], meeting.tensors[rank] = verb, x
         if self.clock is not None:
-            meeting.came[rank] = self.clock.now[ranks[rank]]
+            meeting.came[rank] = self.clock.issue(ranks[rank])
+            self._called[ranks[rank]].append(meeting)
         if len(meeting.verbs) == len(ranks):
             del self._meetings[key, number]
             self._hold(meeting, ranks, verb)
@@ -74,7 +78,7 @@ class Exchange:
     def collect(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective) -> Tensor | None:
         """What device `rank` gets; waits until all have come."""
         self._check_caller(ranks[rank], verb)
-        if meeting.results is None:
+        if not meeting.over:
             meeting.waiting.add(rank)
             self._wait(ranks[rank], verb, ranks)
         if self.clock is not None:
@@ -108,12 +112,34 @@ class Exchange:
             self.meters.charge(r, verb.name, traffic)
         if self.clock is None:
             meeting.results = verb.outcome(tensors)
+            self._finish(meeting, ranks)
         else:
-            came = [meeting.came[r] for r in range(len(ranks))]
-            meeting.begin, meeting.end = self.clock.collective(ranks, verb, tensors, came)
             with self.clock.paused():
                 meeting.results = verb.outcome(tensors)
+            self._complete[id(meeting)] = meeting, ranks, verb, tensors
+            self._settle([meeting])
         meeting.tensors.clear()
+
+    def _settle(self, meetings: list[Meeting]) -> None:
+        """Gives the links to those of `meetings` that are complete and next on all of their devices, and then to those
+        that were called after them."""
+        while meetings:
+            meeting = meetings.pop()
+            _, ranks, *_ = self._complete.get(id(meeting), (None, ()))
+            if ranks and all(self._called[r][0] is meeting for r in ranks):
+                self._give_links(meeting)
+                meetings += [self._called[r][0] for r in ranks if self._called[r]]
+
+    def _give_links(self, meeting: Meeting) -> None:
+        _, ranks, verb, tensors = self._complete.pop(id(meeting))
+        came = [meeting.came[r] for r in range(len(ranks))]
+        meeting.begin, meeting.end = self.clock.collective(ranks, verb, tensors, came)
+        for r in ranks:
+            self._called[r].remove(meeting)
+        self._finish(meeting, ranks)
+
+    def _finish(self, meeting: Meeting, ranks: tuple[int, ...]) -> None:
+        meeting.over = True
         for r in sorted(meeting.waiting):
             self.turns.ready(ranks[r])
 
@@ -202,8 +228,13 @@ class Exchange:
                     f"Add recv(src={src}, tag={tag}) to the program of rank {dst}, or take the send away"
                 )
 
-    def stuck(self) -> DeadlockError:
-        """The error for the moment when nobody can move."""
+    def stuck(self) -> DeadlockError | None:
+        """The error for the moment when nobody can move. None when somebody can: a collective that waits for the link
+        of one that was called before it, but to which the others come only afterwards, gets it now."""
+        while self._complete and not self.turns.anyone_ready:
+            self._give_links(next(iter(self._complete.values()))[0])
+        if self.turns.anyone_ready:
+            return None
         frames = sys._current_frames()
         places = {rank: where(self.turns.frame_of(rank, frames)) for rank in self._waits_for}
         del frames  # this frame is among them: such a cycle would keep the devices' tensors alive

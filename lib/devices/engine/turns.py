@@ -20,10 +20,10 @@ from lib.devices.errors import Stopped
 class Turns:
     """Runs `body(rank)` for each rank in a thread of its own, one at a time, until all have ended.
 
-    `stuck()` is asked for the exception to raise when every device that has not ended waits.
+    `stuck()` is asked for the exception to raise when every device that has not ended waits; or it makes one ready.
     """
 
-    def __init__(self, size: int, body: Callable[[int], None], stuck: Callable[[], BaseException]):
+    def __init__(self, size: int, body: Callable[[int], None], stuck: Callable[[], BaseException | None]):
         self._body, self._stuck = body, stuck
         self._threads = [
             threading.Thread(target=self._live, args=(rank,), name=f"device {rank}", daemon=True)
@@ -76,6 +76,11 @@ class Turns:
         """Device `rank`, which waits, may go on when its turn comes."""
         self._waiting.remove(rank)
         self._ready.append(rank)
+
+    @property
+    def anyone_ready(self) -> bool:
+        """Whether some device may go on."""
+        return bool(self._ready)
 
     def stop_if_failed(self) -> None:
         """Unwinds the calling device when the run has failed elsewhere or was interrupted."""
