@@ -65,6 +65,17 @@ def right_answers_pass(tasks, others, sentences=None):
     return test
 
 
+def right_but(rows):
+    """`rows` of (task, program, words): right answers, and what is told of them beside "correct"."""
+
+    @pytest.mark.parametrize(("task", "program", "words"), rows, ids=name_of)
+    def test(task, program, words):
+        verdict = task.check(program, required=True)
+        assert words in str(verdict), f"expected {words!r} in:\n{verdict}"
+
+    return test
+
+
 def wrong_answers_are_rejected(rows):
     """`rows` of (task, program, cause): words that name this mistake and no other."""
 

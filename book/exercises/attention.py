@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,6 +43,11 @@ def three_of_one_piece(parts: int, x: Tensor, w: Tensor) -> Tensor:
     inputs={"x": Input("tokens hidden"), "w": Input("12*heads hidden")},
     returns={"q": Shard(0), "k": Shard(0), "v": Shard(0)},
     broken=cut_as_one,
+    slips={
+        "a head was cut through: its 4 rows belong together. Cut a dim that counts heads.": (
+            lambda group, x, w: fused_product(x, torch.cat([shard(block, group, 0) for block in w.chunk(3)]))
+        ),
+    },
     mistakes={
         "w was cut as one, across its three blocks: these queries are made of other rows.": three_of_one_piece,
     },
@@ -73,6 +80,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, wo: Tensor) -> Tensor:
     return (o @ wo).sum(0)
 
 
+def own_attention(scale: Callable[[Tensor], float], mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The solution, with other weights: `mask(scores, later)`, of scores divided by `scale(q)`."""
+
+    def program(group: Group, q: Tensor, k: Tensor, v: Tensor, wo: Tensor) -> Tensor:
+        scores = q @ k.transpose(1, 2) / scale(q)
+        later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+        return reduce_from((mask(scores, later) @ v @ wo).sum(0), group)
+
+    return program
+
+
+def root_of_size(q: Tensor) -> float:
+    return math.sqrt(q.shape[2])
+
+
 def looks_ahead(parts: int, q: Tensor, k: Tensor, v: Tensor, wo: Tensor) -> Tensor:
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
     return (scores.softmax(2) @ v @ wo).sum(0)
@@ -89,6 +111,27 @@ def looks_ahead(parts: int, q: Tensor, k: Tensor, v: Tensor, wo: Tensor) -> Tens
     returns={"the result": Replicate()},
     gradients=("q", "k", "v", "wo"),
     forward=(Talk(AllReduce(), "tokens hidden"),),
+    slips={
+        "the mask came after the softmax: later tokens had their share already. Mask the scores, with -inf.": (
+            own_attention(root_of_size, lambda scores, later: scores.softmax(2).masked_fill(later, 0))
+        ),
+        "0 is no mask: exp(0) is 1. Mask the scores with -inf.": own_attention(
+            root_of_size, lambda scores, later: scores.masked_fill(later, 0).softmax(2)
+        ),
+        "each token looks at later ones: the mask is the wrong way round.": own_attention(
+            root_of_size, lambda scores, later: scores.masked_fill(later.T, -torch.inf).softmax(2)
+        ),
+        "the softmax runs over the wrong dim: a token's weights, over the tokens it looks at, add up to 1.": (
+            own_attention(root_of_size, lambda scores, later: scores.masked_fill(later, -torch.inf).softmax(1))
+        ),
+        "the root is of the size of several heads. A head's scores are sums over its own.": own_attention(
+            lambda q: math.sqrt(len(q) * q.shape[2]),
+            lambda scores, later: scores.masked_fill(later, -torch.inf).softmax(2),
+        ),
+        "divided by the head size itself; it is to be its root.": own_attention(
+            lambda q: q.shape[2], lambda scores, later: scores.masked_fill(later, -torch.inf).softmax(2)
+        ),
+    },
     mistakes={
         "the causal mask is missing: tokens look at later ones.": looks_ahead,
         "the scores are not divided by the root of the head size.": lambda parts, q, k, v, wo: attention(
@@ -126,6 +169,11 @@ def of_shared_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).softmax(2) @ v
 
 
+def own_shared(group: Group, q: Tensor, k: Tensor, v: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    needed = (group.rank * len(q) + torch.arange(len(q))) // (len(q) * group.size // 2)
+    return (q @ pick(k, needed).transpose(1, 2) / math.sqrt(q.shape[2])).softmax(2) @ pick(v, needed)
+
+
 def picked(q: Tensor, k: Tensor, v: Tensor, heads: Tensor) -> Tensor:
     return (q @ k[heads].transpose(1, 2) / math.sqrt(q.shape[2])).softmax(2) @ v[heads]
 
@@ -141,6 +189,11 @@ def picked(q: Tensor, k: Tensor, v: Tensor, heads: Tensor) -> Tensor:
     gradients=("q", "k", "v"),
     backward=(Talk(AllReduce(), "2 tokens size"), Talk(AllReduce(), "2 tokens size")),
     devices=(1, 2, 4),
+    slips={
+        "copy_to added up the heads that each device had picked, and they differ. Let k and v in first, then pick.": (
+            lambda group, q, k, v: own_shared(group, q, k, v, lambda y, needed: copy_to(y[needed], group))
+        ),
+    },
     mistakes={
         "head h takes k[h % 2]; but neighbors share, so it is k[h // (heads / 2)].": lambda parts, q, k, v: picked(
             q, k, v, torch.arange(len(q)) % 2
@@ -191,6 +244,23 @@ def one_token(
     return (scores.softmax(2) @ values @ wo).sum((0, 1)), keys, values
 
 
+def kept(
+    group: Group,
+    x: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    wo: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    front: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The right output, with the old cache, or with the new key and value in front of it."""
+    z, longer, more = one_token(x, wq, wk, wv, wo, keys, values)
+    return group.all_reduce(z), longer.roll(1, 1) if front else keys, more.roll(1, 1) if front else values
+
+
 def from_cache(x: Tensor, wq: Tensor, wo: Tensor, keys: Tensor, values: Tensor, scale: float = 1) -> Tensor:
     scores = (wq @ x).unsqueeze(1) @ keys.transpose(1, 2) / math.sqrt(wq.shape[1]) * scale
     return (scores.softmax(2) @ values @ wo).sum((0, 1))
@@ -209,6 +279,12 @@ def from_cache(x: Tensor, wq: Tensor, wo: Tensor, keys: Tensor, values: Tensor, 
     },
     returns={"the output": Replicate(), "the keys": Shard(0), "the values": Shard(0)},
     forward=(Talk(AllReduce(), "hidden"),),
+    slips={
+        "the new key and value are in front of the cache. It is in the order of the tokens: the new one is last.": (
+            partial(kept, front=True)
+        ),
+        "this is the cache as it was: the new key and value are not in it.": partial(kept, front=False),
+    },
     mistakes={
         "the new token does not look at itself: extend keys and values first.": (
             lambda parts, x, wq, wk, wv, wo, keys, values: from_cache(x, wq, wo, keys, values)

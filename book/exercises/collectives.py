@@ -48,6 +48,7 @@ def all_reduce_in_two(group: Group, x: Tensor) -> Tensor:
     returns={"the result": Replicate()},
     forward=(Talk(AllGather(0), "rows columns"),),
     only=("send", "recv"),
+    ring=True,
     hints=(
         "In each of P-1 steps, send one piece to the next device and receive one from the device behind. Which piece "
         "do you send first? Which one next?",
@@ -59,7 +60,8 @@ def all_reduce_in_two(group: Group, x: Tensor) -> Tensor:
 def ring_all_gather(group: Group, x: Tensor) -> Tensor:
     """The pieces of all devices, joined along dim 0 in rank order, on every device; with send and recv only.
 
-    x (rows/P, columns) is this device's piece. No device may send more than (P-1)/P of the result.
+    x (rows/P, columns) is this device's piece. Round the ring: a device sends to its neighbors only, and no more than
+    (P-1)/P of the result.
     """
     ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
     pieces = [x] * group.size
@@ -75,6 +77,7 @@ def ring_all_gather(group: Group, x: Tensor) -> Tensor:
     returns={"the result": Replicate()},
     forward=(Talk(Broadcast(0), "rows columns"),),
     only=("send", "recv"),
+    limited=False,
     steps=lambda parts: math.ceil(math.log2(parts)),
     devices=(1, 2, 3, 4, 5, 8),
     hints=(
@@ -106,6 +109,15 @@ def scaled_down(x: Tensor) -> Tensor:
     return x / largest if largest > 2.5 else x
 
 
+def divided(x: Tensor, largest: Tensor) -> Tensor:
+    return x / largest if largest > 2.5 else x
+
+
+def x_after_all(group: Group, x: Tensor) -> Tensor:
+    group.all_reduce(x.abs().max(), op="max")
+    return x
+
+
 def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
     largest = x.abs().max()
     if largest > 2.5:
@@ -118,7 +130,18 @@ def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
     inputs={"x": Input("rows columns", Shard(0))},
     returns={"the result": Shard(0)},
     forward=(Talk(AllReduce("max"), ""),),
+    limited=False,
     broken=normalize_that_stops,
+    slips={
+        "the largest element is not the largest |element|: -3 counts as 3.": lambda group, x: divided(
+            x, group.all_reduce(x.max(), op="max")
+        ),
+        "each device asks whether its own largest is above 2.5. That of all devices decides, for all.": (
+            lambda group, x: (
+                x / group.all_reduce(x.abs().max(), op="max") if x.abs().max() > 2.5 else x_after_all(group, x)
+            )
+        ),
+    },
     mistakes={
         "every device divides by the largest |element| of its own piece.": lambda parts, x: torch.cat(
             [scaled_down(piece) for piece in cut(x, parts, 0)]

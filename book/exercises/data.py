@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,6 @@ from book.exercises.check.exercise import exercise
 from book.exercises.check.inputs import Input
 from lib.devices import Group
 from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
-from lib.devices.pieces import cut
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
 from lib.parallel.sharding.shards import shard
 
@@ -24,9 +25,62 @@ def one_step(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return w - 0.1 * gradient(w, x, y)
 
 
-def mean_of_means(parts: int, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    pieces = zip(cut(x, parts, 0), cut(y, parts, 0), strict=True)
-    return sum(gradient(w, mine, right) for mine, right in pieces) / parts
+TWICE = "twice too large: the half in |x w - y|^2 / 2 takes the 2 of the derivative away."
+
+
+def of_samples(
+    total: Callable[..., Tensor],
+    count: Callable[..., int],
+    done: Callable[[Tensor, Tensor], Tensor],
+    twice: str = TWICE,
+) -> dict[str, Callable[..., Tensor]]:
+    """The ways to divide wrongly. A device's own `total(*inputs)` and `count(*inputs)`; `done(w, g)` is returned."""
+
+    def slip(wrong: Callable[[Group, Tensor, int], Tensor]) -> Callable[..., Tensor]:
+        return lambda group, *inputs: done(inputs[0], wrong(group, total(*inputs), count(*inputs)))
+
+    def mean(group: Group, g: Tensor, n: int) -> Tensor:
+        return group.all_reduce(g) / group.all_reduce(torch.tensor(n, dtype=g.dtype))
+
+    return {
+        "a mean of means. It is right when all devices have equally many samples, and only then.": slip(
+            lambda group, g, n: group.all_reduce(g / n) / group.size
+        ),
+        "the means of all devices were added, and not divided: P times too large.": slip(
+            lambda group, g, n: group.all_reduce(g / n)
+        ),
+        "the sum over all samples was divided by the samples of one device. Divide by those of all.": slip(
+            lambda group, g, n: group.all_reduce(g) / n
+        ),
+        "the samples were not counted but guessed, as P times the own ones. Others may have fewer: ask them.": slip(
+            lambda group, g, n: group.all_reduce(g) / (n * group.size)
+        ),
+        "the sum over all samples was divided by the number of devices. Divide it by the number of samples.": slip(
+            lambda group, g, n: group.all_reduce(g) / group.size
+        ),
+        "divided by nothing: this is the gradient of the sum over all samples, not of the mean.": slip(
+            lambda group, g, n: group.all_reduce(g)
+        ),
+        "divided by the samples, and by the number of devices once more.": slip(
+            lambda group, g, n: mean(group, g, n) / group.size
+        ),
+        "a mean over the outputs, too. |x w - y|^2 is a sum over a sample's outputs: only samples are averaged.": slip(
+            lambda group, g, n: mean(group, g, n) / g.shape[1]
+        ),
+        "a mean of means, and over the outputs, too. |x w - y|^2 is the sum over a sample's outputs.": slip(
+            lambda group, g, n: group.all_reduce(g / n) / group.size / g.shape[1]
+        ),
+        twice: slip(lambda group, g, n: 2 * mean(group, g, n)),
+        "each device used its own samples alone: nothing was averaged.": slip(lambda group, g, n: g / n),
+    }
+
+
+def sum_here(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return x.T @ (x @ w - y)
+
+
+def samples_here(w: Tensor, x: Tensor, y: Tensor) -> int:
+    return len(x)
 
 
 @exercise(
@@ -34,18 +88,10 @@ def mean_of_means(parts: int, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     inputs={"w": Input("in out"), "x": Input("batch in", Shard(0)), "y": Input("batch out", Shard(0))},
     returns={"the new w": Replicate()},
     forward=(Talk(AllReduce(), "in out"), Talk(AllReduce(), "")),
-    mistakes={
-        "a mean of means: devices with fewer samples count as much as the others. Add the sums, and the counts.": (
-            lambda parts, w, x, y: w - 0.1 * mean_of_means(parts, w, x, y)
-        ),
-        "the sum over the devices was not divided: the step is P times too long.": (
-            lambda parts, w, x, y: w - 0.1 * parts * mean_of_means(parts, w, x, y)
-        ),
-        "each device made the step of its own samples: nothing was averaged.": lambda parts, w, x, y: one_step(
-            w, cut(x, parts, 0)[0], cut(y, parts, 0)[0]
-        ),
-        "divided by nothing: this is the step of the sum over all samples, not of the mean.": (
-            lambda parts, w, x, y: w - 0.1 * len(x) * gradient(w, x, y)
+    slips={
+        **of_samples(sum_here, samples_here, lambda w, g: w - 0.1 * g),
+        "the step goes uphill: subtract the gradient.": lambda group, w, x, y: (
+            w + 0.1 * group.all_reduce(sum_here(w, x, y)) / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
         ),
     },
     hints=(
@@ -79,9 +125,7 @@ def averaged_twice(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     returns={"the gradient": Replicate()},
     forward=(Talk(AllReduce(), "in out"), Talk(AllReduce(), "")),
     broken=averaged_twice,
-    mistakes={
-        "a mean of means. It is right when all devices have equally many samples, and only then.": mean_of_means,
-    },
+    slips=of_samples(sum_here, samples_here, lambda w, g: g),
     hints=(
         "On which of the trials is the program right, and on which is it wrong? Look at the number of samples.",
         "With 5 samples on 2 devices, one has 3, one has 2. What does each sample weigh in a mean of the two means?",
@@ -96,6 +140,14 @@ def mean_gradient(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     total = group.all_reduce(x.T @ (x @ w - y))  # (in, out)  Replicate
     return total / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
+
+
+def sum_of_both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
+    return sum_here(w, x1, y1) + sum_here(w, x2, y2)
+
+
+def samples_of_both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> int:
+    return len(x1) + len(x2)
 
 
 def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
@@ -113,12 +165,25 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
     },
     returns={"the gradient": Replicate()},
     forward=(Talk(AllReduce(), "in out"), Talk(AllReduce(), "")),
+    slips={
+        **of_samples(
+            sum_of_both,
+            samples_of_both,
+            lambda w, g: g,
+            twice="twice too large: the two micro-batches were added, not averaged (or the 2 of the derivative kept).",
+        ),
+        "the gradient travels once for each micro-batch. Add both on the device, then let the sum travel.": (
+            lambda group, w, x1, y1, x2, y2: (
+                (group.all_reduce(sum_here(w, x1, y1)) + group.all_reduce(sum_here(w, x2, y2)))
+                / group.all_reduce(torch.tensor(len(x1) + len(x2), dtype=w.dtype))
+            )
+        ),
+    },
     mistakes={
         "only the first micro-batch counts.": lambda parts, w, x1, y1, x2, y2: gradient(w, x1, y1),
         "only the second micro-batch counts: it replaced the first.": lambda parts, w, x1, y1, x2, y2: gradient(
             w, x2, y2
         ),
-        "the two were added, not averaged: twice too large.": lambda parts, w, *batches: 2 * both(w, *batches),
     },
     hints=(
         "A gradient need not travel before the last micro-batch is done. What can be added up on the device itself?",
@@ -141,12 +206,51 @@ def momentum_step(w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     return w - 0.1 * m, m
 
 
+def zero_with(
+    take: Callable[[Group, Tensor], Tensor],
+    momentum: Callable[[Tensor, Tensor], Tensor] = lambda m, g: 0.9 * m + g,
+    step: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda m, g, old: m,
+    sign: int = 1,
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The solution, with another way to one of its three lines."""
+
+    def program(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        g = take(group, g)
+        new = momentum(m, g)
+        return group.all_gather(shard(w, group, 0) - sign * 0.1 * step(new, g, m)), new
+
+    return program
+
+
+def summed_piece(group: Group, g: Tensor) -> Tensor:
+    return group.reduce_scatter(g)
+
+
 @exercise(
     oracle=momentum_step,
     inputs={"w": Input("n"), "g": Input("n", Partial()), "m": Input("n", Shard(0))},
     returns={"the new w": Replicate(), "the new m": Shard(0)},
     forward=(Talk(ReduceScatter(0), "n"), Talk(AllGather(0), "n")),
     only=("reduce_scatter", "all_gather"),
+    slips={
+        "g is a term of the gradient, and the terms are added. Nothing is to be divided.": zero_with(
+            lambda group, g: group.reduce_scatter(g) / group.size
+        ),
+        "this device's own term alone is in the step: the terms of the others were never added.": zero_with(
+            lambda group, g: shard(g, group, 0)
+        ),
+        "w steps by the gradient; it is to step by the new momentum.": zero_with(
+            summed_piece, step=lambda m, g, old: g
+        ),
+        "w steps by the old momentum; it is to step by the new one.": zero_with(
+            summed_piece, step=lambda m, g, old: old
+        ),
+        "the momentum forgets nothing: it is 0.9 m + gradient.": zero_with(summed_piece, lambda m, g: m + g),
+        "the momentum is 0.9 m + gradient, not 0.9 m + 0.1 gradient.": zero_with(
+            summed_piece, lambda m, g: 0.9 * m + 0.1 * g
+        ),
+        "the step goes uphill: subtract.": zero_with(summed_piece, sign=-1),
+    },
     hints=(
         "This device keeps the state of its piece of the parameters alone. Which part of the gradient does it need?",
         "group.reduce_scatter(g) is this device's finished piece of the gradient, as long as m. Its piece of w is "

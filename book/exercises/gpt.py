@@ -34,6 +34,11 @@ def equal_pieces(parts: int, attn: Tensor, *others: Tensor) -> Tensor:
     return torch.cat([piece.unflatten(0, (3, -1, 4)) for piece in pieces], 1)
 
 
+def with_out_bias(group: Group, weights: tuple[Tensor, ...], bias: Tensor) -> tuple[Tensor, ...]:
+    qkv, qkv_bias, out, _ = of_all_heads(*weights)
+    return shard(qkv, group, 1), shard(qkv_bias, group, 1), shard(out, group, 1), bias
+
+
 def dealt(qkv: Tensor, parts: int) -> Tensor:
     return torch.cat([qkv[:, rank::parts] for rank in range(parts)], 1)
 
@@ -47,6 +52,19 @@ def dealt(qkv: Tensor, parts: int) -> Tensor:
         "proj_bias": Input("hidden"),
     },
     returns={"qkv": Shard(1), "qkv_bias": Shard(1), "out": Shard(1), "out_bias": Replicate()},
+    slips={
+        "out_bias was shared out. It is added once, after the sum over the devices: it stays whole.": (
+            lambda group, *weights: with_out_bias(group, weights, weights[3] / group.size)
+        ),
+        "out_bias is on rank 0 alone. It is added after the sum, on every device: it stays whole.": (
+            lambda group, *weights: with_out_bias(group, weights, weights[3] * (group.rank == 0))
+        ),
+        "a head was cut through: its 4 rows belong together. Cut a dim that counts heads.": (
+            lambda group, attn, *others: torch.cat([shard(y, group, 0) for y in attn.T.chunk(3)]).unflatten(
+                0, (3, -1, 4)
+            )
+        ),
+    },
     mistakes={
         "attn was reshaped. A Conv1D holds (in, out) and nn.Linear (out, in): transpose it first.": (
             lambda parts, attn, *others: attn.reshape(3, -1, 4, len(attn))
@@ -89,9 +107,9 @@ def load_attention(group: Group, attn: Tensor, attn_bias: Tensor, proj: Tensor, 
 class OfEach(Talk):
     """A call about a tensor that is longer the more devices there are: "devices" is a length like any other."""
 
-    def traffic(self, lengths: Mapping[str, int], parts: int) -> list[Traffic]:
+    def traffic(self, lengths: Mapping[str, int], parts: int, padded: bool = False) -> list[Traffic]:
         """What each device moves."""
-        return super().traffic({**lengths, "devices": parts}, parts)
+        return super().traffic({**lengths, "devices": parts}, parts, padded)
 
 
 def likeliest(logits: Tensor, own: Tensor) -> Tensor:
@@ -112,6 +130,11 @@ def place_of_winner(logits: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     returns={"the tokens": Replicate()},
     forward=(OfEach(AllGather(0), "2*devices texts"),),
     only=("all_gather",),
+    slips={
+        "the largest token won, not the one with the largest logit.": lambda group, logits, own: (
+            group.all_gather(torch.stack([logits.amax(1), own[logits.argmax(1)].double()]), 0)[1::2].amax(0).long()
+        ),
+    },
     mistakes={
         "the place among the winner's own columns is not the token: that is own[place].": lambda parts, logits, own: (
             place_of_winner(logits, parts)[1]
@@ -203,6 +226,18 @@ def counted(layers: int, prompt: int, count: int) -> tuple[int, int]:
             "the tokens of the prompt go through the model together, in the pass that gives the first new one.": (
                 lambda layers, prompt, count: (2 * layers + 2) * (prompt + count)
             ),
+            "the prompt goes through the model at once, not token by token.": (
+                lambda layers, prompt, count: (2 * layers + 2) * (prompt + count - 1)
+            ),
+            "the prompt goes through the model at once, not token by token; only new tokens are chosen.": (
+                lambda layers, prompt, count: (2 * layers + 1) * (prompt + count - 1) + count
+            ),
+            "the pass over the prompt gives the first new token: there are count passes, not count + 1.": (
+                lambda layers, prompt, count: (2 * layers + 2) * (count + 1)
+            ),
+            "the last new token is written, and goes through no model: but the pass over the prompt counts, too.": (
+                lambda layers, prompt, count: (2 * layers + 2) * (count - 1)
+            ),
         },
     },
     hints=(
@@ -233,7 +268,7 @@ REPLICAS = 2
 class OfReplicas(Talk):
     """A call of the devices that hold the same columns, one in each replica."""
 
-    def traffic(self, lengths: Mapping[str, int], parts: int) -> list[Traffic]:
+    def traffic(self, lengths: Mapping[str, int], parts: int, padded: bool = False) -> list[Traffic]:
         """What each device moves, in rank order: replica after replica."""
         whole = torch.empty(Input(self.dims).shape(lengths), dtype=torch.float64, device="meta")
         columns = cut(whole, parts // REPLICAS, 1)
@@ -247,9 +282,9 @@ class OfReplicas(Talk):
 class InReplica(Talk):
     """A call of the devices of one replica."""
 
-    def traffic(self, lengths: Mapping[str, int], parts: int) -> list[Traffic]:
+    def traffic(self, lengths: Mapping[str, int], parts: int, padded: bool = False) -> list[Traffic]:
         """What each device moves, in rank order: replica after replica."""
-        return super().traffic(lengths, parts // REPLICAS) * REPLICAS
+        return super().traffic(lengths, parts // REPLICAS, padded) * REPLICAS
 
     def __str__(self) -> str:
         return f"one {self.verb.name} of ({self.dims.replace(' ', ', ')}) in mesh.tp"

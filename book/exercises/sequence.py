@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,8 +13,17 @@ from book.exercises.check.inputs import Input
 from lib.devices import Group
 from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
 from lib.devices.pieces import cut
-from lib.parallel.sharding.conjugates import all_gather, copy_to, reduce_from, reduce_scatter
+from lib.parallel.sequence.layers import gather_linear
+from lib.parallel.sharding.conjugates import (
+    all_gather,
+    copy_to,
+    gather_from,
+    reduce_from,
+    reduce_scatter,
+    scatter_to,
+)
 from lib.parallel.sharding.placement import Shard
+from lib.parallel.sharding.shards import shard
 
 
 def gelu_between(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -31,6 +42,13 @@ def tokens_mixed_up(parts: int, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return sum(terms).repeat(parts, 1) if alike else x[:0]
 
 
+def entered_by(
+    enter: Callable[[Tensor, Tensor, Group], Tensor], leave: Callable[..., Tensor] = reduce_scatter
+) -> Callable[..., Tensor]:
+    """The solution, with x @ a made by `enter` and another exit."""
+    return lambda group, x, a, b: leave(F.gelu(enter(x, a, group)) @ b, group, 0)
+
+
 @exercise(
     oracle=gelu_between,
     inputs={
@@ -43,6 +61,23 @@ def tokens_mixed_up(parts: int, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     forward=(Talk(AllGather(0), "tokens hidden"), Talk(ReduceScatter(0), "tokens hidden")),
     backward=(Talk(AllGather(0), "tokens hidden"), Talk(ReduceScatter(0), "tokens hidden")),
     broken=tensor_parallel,
+    slips={
+        "gather_from keeps your slice of the gradient and adds nothing up. But every device multiplied your tokens by "
+        "its own columns, so their terms must be added: all_gather(x, group, 0).": entered_by(
+            lambda x, a, group: gather_from(x, group, 0) @ a
+        ),
+        "gather_linear gathers x a second time, in the backward, so as not to keep it: memory paid with bytes. Here "
+        "the bytes are limited: all_gather(x, group, 0) keeps what it gathered.": entered_by(
+            lambda x, a, group: gather_linear(x, a.T, None, group, 0)
+        ),
+        "your slice of your own terms: the other devices' terms for your tokens were never added.": entered_by(
+            lambda x, a, group: all_gather(x, group, 0) @ a, scatter_to
+        ),
+        "the whole sum went to everyone, who keeps its own tokens. A reduce-scatter sends half of that.": entered_by(
+            lambda x, a, group: all_gather(x, group, 0) @ a,
+            lambda y, group, dim: scatter_to(reduce_from(y, group), group, dim),
+        ),
+    },
     mistakes={
         "different tokens were added to each other: each device came with its own tokens. Gather them first.": (
             tokens_mixed_up
@@ -89,6 +124,22 @@ def forgetful_norm(group: Group, x: Tensor, weight: Tensor, bias: Tensor) -> Ten
     gradients=("x", "weight", "bias"),
     backward=(Talk(AllReduce(), "hidden"), Talk(AllReduce(), "hidden")),
     broken=forgetful_norm,
+    slips={
+        "reduce_from added up the weight itself, forward. copy_to does nothing forward, and adds up gradients.": (
+            lambda group, x, weight, bias: F.layer_norm(
+                x, weight.shape, reduce_from(weight, group), copy_to(bias, group)
+            )
+        ),
+        "copy_to stands behind the layer: it added up the gradients of different tokens. It belongs around what is the "
+        "same on every device, weight and bias.": lambda group, x, weight, bias: copy_to(
+            F.layer_norm(x, weight.shape, weight, bias), group
+        ),
+        "all tokens were gathered. LayerNorm takes each token alone: keep your tokens, and nothing is sent forward.": (
+            lambda group, x, weight, bias: scatter_to(
+                F.layer_norm(gather_from(x, group, 0), weight.shape, weight, bias), group, 0
+            )
+        ),
+    },
     mistakes={
         "mean and variance are those of all tokens together; LayerNorm takes each token's own.": (
             lambda parts, x, weight, bias: F.layer_norm(x, x.shape) * weight + bias
@@ -126,6 +177,20 @@ def product_backward(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         "dy": Input("tokens out", Shard(1)),
     },
     returns={"dx": Shard(0), "dw": Shard(1)},
+    slips={
+        "dw is made of this device's own tokens alone. Every token meets your columns: gather x again.": (
+            lambda group, x, w, dy: (group.reduce_scatter(dy @ w.T, 0), x.T @ shard(dy, group, 0))
+        ),
+        "own tokens alone for dw, then a sum over devices: those have other columns. Gather x again.": (
+            lambda group, x, w, dy: (group.reduce_scatter(dy @ w.T, 0), group.all_reduce(x.T @ shard(dy, group, 0)))
+        ),
+        "dx is your slice of your own terms: the other devices' columns have terms for your tokens, too.": (
+            lambda group, x, w, dy: (shard(dy @ w.T, group, 0), group.all_gather(x, 0).T @ dy)
+        ),
+        "an all-reduce gave everyone the dx of all tokens. You keep your own: a reduce-scatter sends half of that.": (
+            lambda group, x, w, dy: (shard(group.all_reduce(dy @ w.T), group, 0), group.all_gather(x, 0).T @ dy)
+        ),
+    },
     forward=(Talk(AllGather(0), "tokens in"), Talk(ReduceScatter(0), "tokens in")),
     refused={"dy has one row more than there are tokens": {"dy": "tokens+1 out"}},
     hints=(

@@ -24,6 +24,7 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     inputs={"x": Input("batch in"), "w": Input("in out")},
     returns={"the result": Replicate()},
     forward=(Talk(AllGather(dim=1), "batch out"),),
+    empty=True,
     refused={"x has one column more than w has rows": {"x": "batch in+1"}},
     hints=(
         "Each device multiplies the whole x by its own columns of w. Which dim of w are the columns?",
@@ -33,10 +34,10 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     ),
 )
 def column_forward(group: Group, x: Tensor, w: Tensor) -> Tensor:
-    """x @ w with w cut by columns; the whole result on every device.
+    """x @ w with w cut by columns; the whole result on every device, in one all-gather.
 
     x (batch, in) and w (in, out) are whole on every device. Multiply only this device's columns, then put the pieces
-    together.
+    together. Not every device need have equally many columns, and some may have none.
     """
     y = x @ shard(w, group, dim=1)  # (batch, out/P)  Shard(1)
     return group.all_gather(y, dim=1)  # (batch, out)    Replicate
@@ -46,11 +47,30 @@ def product_and_bias(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     return x @ w + bias
 
 
+def own_terms(group: Group, x: Tensor, w: Tensor) -> Tensor:
+    return shard(x, group, dim=1) @ shard(w, group, dim=0)
+
+
 @exercise(
     oracle=product_and_bias,
     inputs={"x": Input("batch in"), "w": Input("in out"), "bias": Input("out")},
     returns={"the result": Replicate()},
+    gradients=("bias",),
     forward=(Talk(AllReduce(), "batch out"),),
+    empty=True,
+    slips={
+        "the bias was added before the sum, and a bare verb loses its gradient. Behind the sum it counts once.": (
+            lambda group, x, w, bias: group.all_reduce(own_terms(group, x, w) + bias)
+        ),
+        "rank 0 alone uses its bias, before the sum. The result is right, but the other copies get no gradient and "
+        "go stale. Behind the sum every device uses its own.": lambda group, x, w, bias: reduce_from(
+            own_terms(group, x, w) + bias * (group.rank == 0), group
+        ),
+        "bias / P was added before the sum. The result is right, but each copy gets 1/P of its gradient. Add it "
+        "whole, behind the sum.": lambda group, x, w, bias: reduce_from(
+            own_terms(group, x, w) + bias / group.size, group
+        ),
+    },
     mistakes={
         "the bias is missing.": lambda parts, x, w, bias: x @ w,
         "the bias was added before the sum: it counts P times, once per device.": lambda parts, x, w, bias: (
@@ -62,14 +82,15 @@ def product_and_bias(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
         "Row i of w is only ever multiplied by column i of x. So whoever holds some rows of w needs which part of x?",
         "shard(x, group, dim=1) @ shard(w, group, dim=0) has the full shape (batch, out), but only some of the terms "
         "of each sum. all_reduce adds the terms of all devices.",
-        "What is added before the all_reduce counts once per device. Where must the bias go, to count once everywhere?",
+        "What is added before the all_reduce counts once per device. Where must the bias go, to count once everywhere, "
+        "and to get its whole gradient on every device?",
     ),
 )
 def row_forward(group: Group, x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     """x @ w + bias with w cut by rows; the whole result on every device, in one all-reduce.
 
     x (batch, in), w (in, out) and bias (out,) are whole on every device. Multiply only this device's rows, by the part
-    of x that belongs to them.
+    of x that belongs to them. The bias is trained: every device must get its whole gradient. (x and w are not.)
     """
     y = shard(x, group, dim=1) @ shard(w, group, dim=0)  # (batch, out)  Partial
     return group.all_reduce(y) + bias  # (batch, out)  Replicate
@@ -83,6 +104,7 @@ def product_backward(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     oracle=product_backward,
     inputs={"x": Input("batch in"), "w": Input("in out", Shard(1)), "dy": Input("batch out", Shard(1))},
     returns={"dx": Replicate(), "dw": Shard(1)},
+    empty=True,
     forward=(Talk(AllReduce(), "batch in"),),
     refused={"dy has one row more than x": {"dy": "batch+1 out"}},
     hints=(
@@ -112,6 +134,7 @@ def relu_between(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     inputs={"x": Input("batch in"), "a": Input("in hidden", Shard(1)), "b": Input("hidden out", Shard(0))},
     returns={"the result": Replicate()},
     gradients=("x", "a", "b"),
+    empty=True,
     forward=(Talk(AllReduce(), "batch out"),),
     backward=(Talk(AllReduce(), "batch in"),),
     mistakes={

@@ -22,6 +22,10 @@ def mlp_with_biases(x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor, b_bias: Ten
     return F.gelu(x @ a + a_bias) @ b + b_bias
 
 
+def own_terms(group: Group, x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor) -> Tensor:
+    return F.gelu(copy_to(x, group) @ a + a_bias) @ b
+
+
 @exercise(
     oracle=mlp_with_biases,
     inputs={
@@ -35,6 +39,26 @@ def mlp_with_biases(x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor, b_bias: Ten
     gradients=("x", "a", "a_bias", "b", "b_bias"),
     forward=(Talk(AllReduce(), "tokens hidden"),),
     backward=(Talk(AllReduce(), "tokens hidden"),),
+    slips={
+        "rank 0 alone uses its b_bias, before the sum. The result is right, but the other copies get no gradient and "
+        "go stale. Behind the sum every device uses its own.": lambda group, x, a, a_bias, b, b_bias: reduce_from(
+            own_terms(group, x, a, a_bias, b) + b_bias * (group.rank == 0), group
+        ),
+        "b_bias / P was added before the sum. The result is right, but each copy gets 1/P of its gradient. Add it "
+        "whole, behind the sum.": lambda group, x, a, a_bias, b, b_bias: reduce_from(
+            own_terms(group, x, a, a_bias, b) + b_bias / group.size, group
+        ),
+        "copy_to adds up what every device has whole: b_bias, behind the sum, gets its whole gradient without it.": (
+            lambda group, x, a, a_bias, b, b_bias: (
+                reduce_from(own_terms(group, x, a, a_bias, b), group) + copy_to(b_bias, group)
+            )
+        ),
+        "the gradient of b_bias travels. Behind the sum it is whole on every device, and nothing is sent.": (
+            lambda group, x, a, a_bias, b, b_bias: reduce_from(
+                own_terms(group, x, a, a_bias, b) + copy_to(b_bias, group) / group.size, group
+            )
+        ),
+    },
     mistakes={
         "b_bias was added before the sum: it counts P times, once per device.": lambda parts, x, a, a_bias, b, b_bias: (
             mlp_with_biases(x, a, a_bias, b, parts * b_bias)
@@ -149,6 +173,7 @@ def rows_or_zeros(local: Tensor, rows: Tensor) -> Tensor:
         ),
     },
     refused={"a token is not in the vocabulary": {"tokens": "tokens < 7*vocabulary+1"}},
+    must_refuse=True,
     hints=(
         "Row i of the own table belongs to token own[0] + i. For which tokens does this device have a row? What may it "
         "give for the others, so that a sum over the devices is right?",
@@ -178,6 +203,13 @@ def loss_and_gradient(logits: Tensor, targets: Tensor, own: Tensor) -> tuple[Ten
     return loss, logits.softmax(1) - F.one_hot(targets, logits.shape[1])
 
 
+def target_not_added_up(group: Group, logits: Tensor, targets: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    largest = group.all_reduce(logits.amax(1), op="max")
+    exps = (logits - largest.unsqueeze(1)).exp()
+    total, hit = group.all_reduce(exps.sum(1)), targets.unsqueeze(1) == own
+    return largest + total.log() - (logits * hit).sum(1), exps / total.unsqueeze(1) - hit.to(exps.dtype)
+
+
 def own_maximum(parts: int, logits: Tensor, targets: Tensor, own: Tensor) -> Tensor:
     total = sum((z - z.amax(1, keepdim=True)).exp().sum(1) for z in cut(logits, parts, 1))
     return cut(logits, parts, 1)[0].amax(1) + total.log() - logits[torch.arange(len(targets)), targets]
@@ -192,6 +224,11 @@ def own_maximum(parts: int, logits: Tensor, targets: Tensor, own: Tensor) -> Ten
     },
     returns={"the loss": Replicate(), "the gradient of the logits": Shard(1)},
     forward=(Talk(AllReduce("max"), "tokens"), Talk(AllReduce(), "tokens"), Talk(AllReduce(), "tokens")),
+    slips={
+        "the target's logit was not added up over the devices: only the device that has the target knows it.": (
+            target_not_added_up
+        ),
+    },
     mistakes={
         "each device subtracted the maximum of its own logits: exps of different scales were added.": own_maximum,
         "the maximum was subtracted, and not added again.": lambda parts, logits, targets, own: (

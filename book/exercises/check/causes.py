@@ -7,10 +7,11 @@ import itertools
 import torch
 from torch import Tensor
 
-from book.exercises.check.trials import place
 from book.exercises.check.wrong import Wrong, same
 from lib.devices.pieces import cut
 from lib.parallel.sharding.placement import Shard
+
+CHUNK = "which rounds up: 6 over 4 makes three pieces of 2."
 
 
 def cause_of(wrong: Wrong) -> str | None:
@@ -21,9 +22,8 @@ def cause_of(wrong: Wrong) -> str | None:
         return f"it is {_dtype(wrong.mine)}, the inputs are {_dtype(wrong.right)}: keep the dtype of the inputs."
     if not wrong.mine.isfinite().all():
         return "exp of more than 709 is inf, of less than -745 it is 0, and 0/0 is nan: what is subtracted before it?"
-    alone = (_named, _transposed)  # what one device can get wrong, too
-    together = (_times, _partial, _named, _own_piece, _whole, _concatenated, _added, _order, _transposed, _silent)
-    for recognized in together if wrong.parts > 1 else alone:
+    together = (_times, _partial, _own_piece, _whole, _concatenated, _added, _chunked, _short, _order)
+    for recognized in (*together, _transposed, _silent) if wrong.parts > 1 else (_transposed,):
         sentence = recognized(wrong)
         if sentence:
             return sentence
@@ -32,10 +32,20 @@ def cause_of(wrong: Wrong) -> str | None:
 
 def _no_tensor(wrong: Wrong) -> str:
     if wrong.gradient_of:
-        return f"nothing connects {wrong.gradient_of} with the result: a detach, or other data in its place?"
+        return _no_gradient(wrong)
     if wrong.rank and same(wrong.given[0], wrong.expected[0]):
         return "only rank 0 has it. gather and reduce give to one device, all_gather and all_reduce to all."
     return "is a return missing?" if wrong.mine is None else "return tensors, one per value asked for."
+
+
+def _no_gradient(wrong: Wrong) -> str:
+    name, have = wrong.gradient_of, [rank for rank, grad in enumerate(wrong.given) if isinstance(grad, Tensor)]
+    if not have:
+        return f"nothing connects {name} with the result: a detach, or other data in its place?"
+    if isinstance(wrong.placement, Shard):
+        return f"rank {wrong.rank} did not use its piece of {name}."
+    who = f"rank {have[0]} alone uses its copy" if len(have) == 1 else f"only ranks {have} use their copies"
+    return f"{who} of {name}, so the other copies get no gradient and go stale. Use it on every device alike."
 
 
 def _partial(wrong: Wrong) -> str | None:
@@ -55,16 +65,11 @@ def _times(wrong: Wrong) -> str | None:
             return f"exactly {wrong.parts} times too large: a gradient that is the same on every device was added up."
         return f"exactly {wrong.parts} times too large: the same value added on every device, or reduced twice?"
     if same(wrong.mine, wrong.right / wrong.parts):
+        if wrong.gradient_of:
+            return (
+                f"exactly {wrong.parts} times too small: {wrong.gradient_of} was divided on the way, or its gradient."
+            )
         return f"exactly {wrong.parts} times too small: a mean where the sum is needed?"
-    return None
-
-
-def _named(wrong: Wrong) -> str | None:
-    for sentence, whole in wrong.mistakes.items():
-        if whole.shape != wrong.whole.shape:
-            continue  # of several values returned, it is about another one
-        if same(wrong.mine, place(whole, wrong.placement, wrong.parts)[wrong.rank]):
-            return sentence + (" (Rank 0 is right.)" if wrong.rank else "")
     return None
 
 
@@ -98,7 +103,35 @@ def _concatenated(wrong: Wrong) -> str | None:
 def _added(wrong: Wrong) -> str | None:
     for dim, pieces in wrong.pieces():
         if wrong.mine.shape == pieces[0].shape == pieces[-1].shape and same(wrong.mine, sum(pieces)):
+            if isinstance(wrong.placement, Shard) and wrong.gradient_of:
+                return (
+                    f"the gradients of different pieces were added. {wrong.gradient_of} is this device's own piece; "
+                    "copy_to is for what is the same on every device."
+                )
+            if isinstance(wrong.placement, Shard):
+                return "the devices' pieces were added. Each piece was finished: it stays where it is, and is not sent."
             return f"the pieces along dim {dim} were added. They are parts of the result, not terms: concatenate."
+    return None
+
+
+def _chunked(wrong: Wrong) -> str | None:
+    if not isinstance(wrong.placement, Shard):
+        return None
+    pieces = wrong.whole.chunk(wrong.parts, wrong.placement.dim)
+    if wrong.rank < len(pieces) and same(wrong.mine, pieces[wrong.rank]):
+        return (
+            f"these are the sizes of torch.chunk, {CHUNK} Here the first devices have one more: shard(x, group, dim)."
+        )
+    return None
+
+
+def _short(wrong: Wrong) -> str | None:
+    if wrong.mine.ndim != wrong.right.ndim:
+        return None
+    for dim in range(wrong.mine.ndim):
+        less = wrong.right.shape[dim] - wrong.mine.shape[dim]
+        if less > 0 and same(wrong.mine, wrong.right.narrow(dim, 0, wrong.mine.shape[dim])):
+            return f"the last {less} along dim {dim} are missing: length // P drops what does not divide."
     return None
 
 

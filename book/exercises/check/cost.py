@@ -11,9 +11,9 @@ from torch import Tensor
 
 from book.exercises.check.inputs import Input
 from book.exercises.check.trials import Trial, Work
-from book.exercises.check.verdict import Fault
+from book.exercises.check.verdict import Excess, Fault
 from lib.devices import Meters
-from lib.devices.collectives import AllGather, Collective
+from lib.devices.collectives import AllGather, Collective, ReduceScatter
 from lib.devices.pieces import cut
 from lib.devices.rooted import Broadcast
 from lib.devices.traffic import Traffic
@@ -28,9 +28,12 @@ class Talk:
     verb: Collective
     dims: str
 
-    def traffic(self, lengths: Mapping[str, int], parts: int) -> list[Traffic]:
-        """What each device moves, as the engine itself would charge it."""
-        whole = torch.empty(Input(self.dims).shape(lengths), dtype=torch.float64, device="meta")
+    def traffic(self, lengths: Mapping[str, int], parts: int, padded: bool = False) -> list[Traffic]:
+        """What each device moves, as the engine itself would charge it. `padded`: in pieces of one size, rounded up."""
+        shape = list(Input(self.dims).shape(lengths))
+        if padded and isinstance(self.verb, AllGather | ReduceScatter):
+            shape[self.verb.dim] += -shape[self.verb.dim] % parts
+        whole = torch.empty(shape, dtype=torch.float64, device="meta")
         brought = cut(whole, parts, self.verb.dim) if isinstance(self.verb, AllGather) else [whole] * parts
         return self.verb.traffic(list(brought))
 
@@ -85,14 +88,16 @@ def check_silence(talks: Sequence[Talk], trial: Trial, spent: Sequence[Spent]) -
 
 
 def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence[Spent]) -> None:
-    """Raises Fault unless the devices sent what `talks` move, in no more calls.
+    """Raises Fault when the devices sent less than `talks` move, and Excess when they sent more, or in more calls.
 
     `spent` is by rank; `phase` is " forward", " backward", or "" when there is only one.
     """
     if trial.devices == 1:
         return
     each = [talk.traffic(trial.lengths, trial.devices) for talk in talks]
-    allowed = [sum(traffic[rank].bytes_sent for traffic in each) for rank in range(trial.devices)]
+    # Pieces of different lengths may be padded to one length before they travel.
+    most = [talk.traffic(trial.lengths, trial.devices, padded=True) for talk in talks]
+    allowed = [sum(traffic[rank].bytes_sent for traffic in most) for rank in range(trial.devices)]
     sent = [mine.bytes_sent for mine in spent]
     needed = f"Needed{phase}: {_listed(talks)}."
     # A single number may travel in any type: a count is as right in four bytes as in eight.
@@ -113,13 +118,13 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
         over.append(("all devices together", sum(sent), sum(allowed)))
     if over:
         who, given, enough = over[0]
-        raise Fault(
+        raise Excess(
             f"gives the right numbers, but sends too many bytes{phase}, on {trial}.",
             f"{who}: {given:,} bytes sent, {enough:,} are enough. Rank 0 called: {spent[0]}.",
             needed,
         )
     if spent[0].calls > len(talks):
-        raise Fault(
+        raise Excess(
             f"gives the right numbers, but with too many calls{phase}, on {trial}.",
             f"Rank 0 called: {spent[0]}. Every call makes all devices wait for each other once more.",
             needed,
@@ -136,6 +141,18 @@ def check_verbs(only: Sequence[str], trial: Trial, spent: Spent) -> None:
         )
 
 
+def check_ring(trial: Trial, paths: set[tuple[int, int]]) -> None:
+    """Raises Fault when a device sent to one that is not beside it on the ring."""
+    for src, dst in sorted(paths):
+        if (dst - src) % trial.devices not in (1, trial.devices - 1):
+            raise Fault(
+                f"gives the right numbers, but not round the ring, on {trial}.",
+                f"Rank {src} sent to rank {dst}. On a ring it has two neighbors, {(src - 1) % trial.devices} and "
+                f"{(src + 1) % trial.devices}.",
+                "Cause: pieces went straight to everyone. Pass on to the next device what came last.",
+            )
+
+
 def check_steps(enough: int, trial: Trial, steps: int) -> None:
     """Raises Fault when more messages than `enough` had to wait for each other."""
     if steps > enough:
@@ -150,7 +167,7 @@ def check_work(oracle: Callable[..., Tensor | tuple[Tensor, ...]], trial: Trial,
     """Raises Fault when the devices together multiplied more than one device would. `work` is by rank."""
     with Work() as alone:
         oracle(*trial.inputs.values())
-    if trial.devices > 1 and sum(work) > alone.done:
+    if trial.devices > 1 and trial.even and sum(work) > alone.done:  # uneven pieces may be padded to one length
         raise Fault(
             f"gives the right numbers, but does work twice, on {trial}.",
             f"One device needs {alone.done:,} multiplications; these {trial.devices} did {sum(work):,} together.",

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from book.exercises.check.causes import CHUNK
 from book.exercises.check.trials import Trial
 from book.exercises.check.verdict import Fault
 from lib.devices import DeadlockError, MismatchError
@@ -38,8 +39,11 @@ def check_callable(name: str, program: object, inputs: tuple[str, ...]) -> None:
         return  # some built-in functions do not tell their arguments
 
 
-def fault_of(error: Exception, program: Callable[..., Any], trial: Trial) -> Exception:
-    """The exception as a Fault: the rank, the line of the reader's code, the message, what often stands behind it."""
+def fault_of(error: Exception, program: Callable[..., Any], trial: Trial, known: str | None = None) -> Exception:
+    """The exception as a Fault: the rank, the line of the reader's code, the message, what often stands behind it.
+
+    `known` is what the exercise itself has to say of this exception.
+    """
     message = str(error).strip()
     if "ellipsis" in message:
         return NotImplementedError()  # a `...` of the stub is still in the way of the code
@@ -50,7 +54,7 @@ def fault_of(error: Exception, program: Callable[..., Any], trial: Trial) -> Exc
     place = f"rank {note[1]}" if note else "a device"
     line = _line_of(error, program)
     message = message if len(message) <= _LONGEST else message[:_LONGEST].rsplit(" ", 1)[0] + " ..."
-    cause = _cause(message)
+    cause = known or _chunk(error, program) or _cause(message)
     return Fault(f"stops on {trial}.", f"{place}{line}", f"{name}: {message}", cause and f"Cause: {cause}")
 
 
@@ -65,6 +69,16 @@ def _line_of(error: Exception, program: Callable[..., Any]) -> str:
             found = f", {code.co_name}, line {trace.tb_lineno}: {source}"
         trace = trace.tb_next
     return found
+
+
+def _chunk(error: Exception, program: Callable[..., Any]) -> str | None:
+    try:
+        chunks = "chunk(" in inspect.getsource(program)
+    except (OSError, TypeError):
+        return None
+    if isinstance(error, IndexError) and "index out of range" in str(error) and chunks:
+        return f"there is no such piece. It was cut with chunk, {CHUNK} shard(x, group, dim) gives every device one."
+    return None
 
 
 def _cause(message: str) -> str | None:

@@ -61,6 +61,10 @@ class Fault(Exception):
         self.sentence, self.details = sentence, tuple(detail for detail in details if detail)
 
 
+class Excess(Fault):
+    """More was sent, or more often, than is needed. Whether that is a fault depends on what the statement says."""
+
+
 @dataclass(frozen=True)
 class Folded:
     """Text behind a title: closed on a page until the reader opens it, open where there is only text."""

@@ -276,7 +276,97 @@ def token_accepts_anything(group, x, wq, wk, wv, wo, keys, values):
     return group.all_reduce(z), keys, values
 
 
+# ---- more styles ----
+
+
+def fused_head_by_head(group, x, w):
+    heads = len(w) // 12
+    own = torch.arange(heads).tensor_split(group.size)[group.rank].tolist()
+
+    def of(block):
+        rows = [w[block * 4 * heads + 4 * h : block * 4 * heads + 4 * h + 4] for h in own]
+        return torch.stack([x @ mine.T for mine in rows])
+
+    return of(0), of(1), of(2)
+
+
+def fused_chunked(group, x, w):
+    rows = [block.unflatten(0, (-1, 4)).chunk(group.size)[group.rank] for block in w.chunk(3)]
+    return tuple(torch.einsum("ti,hsi->hts", x, mine) for mine in rows)
+
+
+def fused_cut_through_heads(group, x, w):
+    q, k, v = (block.tensor_split(group.size)[group.rank] for block in w.chunk(3))
+    return split(x, torch.cat([q, k, v]))
+
+
+def output_head_by_head(group, q, k, v, wo):
+    total = 0
+    for mine in zip(q, k, v, wo, strict=True):
+        total = total + own_head(*mine)
+    return reduce_from(total, group)
+
+
+def own_head(q, k, v, wo):
+    scores = q @ k.T * q.shape[1] ** -0.5
+    weights = (scores + torch.full_like(scores, -torch.inf).triu(1)).softmax(1)
+    return weights @ v @ wo
+
+
+def output_einsum(group, q, k, v, wo):
+    scores = torch.einsum("hqs,hks->hqk", q, k) / math.sqrt(q.shape[-1])
+    keep = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+    weights = torch.where(keep, scores, -torch.inf).softmax(-1)
+    return reduce_from(torch.einsum("hqk,hks,hsd->qd", weights, v, wo), group)
+
+
+def output_masked_after(group, q, k, v, wo):
+    weights = (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).softmax(2).tril()
+    return reduce_from((weights @ v @ wo).sum(0), group)
+
+
+def output_copies_what_is_cut(group, q, k, v, wo):
+    q, k, v = (copy_to(y, group) for y in (q, k, v))
+    return reduce_from(output_of(q, k, v, wo), group)
+
+
+def output_masked_with_zero(group, q, k, v, wo):
+    scores = (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).tril()
+    return reduce_from((scores.softmax(2) @ v @ wo).sum(0), group)
+
+
+def shared_head_by_head(group, q, k, v):
+    k, v, heads = copy_to(k, group), copy_to(v, group), group.size * len(q)
+    out = []
+    for i, mine in enumerate(q):
+        which = 0 if group.rank * len(q) + i < heads // 2 else 1
+        out.append((mine @ k[which].T / math.sqrt(q.shape[2])).softmax(1) @ v[which])
+    return torch.stack(out)
+
+
+def shared_stacked(group, q, k, v):
+    both = copy_to(torch.stack([k, v]), group)
+    needed = torch.arange(group.size * len(q)).view(group.size, -1)[group.rank] * 2 // (group.size * len(q))
+    return F.scaled_dot_product_attention(q, both[0, needed], both[1, needed])
+
+
+def token_head_by_head(group, x, wq, wk, wv, wo, keys, values):
+    z, new_keys, new_values = torch.zeros_like(x), [], []
+    for q, k, v, o, old_k, old_v in zip(wq, wk, wv, wo, keys, values, strict=True):
+        new_keys.append(torch.vstack([old_k, k @ x]))
+        new_values.append(torch.vstack([old_v, v @ x]))
+        weights = (new_keys[-1] @ (q @ x) / q.shape[0] ** 0.5).softmax(0)
+        z += weights @ new_values[-1] @ o
+    return group.all_reduce(z), torch.stack(new_keys), torch.stack(new_values)
+
+
 RIGHT = [
+    (tasks.fused_qkv, fused_head_by_head),
+    (tasks.heads_to_output, output_head_by_head),
+    (tasks.heads_to_output, output_einsum),
+    (tasks.shared_heads, shared_head_by_head),
+    (tasks.shared_heads, shared_stacked),
+    (tasks.next_token, token_head_by_head),
     (tasks.fused_qkv, fused_block_by_block),
     (tasks.fused_qkv, fused_batched),
     (tasks.heads_to_output, output_with_the_book),
@@ -286,15 +376,30 @@ RIGHT = [
     (tasks.next_token, token_differentiable),
 ]
 
+REMARKED = [
+    (tasks.fused_qkv, fused_accepts_anything, "accepts what cannot be right: w has one row more than whole heads"),
+    (tasks.heads_to_output, output_accepts_anything, "accepts what cannot be right: v has one token more than k"),
+    (tasks.shared_heads, shared_accepts_anything, "accepts what cannot be right: v has one token more than k"),
+    (tasks.next_token, token_accepts_anything, "accepts what cannot be right: keys has one head more than queries"),
+]
+
 WRONG = [
-    (tasks.fused_qkv, fused_columns_within_heads, "stops on 2 devices"),
+    (tasks.fused_qkv, fused_chunked, "which rounds up"),
+    (tasks.fused_qkv, fused_cut_through_heads, "a head was cut through: its 4 rows belong together"),
+    (tasks.heads_to_output, output_masked_after, "the mask came after the softmax"),
+    (tasks.heads_to_output, output_masked_with_zero, "0 is no mask"),
+    (
+        tasks.heads_to_output,
+        output_copies_what_is_cut,
+        "the gradients of different pieces were added. q is this device",
+    ),
+    (tasks.fused_qkv, fused_columns_within_heads, "a head was cut through"),
     (tasks.fused_qkv, fused_interleaved, "is wrong on 1 device"),
     (tasks.fused_qkv, fused_whole_product, "does work twice"),
     (tasks.fused_qkv, fused_all_heads, "this is the whole; each device is to return only its own piece along dim 0"),
     (tasks.fused_qkv, fused_gathered, "this is the whole; each device is to return only its own piece along dim 0"),
     (tasks.fused_qkv, fused_keys_and_values_swapped, "k on rank 0"),
     (tasks.fused_qkv, fused_one_tensor, "expected q and k and v, given a tensor"),
-    (tasks.fused_qkv, fused_accepts_anything, "accepts what cannot be right: w has one row more than whole heads"),
     (tasks.heads_to_output, output_looks_ahead, "the causal mask is missing"),
     (tasks.heads_to_output, output_masks_itself, "0/0 is nan"),
     (tasks.heads_to_output, output_not_scaled, "the scores are not divided by the root of the head size"),
@@ -307,7 +412,6 @@ WRONG = [
     (tasks.heads_to_output, output_heads_summed_first, "is wrong on 1 device"),
     (tasks.heads_to_output, output_heads_gathered, "does work twice"),
     (tasks.heads_to_output, output_one_call_per_head, "sends too many bytes forward"),
-    (tasks.heads_to_output, output_accepts_anything, "accepts what cannot be right: v has one token more than k"),
     (tasks.shared_heads, shared_no_entrance, "k is used on every device: let it in with copy_to"),
     (tasks.shared_heads, shared_in_turns, "but neighbors share"),
     (tasks.shared_heads, shared_counted_from_the_own_first, "Count heads from the first device on"),
@@ -315,16 +419,15 @@ WRONG = [
     (tasks.shared_heads, shared_first_only, "all heads took k[0]"),
     (tasks.shared_heads, shared_keys_only_copied, "v is used on every device: let it in with copy_to"),
     (tasks.shared_heads, shared_causal, "there is no mask in this exercise"),
-    (tasks.shared_heads, shared_copied_after_picking, "the gradient of k on rank 0"),
+    (tasks.shared_heads, shared_copied_after_picking, "Let k and v in first, then pick"),
     (tasks.shared_heads, shared_gathered_queries, "does work twice"),
-    (tasks.shared_heads, shared_accepts_anything, "accepts what cannot be right: v has one token more than k"),
     (tasks.next_token, token_not_itself, "the new token does not look at itself"),
     (tasks.next_token, token_itself_only, "the new token looks at itself only"),
     (tasks.next_token, token_masked, "the mask of a whole text was put on one row"),
     (tasks.next_token, token_not_scaled, "the scores are not divided by the root of the head size"),
     (tasks.next_token, token_not_summed, "these are partial sums"),
-    (tasks.next_token, token_forgotten, "the keys on rank 0: expected shape"),
-    (tasks.next_token, token_in_front, "the keys on rank 0, index [0, 0, 0]"),
+    (tasks.next_token, token_forgotten, "the cache as it was"),
+    (tasks.next_token, token_in_front, "in front of the cache"),
     (
         tasks.next_token,
         token_cache_gathered,
@@ -332,7 +435,6 @@ WRONG = [
     ),
     (tasks.next_token, token_output_only, "expected the output and the keys and the values, given a tensor"),
     (tasks.next_token, token_heads_gathered, "does work twice"),
-    (tasks.next_token, token_accepts_anything, "accepts what cannot be right: keys has one head more than queries"),
 ]
 
 BROKEN = [
@@ -347,6 +449,7 @@ TRAINED = [(tasks.heads_to_output, "q k v wo"), (tasks.shared_heads, "q k v")]
 test_the_stub_waits = checks.stubs_wait(EVERY[1:])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN, shard=shard)
 test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT, {"shared_heads": "is right on 1, 2 and 4 devices"})
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(

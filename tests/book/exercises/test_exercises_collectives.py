@@ -223,13 +223,98 @@ def only_even(group, x):
     return whole.reshape(group.size, len(x) // group.size, -1).flatten(0, 1)
 
 
+def backwards_round_the_ring(group, x):
+    ahead, behind = (group.rank - 1) % group.size, (group.rank + 1) % group.size
+    pieces = {group.rank: x}
+    for hop in range(1, group.size):
+        group.send(x, ahead)
+        x = group.recv(behind)
+        pieces[(group.rank + hop) % group.size] = x
+    return torch.cat([pieces[rank] for rank in sorted(pieces)])
+
+
+def ring_with_a_buffer(group, x):
+    arrived = [x]
+    for _ in range(group.size - 1):
+        group.send(arrived[-1], (group.rank + 1) % group.size)
+        arrived.append(group.recv((group.rank - 1) % group.size))
+    return torch.cat([arrived[(group.rank - rank) % group.size] for rank in range(group.size)])
+
+
+def in_two_transposed(group, x):
+    return group.all_gather(group.reduce_scatter(x.T), 0).T
+
+
+def in_two_flat(group, x):
+    return group.all_gather(group.reduce_scatter(x.flatten())).view_as(x)
+
+
+def tree_with_farthest_first(group, x):
+    distance = 1 << (group.size - 1).bit_length()
+    while distance > 1:
+        distance //= 2
+        if group.rank % (2 * distance) == 0 and group.rank + distance < group.size:
+            group.send(x, group.rank + distance)
+        elif group.rank % (2 * distance) == distance:
+            x = group.recv(group.rank - distance)
+    return x
+
+
+def tree_by_rounds(group, x):
+    for step in range((group.size - 1).bit_length()):
+        known = 2**step
+        if group.rank < known and group.rank + known < group.size:
+            group.send(x.clone(), dst=group.rank + known)
+        if known <= group.rank < 2 * known:
+            x = group.recv(src=group.rank - known)
+    return x
+
+
+def normalize_by_where(group, x):
+    largest = group.all_reduce(torch.maximum(x.max(), -x.min()), op="max")
+    return torch.where(largest > 2.5, x / largest, x)
+
+
+def normalize_by_clamp(group, x):
+    largest = float(group.all_reduce(torch.linalg.vector_norm(x, ord=float("inf")), op="max"))
+    return x / (largest if largest > 2.5 else 1)
+
+
+def forgets_abs(group, x):
+    largest = group.all_reduce(x.max(), op="max")
+    return x / largest if largest > 2.5 else x
+
+
+def each_asks_itself(group, x):
+    mine = x.abs().max()
+    largest = group.all_reduce(mine, op="max")
+    return x / largest if mine > 2.5 else x
+
+
 RIGHT = [
+    (tasks.ring_all_gather, backwards_round_the_ring),
+    (tasks.ring_all_gather, ring_with_a_buffer),
+    (tasks.all_reduce_in_two, in_two_transposed),
+    (tasks.all_reduce_in_two, in_two_flat),
+    (tasks.tree_broadcast, tree_with_farthest_first),
+    (tasks.tree_broadcast, tree_by_rounds),
+    (tasks.normalize, normalize_by_where),
+    (tasks.normalize, normalize_by_clamp),
     (tasks.all_reduce_in_two, along_columns),
     (tasks.ring_all_gather, algorithms.ring_all_gather),
-    (tasks.ring_all_gather, straight_to_all),
     (tasks.tree_broadcast, algorithms.tree_broadcast),
 ]
+REMARKED = [
+    (tasks.normalize, agreed_by_all_gather, "it sends more than it needs. rank 0: 16 bytes sent, 8 are enough"),
+    (tasks.normalize, gathers, "it sends more than it needs"),
+    (tasks.tree_broadcast, hyper, "768 bytes sent, 384 are enough"),
+]
+
 WRONG = [
+    (tasks.ring_all_gather, straight_to_all, "but not round the ring"),
+    (tasks.ring_all_gather, straight_to_all, "Rank 0 sent to rank 2. On a ring it has two neighbors, 3 and 1"),
+    (tasks.normalize, forgets_abs, "the largest element is not the largest |element|"),
+    (tasks.normalize, each_asks_itself, "each device asks whether its own largest is above 2.5"),
     (tasks.all_reduce_in_two, direct, "with all_reduce."),
     (tasks.all_reduce_in_two, mean, "exactly 2 times too small: a mean where the sum is needed?"),
     (tasks.all_reduce_in_two, none, "these are partial sums, and together they are right"),
@@ -254,13 +339,10 @@ WRONG = [
     (tasks.tree_broadcast, none2, "no device sent anything"),
     (tasks.tree_broadcast, verb2, "with broadcast."),
     (tasks.tree_broadcast, rank0, "only rank 0 has it"),
-    (tasks.tree_broadcast, hyper, "768 bytes sent, 384 are enough"),
     (tasks.normalize, own, "every device divides by the largest |element| of its own piece"),
     (tasks.normalize, always, "it is divided always"),
     (tasks.normalize, never, "it is never divided"),
     (tasks.normalize, summed, "the largest |elements| of all devices were added up"),
-    (tasks.normalize, gathers, "sends too many bytes"),
-    (tasks.normalize, agreed_by_all_gather, "rank 0: 16 bytes sent, 8 are enough"),
     (tasks.normalize, inplace, "changes its input x in place"),
 ]
 
@@ -273,6 +355,7 @@ test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wron
 test_a_right_answer_passes = checks.right_answers_pass(
     EVERY, RIGHT, {"tree_broadcast": "is right on 1, 2, 3, 4, 5 and 8 devices"}
 )
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch)
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)

@@ -141,34 +141,185 @@ def counted_in_bytes(group, w, x, y):
     return group.all_reduce(x.T @ (x @ w - y)) / count
 
 
+# ---- more styles ----
+
+
+def weighted_as_the_hint_says(group, w, x, y):
+    """Hint 3 counts in float32; the weight of a device is then rounded to 7 digits."""
+    count = group.all_reduce(torch.tensor(float(len(x))))
+    mine = x.T @ (x @ w - y) / len(x)
+    return w - 0.1 * group.all_reduce(mine * (len(x) / count))
+
+
+def sample_by_sample(group, w, x, y):
+    total = torch.zeros_like(w)
+    for one, right in zip(x, y, strict=True):
+        total += torch.outer(one, one @ w - right)
+    return w.sub(group.all_reduce(total) / group.all_reduce(x.new_tensor(len(x))), alpha=0.1)
+
+
+def by_autograd(group, w, x, y):
+    with torch.enable_grad():
+        own = w.clone().requires_grad_()
+        ((x @ own - y) ** 2 / 2).sum().backward()
+    count = group.all_reduce(torch.tensor([len(x)]))
+    return w - 0.1 * group.all_reduce(own.grad) / count
+
+
+def gradient_einsum(group, w, x, y):
+    errors = torch.einsum("bi,io->bo", x, w) - y
+    return group.all_reduce(torch.einsum("bi,bo->io", x, errors)) / group.all_reduce(torch.tensor(len(x)))
+
+
+def gradient_weighted(group, w, x, y):
+    count = group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
+    return group.all_reduce((x * (len(x) / count)).T @ (x @ w - y) / len(x))
+
+
+def gradient_in_place(group, w, x, y):
+    g = x.T @ (x @ w - y)
+    g = group.all_reduce(g)
+    g /= group.all_reduce(torch.tensor(float(len(x)), dtype=torch.float64))
+    return g
+
+
+def accumulate_joined(group, w, x1, y1, x2, y2):
+    x, y = torch.cat([x1, x2]), torch.cat([y1, y2])
+    return group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(len(x)))
+
+
+def accumulate_in_a_loop(group, w, *batches):
+    total, count = torch.zeros_like(w), 0
+    for x, y in zip(batches[::2], batches[1::2], strict=True):
+        total += x.T @ (x @ w - y)
+        count += len(x)
+    return group.all_reduce(total) / group.all_reduce(torch.tensor(count))
+
+
+def accumulate_in_one_message(group, w, x1, y1, x2, y2):
+    mine = x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2)
+    sent = group.all_reduce(torch.cat([mine.flatten(), mine.new_tensor([len(x1) + len(x2)])]))
+    return (sent[:-1] / sent[-1]).view_as(w)
+
+
+def zero_add_(group, w, g, m):
+    new = group.reduce_scatter(g, dim=0).add(m, alpha=0.9)
+    old = torch.tensor_split(w, group.size)[group.rank]
+    return group.all_gather(torch.sub(old, new, alpha=0.1), dim=0), new
+
+
+def zero_list(group, w, g, m):
+    m = m * 0.9 + group.reduce_scatter(g)
+    return [group.all_gather(shard(w, group, 0) - m / 10), m]
+
+
+def step_guessed(group, w, x, y):
+    return w - 0.1 * group.all_reduce(x.T @ (x @ w - y)) / (len(x) * group.size)
+
+
+def step_mean_over_outputs(group, w, x, y):
+    return w - 0.1 * group.all_reduce(x.T @ (x @ w - y) / y.numel()) / group.size
+
+
+def step_by_mse(group, w, x, y):
+    total = group.all_reduce(x.T @ (x @ w - y))
+    return w - 0.1 * total / group.all_reduce(torch.tensor(float(y.numel()), dtype=x.dtype))
+
+
+def step_by_devices(group, w, x, y):
+    return w - 0.1 * group.all_reduce(x.T @ (x @ w - y)) / group.size
+
+
+def step_doubled(group, w, x, y):
+    return w - 0.2 * group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
+
+
+def step_uphill(group, w, x, y):
+    return w + 0.1 * group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
+
+
+def gradient_by_devices(group, w, x, y):
+    return group.all_reduce(x.T @ (x @ w - y)) / group.size
+
+
+def accumulate_means(group, w, x1, y1, x2, y2):
+    mine = (x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2)) / (len(x1) + len(x2))
+    return group.all_reduce(mine) / group.size
+
+
+def accumulate_by_devices(group, w, x1, y1, x2, y2):
+    return group.all_reduce(x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2)) / group.size
+
+
+def accumulate_guessed(group, w, x1, y1, x2, y2):
+    total = group.all_reduce(x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2))
+    return total / ((len(x1) + len(x2)) * group.size)
+
+
+def zero_by_gradient(group, w, g, m):
+    g = group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) - 0.1 * g), 0.9 * m + g
+
+
+def zero_by_old(group, w, g, m):
+    g = group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) - 0.1 * m), 0.9 * m + g
+
+
 RIGHT = [
+    (tasks.training_step, sample_by_sample),
+    (tasks.training_step, by_autograd),
+    (tasks.mean_gradient, gradient_einsum),
+    (tasks.mean_gradient, gradient_weighted),
+    (tasks.mean_gradient, gradient_in_place),
+    (tasks.accumulate, accumulate_joined),
+    (tasks.accumulate, accumulate_in_a_loop),
+    (tasks.accumulate, accumulate_in_one_message),
+    (tasks.zero_one, zero_add_),
+    (tasks.zero_one, zero_list),
     (tasks.training_step, counted_in_float32),
     (tasks.mean_gradient, counted_in_bytes),
     (tasks.training_step, in_one_message),
     (tasks.zero_one, gathers_state),
 ]
+REMARKED = [
+    (tasks.training_step, weighted_as_the_hint_says, "Right to 7 digits: there is a float32 on the way"),
+]
+
 WRONG = [
-    (tasks.training_step, mean_of_means, "devices with fewer samples count as much as the others"),
-    (tasks.training_step, summed, "the step is P times too long"),
+    (tasks.training_step, step_guessed, "not counted but guessed, as P times the own ones"),
+    (tasks.training_step, step_mean_over_outputs, "a mean of means, and over the outputs, too"),
+    (tasks.training_step, step_by_mse, "a mean over the outputs, too"),
+    (tasks.training_step, step_by_devices, "was divided by the number of devices. Divide it by the number of samples"),
+    (tasks.training_step, step_doubled, "takes the 2 of the derivative away"),
+    (tasks.training_step, step_uphill, "the step goes uphill"),
+    (tasks.mean_gradient, gradient_by_devices, "was divided by the number of devices"),
+    (tasks.accumulate, accumulate_means, "a mean of means"),
+    (tasks.accumulate, accumulate_by_devices, "was divided by the number of devices"),
+    (tasks.accumulate, accumulate_guessed, "not counted but guessed"),
+    (tasks.zero_one, zero_by_gradient, "w steps by the gradient; it is to step by the new momentum"),
+    (tasks.zero_one, zero_by_old, "w steps by the old momentum"),
+    (tasks.training_step, mean_of_means, "a mean of means. It is right when all devices have equally many samples"),
+    (tasks.training_step, summed, "the means of all devices were added, and not divided"),
     (tasks.training_step, local, "nothing was averaged"),
-    (tasks.training_step, never_divided, "the step of the sum over all samples"),
+    (tasks.training_step, never_divided, "the gradient of the sum over all samples, not of the mean"),
     (tasks.training_step, gathers_batch, "does work twice"),
-    (tasks.training_step, guesses_count, "x (7, 9)"),
+    (tasks.training_step, guesses_count, "guessed"),
     (tasks.training_step, only_rank_0, "rank 0 is right"),
     (tasks.training_step, in_place, "changes its input w in place"),
-    (tasks.mean_gradient, no_div, "exactly 2 times too large"),
-    (tasks.mean_gradient, by_samples_here, "exactly 2 times too large"),
-    (tasks.mean_gradient, once_too_often, "exactly 2 times too small"),
+    (tasks.mean_gradient, no_div, "the means of all devices were added, and not divided"),
+    (tasks.mean_gradient, by_samples_here, "divided by the samples of one device"),
+    (tasks.mean_gradient, once_too_often, "and by the number of devices once more"),
     (tasks.mean_gradient, every_sample_sent, "does work twice"),
-    (tasks.accumulate, syncs_twice, "sends too many bytes"),
+    (tasks.accumulate, syncs_twice, "the gradient travels once for each micro-batch"),
     (tasks.accumulate, first_only, "only the first micro-batch counts"),
     (tasks.accumulate, second_only, "only the second micro-batch counts"),
-    (tasks.accumulate, doubled, "twice too large"),
-    (tasks.accumulate, never_synced, "no device sent anything"),
+    (tasks.accumulate, doubled, "were added, not averaged"),
+    (tasks.accumulate, never_synced, "each device used its own samples alone"),
     (tasks.zero_one, all_reduced, "with all_reduce."),
     (tasks.zero_one, not_gathered, "The whole is needed"),
-    (tasks.zero_one, mean_of_terms, "is wrong on 2 devices"),
-    (tasks.zero_one, own_gradient, "is wrong on 2 devices"),
+    (tasks.zero_one, mean_of_terms, "the terms are added. Nothing is to be divided"),
+    (tasks.zero_one, own_gradient, "own term alone is in the step"),
     (tasks.zero_one, whole_state, "this is the whole; each device is to return only its own piece"),
 ]
 
@@ -179,6 +330,7 @@ BROKEN = [  # after 2 devices with 4 samples were right
 test_the_stub_waits = checks.stubs_wait([tasks.training_step, tasks.accumulate, tasks.zero_one])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN)
 test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch, shard=shard)
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)

@@ -255,13 +255,108 @@ def right_text(layers, prompt, count):
     return count * (2 * layers + 2)
 
 
+# ---- more styles ----
+
+
+def load_head_by_head_right(group, attn, attn_bias, proj, proj_bias):
+    heads = len(attn_bias) // 12
+    own = torch.arange(heads).tensor_split(group.size)[group.rank].tolist()
+    third = 4 * heads
+
+    def rows(of):
+        return torch.stack(
+            [torch.stack([of[..., b * third + 4 * h : b * third + 4 * h + 4].T for h in own]) for b in range(3)]
+        )
+
+    qkv = rows(attn)
+    bias = torch.stack(
+        [torch.stack([attn_bias[b * third + 4 * h : b * third + 4 * h + 4] for h in own]) for b in range(3)]
+    )
+    return qkv, bias, torch.stack([proj[4 * h : 4 * h + 4].T for h in own], 1), proj_bias
+
+
+def load_einsum(group, attn, attn_bias, proj, proj_bias):
+    qkv = torch.einsum("ibhs->bhsi", attn.unflatten(1, (3, -1, 4)))
+    out = torch.einsum("hso->ohs", proj.unflatten(0, (-1, 4)))
+    pieces = [torch.tensor_split(y, group.size, 1)[group.rank] for y in (qkv, attn_bias.unflatten(0, (3, -1, 4)), out)]
+    return [*pieces, proj_bias]
+
+
+def load_cut_through_heads(group, attn, attn_bias, proj, proj_bias):
+    rows = torch.cat([block.tensor_split(group.size)[group.rank] for block in attn.T.split(attn.shape[1] // 3)])
+    return load_with(group, (attn, attn_bias, proj, proj_bias), qkv=rows.unflatten(0, (3, -1, 4)))
+
+
+def greedy_in_a_loop(group, logits, own):
+    best, place = logits.max(1)
+    offers = group.all_gather(torch.stack([best, own[place].to(best.dtype)], 1)[None], 0)  # (P, texts, 2)
+    tokens = []
+    for text in range(logits.shape[0]):
+        value, token = max(((float(v), -float(t)) for v, t in offers[:, text]))
+        tokens.append(int(-token))
+    return torch.tensor(tokens)
+
+
+def greedy_flat(group, logits, own):
+    mine = torch.cat([logits.amax(1), own[logits.argmax(1)].double()])
+    best, token = group.all_gather(mine).view(group.size, 2, -1).unbind(1)
+    return token[best.argmax(0), torch.arange(len(logits))].long()
+
+
+def grid_einsum(group, x, w, y):
+    mesh = Mesh(group, dp=2, tp=group.size // 2)
+    rows = torch.arange(len(x)).tensor_split(2)[mesh.dp.rank]
+    columns = torch.arange(w.shape[1]).tensor_split(mesh.tp.size)[mesh.tp.rank]
+    errors = torch.einsum("bi,io->bo", x[rows], w[:, columns]) - y[rows][:, columns]
+    g = mesh.dp.all_reduce(torch.einsum("bi,bo->io", x[rows], errors))
+    return mesh.tp.all_gather(g.T).T / len(x)
+
+
+def grid_divides_first(group, x, w, y):
+    mesh = Mesh(group, dp=2, tp=group.size // 2)
+    part = [shard(z, mesh.dp, 0) for z in (x, y)]
+    error = part[0] @ shard(w, mesh.tp, 1) - shard(part[1], mesh.tp, 1)
+    return mesh.tp.all_gather(mesh.dp.all_reduce((part[0] / len(x)).T @ error), dim=-1)
+
+
+def count_step_by_step(layers, prompt, count):
+    step = 1 + 3 + 1
+    for _ in range(layers):
+        step += 2 + 2
+    text = 0
+    for _ in range(count):
+        text += 1 + 2 * layers + 1
+    return step, text
+
+
+def count_as_tensors(layers, prompt, count):
+    return torch.tensor(4 * layers + 5), torch.tensor(2 * count * (layers + 1))
+
+
 RIGHT = [
+    (tasks.load_attention, load_head_by_head_right),
+    (tasks.load_attention, load_einsum),
+    (tasks.greedy, greedy_in_a_loop),
+    (tasks.greedy, greedy_flat),
+    (tasks.grid_gradient, grid_einsum),
+    (tasks.grid_gradient, grid_divides_first),
+    (tasks.synchronizations, count_step_by_step),
+    (tasks.synchronizations, count_as_tensors),
     (tasks.load_attention, load_by_columns),
     (tasks.greedy, greedy_by_dim),
     (tasks.grid_gradient, grid_turned),
     (tasks.synchronizations, lambda layers, prompt, count: [4 * layers + 5, 2 * count * (layers + 1)]),
 ]
+REMARKED = [
+    (tasks.load_attention, load_whatever, "accepts what cannot be right: attn has a column too many"),
+    (tasks.grid_gradient, grid_whatever, "accepts what cannot be right: y has one column more than w"),
+]
+
 WRONG = [
+    (tasks.load_attention, load_cut_through_heads, "a head was cut through: its 4 rows belong together"),
+    (tasks.synchronizations, formula(right_step, lambda n, p, c: (2 * n + 1) * (p + c - 1) + c), "not token by token"),
+    (tasks.synchronizations, formula(right_step, lambda n, p, c: (2 * n + 2) * (p + c - 1)), "not token by token"),
+    (tasks.synchronizations, formula(right_step, lambda n, p, c: (2 * n + 2) * (c + 1)), "there are count passes"),
     (tasks.load_attention, load_reshaped, "qkv on rank 0, index [0, 0, 0, 1]"),
     (tasks.load_attention, load_reshaped, "attn was reshaped. A Conv1D holds (in, out)"),
     (tasks.load_attention, load_not_turned, "qkv on rank 0: expected shape"),
@@ -274,10 +369,9 @@ WRONG = [
     (tasks.load_attention, load_out_by_rows, "this is a piece along dim 0; asked for is one along dim 1"),
     (tasks.load_attention, load_out_bias_cut, "this is rank 0's own piece along dim 0. The whole is needed"),
     (tasks.load_attention, load_out_bias_shared, "out_bias on rank 0"),
-    (tasks.load_attention, load_out_bias_shared, "exactly 2 times too small"),
+    (tasks.load_attention, load_out_bias_shared, "out_bias was shared out. It is added once"),
     (tasks.load_attention, load_forgot_the_bias, "expected qkv and qkv_bias and out and out_bias, given 3 values"),
     (tasks.load_attention, load_sent_in_vain, "sends too many bytes"),
-    (tasks.load_attention, load_whatever, "accepts what cannot be right: attn has a column too many"),
     (tasks.greedy, greedy_gathers_logits, "sends too many bytes"),
     (tasks.greedy, greedy_alone, "no device sent anything"),
     (tasks.greedy, greedy_local_place, "the token: that is own[place]"),
@@ -287,7 +381,7 @@ WRONG = [
     (tasks.greedy, greedy_as_floats, "expected torch.int64, given torch.float64"),
     (tasks.greedy, greedy_in_two_calls, "with too many calls"),
     (tasks.greedy, greedy_by_all_reduces, "with all_reduce."),
-    (tasks.greedy, greedy_by_value, "is wrong on 2 devices"),
+    (tasks.greedy, greedy_by_value, "the largest token won"),
     (tasks.grid_gradient, grid_everyone, "only devices with the same columns share a mean, mesh.dp"),
     (tasks.grid_gradient, grid_never_met, "the replicas did not talk"),
     (tasks.grid_gradient, grid_means, "a mean of means"),
@@ -300,7 +394,6 @@ WRONG = [
     (tasks.grid_gradient, grid_axes_mixed_up, "is wrong on 2 devices"),
     (tasks.grid_gradient, grid_alone, "no device sent anything"),
     (tasks.grid_gradient, grid_by_the_cube, "Mesh on rank 0: dp=2 x tp=2 needs 4 devices, but the group has 2"),
-    (tasks.grid_gradient, grid_whatever, "accepts what cannot be right: y has one column more than w"),
     (tasks.synchronizations, formula(lambda n: 2 * n, right_text), "a forward pass without embedding and loss"),
     (tasks.synchronizations, formula(lambda n: 2 * n + 4, right_text), "this is the forward pass; the backward has"),
     (tasks.synchronizations, formula(lambda n: 4 * n, right_text), "embedding, loss and head have some, too"),
@@ -332,6 +425,7 @@ test_a_right_answer_passes = checks.right_answers_pass(
         "synchronizations": "is right: the engine counted the same, in 4 models of other sizes",
     },
 )
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
     EVERY, torch=torch, shard=shard, Mesh=Mesh

@@ -1,6 +1,7 @@
 """The exercises on sequence parallelism: stubs wait or are wrong, solutions pass, mistakes are rejected by name."""
 
 import exercise_checks as checks
+import torch
 from torch.nn import functional as F
 
 from book.exercises import sequence as tasks
@@ -187,48 +188,108 @@ def again_accepts_anything(group, x, w, dy):
     return group.reduce_scatter(dy @ w.T, 0), whole.T @ dy
 
 
+# ---- more styles ----
+
+
+def mlp_with_helpers(group, x, a, b):
+    def enter(y):
+        return all_gather(y, group, dim=0)
+
+    def leave(y):
+        return reduce_scatter(y, group, dim=0)
+
+    return leave(F.gelu(enter(x) @ a) @ b)
+
+
+def mlp_einsum(group, x, a, b):
+    inner = torch.einsum("th,hi->ti", all_gather(x, group, 0), a)
+    return reduce_scatter(torch.einsum("ti,ih->th", F.gelu(inner), b), group, 0)
+
+
+def mlp_with_linear(group, x, a, b):
+    return reduce_scatter(F.linear(F.gelu(F.linear(all_gather(x, group, 0), a.T)), b.T), group, 0)
+
+
+def norm_in_one_all_reduce(group, x, weight, bias):
+    weight, bias = copy_to(torch.stack([weight, bias]), group)
+    return F.layer_norm(x, weight.shape, weight, bias)
+
+
+def norm_token_by_token(group, x, weight, bias):
+    weight, bias = copy_to(weight, group), copy_to(bias, group)
+    return torch.stack([F.layer_norm(token, weight.shape, weight, bias) for token in x])
+
+
+def again_einsum(group, x, w, dy):
+    dw = torch.einsum("ti,to->io", group.all_gather(x), dy)
+    return [group.reduce_scatter(torch.einsum("to,io->ti", dy, w)), dw]
+
+
+def again_transposed(group, x, w, dy):
+    return group.reduce_scatter((w @ dy.T).T, 0), (dy.T @ group.all_gather(x, 0)).T
+
+
+def again_dw_of_own_tokens_summed(group, x, w, dy):
+    return group.reduce_scatter(dy @ w.T, 0), group.all_reduce(x.T @ shard(dy, group, 0))
+
+
 RIGHT = [
+    (tasks.sequence_mlp, mlp_with_helpers),
+    (tasks.sequence_mlp, mlp_einsum),
+    (tasks.sequence_mlp, mlp_with_linear),
+    (tasks.sequence_norm, norm_in_one_all_reduce),
+    (tasks.sequence_norm, norm_token_by_token),
+    (tasks.gather_again, again_einsum),
+    (tasks.gather_again, again_transposed),
     (tasks.sequence_mlp, mlp_negative_dims),
     (tasks.sequence_norm, norm_by_hand),
     (tasks.gather_again, again_products_first),
 ]
 
+REMARKED = [
+    (tasks.sequence_mlp, mlp_accepts_anything, "accepts what cannot be right: b has one row more"),
+    (tasks.sequence_norm, norm_accepts_anything, "accepts what cannot be right: weight has one number more"),
+    (tasks.gather_again, again_accepts_anything, "accepts what cannot be right: dy has one row more"),
+]
+
 WRONG = [
-    (tasks.sequence_mlp, mlp_gathers_again, "sends too many bytes backward"),
-    (tasks.sequence_mlp, mlp_gather_from, "the gradient of x on rank 0"),
+    (tasks.gather_again, again_dw_of_own_tokens_summed, "own tokens alone for dw, then a sum over devices"),
+    (tasks.sequence_mlp, mlp_gathers_again, "gather_linear gathers x a second time, in the backward"),
+    (tasks.sequence_mlp, mlp_gather_from, "gather_from keeps your slice of the gradient and adds nothing up"),
     (tasks.sequence_mlp, mlp_gathered_features, "is one cut along the wrong dim?"),
     (tasks.sequence_mlp, mlp_scattered_features, "asked for is one along dim 0"),
     (tasks.sequence_mlp, mlp_left_whole, "this is the whole; each device is to return only its own piece"),
     (tasks.sequence_mlp, mlp_not_summed, "these are partial sums"),
-    (tasks.sequence_mlp, mlp_all_reduced_then_cut, "sends too many bytes forward"),
-    (tasks.sequence_mlp, mlp_own_slice_of_the_terms, "is wrong on 2 devices"),
+    (tasks.sequence_mlp, mlp_all_reduced_then_cut, "A reduce-scatter sends half of that"),
+    (tasks.sequence_mlp, mlp_own_slice_of_the_terms, "your slice of your own terms"),
     (tasks.sequence_mlp, mlp_bare_verbs, "or all_gather(x, group, dim) of lib.parallel, which knows the backward"),
     (tasks.sequence_mlp, mlp_copied_too, "2 times too large: a gradient that is the same"),
     (tasks.sequence_mlp, mlp_no_gelu, "the GeLU is missing."),
     (tasks.sequence_mlp, mlp_whole_weights, "sends too many bytes forward"),
-    (tasks.sequence_mlp, mlp_accepts_anything, "accepts what cannot be right: b has one row more"),
     (tasks.sequence_norm, norm_weight_only, "bias is used on every device: let it in with copy_to"),
-    (tasks.sequence_norm, norm_copies_x_too, "the gradient of x on rank 0"),
+    (
+        tasks.sequence_norm,
+        norm_copies_x_too,
+        "the gradients of different pieces were added. x is this device's own piece",
+    ),
     (tasks.sequence_norm, norm_copied_twice, "2 times too large: a gradient that is the same"),
-    (tasks.sequence_norm, norm_reduced_weight, "is wrong on 2 devices"),
-    (tasks.sequence_norm, norm_reduces_what_it_returns, "the gradient of x on rank 0"),
+    (tasks.sequence_norm, norm_reduced_weight, "reduce_from added up the weight itself"),
+    (tasks.sequence_norm, norm_reduces_what_it_returns, "copy_to stands behind the layer"),
     (tasks.sequence_norm, norm_statistics_of_all_tokens, "mean and variance are those of all tokens together"),
-    (tasks.sequence_norm, norm_gathers, "sends too many bytes forward"),
+    (tasks.sequence_norm, norm_gathers, "all tokens were gathered. LayerNorm takes each token alone"),
     (tasks.sequence_norm, norm_left_whole, "this is the whole"),
     (tasks.sequence_norm, norm_no_bias, "the bias is missing."),
     (tasks.sequence_norm, norm_weight_detached, "nothing connects weight with the result"),
-    (tasks.sequence_norm, norm_accepts_anything, "accepts what cannot be right: weight has one number more"),
-    (tasks.gather_again, again_own_tokens_of_dy, "dw on rank 0"),
-    (tasks.gather_again, again_dx_all_reduced, "sends too many bytes"),
+    (tasks.gather_again, again_own_tokens_of_dy, "dw is made of this device's own tokens alone"),
+    (tasks.gather_again, again_dx_all_reduced, "a reduce-scatter sends half of that"),
     (tasks.gather_again, again_dx_whole, "this is the whole; each device is to return only its own piece along dim 0"),
-    (tasks.gather_again, again_dx_not_summed, "dx on rank 0, index [0, 0]"),
+    (tasks.gather_again, again_dx_not_summed, "dx is your slice of your own terms"),
     (tasks.gather_again, again_dx_partial, "these are partial sums"),
     (tasks.gather_again, again_wrong_dim, "this is a piece along dim 1; asked for is one along dim 0"),
     (tasks.gather_again, again_not_gathered, "is one cut along the wrong dim?"),
-    (tasks.gather_again, again_dw_summed, "dw on rank 0"),
+    (tasks.gather_again, again_dw_summed, "Each piece was finished: it stays where it is"),
     (tasks.gather_again, again_mean, "exactly 2 times too small"),
     (tasks.gather_again, again_everything_gathered, "sends too many bytes"),
-    (tasks.gather_again, again_accepts_anything, "accepts what cannot be right: dy has one row more"),
 ]
 
 BROKEN = [  # after one device was right
@@ -243,6 +304,7 @@ test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wron
     BROKEN, F=F, copy_to=copy_to, reduce_from=reduce_from
 )
 test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(

@@ -3,6 +3,7 @@
 import exercise_checks as checks
 import torch
 from torch.autograd import Function
+from torch.nn import functional as F
 
 from book.exercises import sharding as tasks
 from lib import copy_to, gather_from, reduce_from, reduce_scatter, shard
@@ -375,19 +376,143 @@ def two_summed_backward_too(group, x, a, b):
     return AllReduceBothWays.apply(torch.relu(copy_to(x, group) @ a) @ b, group)
 
 
+# ---- more styles ----
+
+
+def column_column_by_column(group, x, w):
+    mine = torch.tensor_split(w, group.size, dim=1)[group.rank]
+    columns = [(x * column).sum(1, keepdim=True) for column in mine.T]
+    y = torch.cat(columns, 1) if columns else x.new_zeros(len(x), 0)
+    return group.all_gather(y, dim=1)
+
+
+def column_padded(group, x, w):
+    wide = -(-w.shape[1] // group.size)
+    padded = F.pad(w, (0, wide * group.size - w.shape[1]))
+    y = x @ padded.split(wide, 1)[group.rank]
+    return group.all_gather(y, 1)[:, : w.shape[1]]
+
+
+def column_transposed_twice(group, x, w):
+    return group.all_gather(shard(w.T, group, 0) @ x.T, 0).T
+
+
+def column_chunked(group, x, w):
+    return group.all_gather(x @ w.chunk(group.size, 1)[group.rank], 1)
+
+
+def column_rounded_down(group, x, w):
+    each = w.shape[1] // group.size
+    return group.all_gather(x @ w[:, group.rank * each : (group.rank + 1) * each], 1)
+
+
+def column_einsum_then_cut(group, x, w):
+    return group.all_gather(shard(torch.einsum("bi,io->bo", x, w), group, 1), 1)
+
+
+def row_by_outer_products(group, x, w, bias):
+    y = x.new_zeros(len(x), w.shape[1])
+    for column, row in zip(shard(x, group, 1).T, shard(w, group, 0), strict=True):
+        y += torch.outer(column, row)
+    return group.all_reduce(y) + bias
+
+
+def row_einsum(group, x, w, bias):
+    y = torch.einsum("bi,io->bo", shard(x, group, -1), shard(w, group, -2))
+    return bias + reduce_from(y, group)
+
+
+def row_with_linear(group, x, w, bias):
+    y = reduce_from(F.linear(shard(x, group, 1), shard(w, group, 0).T), group)
+    return torch.add(y, bias.unsqueeze(0))
+
+
+def row_by_slices(group, x, w, bias):
+    sizes = [len(piece) for piece in torch.arange(x.shape[1]).tensor_split(group.size)]
+    begin = sum(sizes[: group.rank])
+    own = slice(begin, begin + sizes[group.rank])
+    out = group.all_reduce(x[:, own] @ w[own])
+    return out + bias.expand_as(out)
+
+
+def row_bias_on_rank_0_kept(group, x, w, bias):
+    y = shard(x, group, 1) @ shard(w, group, 0)
+    if group.rank == 0:
+        y = y + bias
+    return reduce_from(y, group)
+
+
+def row_bias_shared_out_kept(group, x, w, bias):
+    return reduce_from(shard(x, group, 1) @ shard(w, group, 0) + bias / group.size, group)
+
+
+def row_chunked(group, x, w, bias):
+    return group.all_reduce(x.chunk(group.size, 1)[group.rank] @ w.chunk(group.size, 0)[group.rank]) + bias
+
+
+def backward_dw_first(group, x, w, dy):
+    dw = torch.einsum("bi,bo->io", x, dy)
+    return group.all_reduce(torch.einsum("bo,io->bi", dy, w)), dw
+
+
+def backward_sample_by_sample(group, x, w, dy):
+    dw = sum(torch.outer(a, b) for a, b in zip(x, dy, strict=True))
+    dx = torch.stack([w @ b for b in dy])
+    return [group.all_reduce(dx), dw]
+
+
+def backward_transposed(group, x, w, dy):
+    return group.all_reduce((w @ dy.T).T), (dy.T @ x).T
+
+
+def two_with_helpers(group, x, a, b):
+    def enter(y):
+        return copy_to(y, group)
+
+    hidden = torch.einsum("bi,ih->bh", enter(x), a)
+    return reduce_from(torch.einsum("bh,ho->bo", torch.maximum(hidden, torch.zeros_like(hidden)), b), group)
+
+
+def two_by_where(group, x, a, b):
+    h = copy_to(x, group) @ a
+    return reduce_from(torch.where(h > 0, h, 0) @ b, group)
+
+
 RIGHT = [
+    (tasks.column_forward, column_column_by_column),
+    (tasks.column_forward, column_padded),
+    (tasks.column_forward, column_transposed_twice),
+    (tasks.row_forward, row_by_outer_products),
+    (tasks.row_forward, row_einsum),
+    (tasks.row_forward, row_with_linear),
+    (tasks.row_forward, row_by_slices),
+    (tasks.column_backward, backward_dw_first),
+    (tasks.column_backward, backward_sample_by_sample),
+    (tasks.column_backward, backward_transposed),
+    (tasks.two_layers, two_with_helpers),
+    (tasks.two_layers, two_by_where),
     (tasks.column_forward, column_by_messages),
     (tasks.column_forward, column_straight_to_all),
     (tasks.column_forward, column_differentiable),
     (tasks.column_forward, column_named_otherwise),
-    (tasks.row_forward, row_bias_before_the_sum_on_one),
-    (tasks.row_forward, row_bias_shared_out),
     (tasks.column_backward, backward_by_autograd),
     (tasks.two_layers, two_by_own_function),
     (tasks.two_layers, two_with_clamp),
 ]
 
+REMARKED = [
+    (tasks.row_forward, row_accepts_anything, "accepts what cannot be right: x has one column more than w has rows"),
+]
+
 WRONG = [
+    (tasks.column_forward, column_chunked, "It was cut with chunk, which rounds up"),
+    (tasks.column_forward, column_rounded_down, "the last 1 along dim 1 are missing"),
+    (tasks.column_forward, column_einsum_then_cut, "does work twice"),
+    (tasks.row_forward, row_bias_before_the_sum_on_one, "the bias was added before the sum"),
+    (tasks.row_forward, row_bias_shared_out, "the bias was added before the sum"),
+    (tasks.row_forward, row_bias_on_rank_0_kept, "rank 0 alone uses its bias, before the sum. The result is right"),
+    (tasks.row_forward, row_bias_shared_out_kept, "each copy gets 1/P of its gradient. Add it whole"),
+    (tasks.row_forward, row_chunked, "It was cut with chunk, which rounds up"),
     (tasks.column_forward, column_forgot_to_return, "is a return missing?"),
     (tasks.column_forward, column_own_piece, "rank 0's own piece along dim 1"),
     (tasks.column_forward, column_added, "the pieces along dim 1 were added. They are parts of the result"),
@@ -412,28 +537,27 @@ WRONG = [
     (tasks.column_forward, column_raises, "rank 1, column_raises, line"),
     (tasks.column_forward, column_two_arguments, "cannot be called as column_forward(group, x, w)"),
     (tasks.column_forward, 3, "needs the function column_forward(group, x, w) itself"),
-    (tasks.row_forward, row_bias_before_the_sum, "the bias was added before the sum: it counts P times"),
+    (tasks.row_forward, row_bias_before_the_sum, "the bias was added before the sum"),
     (tasks.row_forward, row_bias_on_rank_0, "the bias is missing. (Rank 0 is right.)"),
     (tasks.row_forward, row_no_bias, "the bias is missing."),
     (tasks.row_forward, row_not_summed, "these are partial sums"),
-    (tasks.row_forward, row_concatenated, "partial sums were concatenated along dim 1"),
-    (tasks.row_forward, row_whole_product_summed, "exactly 2 times too large"),
+    (tasks.row_forward, row_concatenated, "all_gather would lose its gradient"),
+    (tasks.row_forward, row_whole_product_summed, "the bias was added before the sum"),
     (tasks.row_forward, row_x_not_cut, "is one cut along the wrong dim?"),
     (tasks.row_forward, row_mean, "exactly 2 times too small: a mean"),
     (tasks.row_forward, row_only_rank_0, "only rank 0 has it"),
     (tasks.row_forward, row_gathered_then_added, "sends too many bytes"),
     (tasks.row_forward, row_reduce_broadcast, "too many calls"),
     (tasks.row_forward, row_reduce_scatter_all_gather, "too many calls"),
-    (tasks.row_forward, row_in_place, "changes its input bias in place"),
+    (tasks.row_forward, row_in_place, "an input is changed in place"),
     (tasks.row_forward, row_own_term_only, "no device sent anything, so none can know"),
     (tasks.row_forward, row_wrong_on_the_last, "rank 0 is right, so look at what differs"),
-    (tasks.row_forward, row_accepts_anything, "accepts what cannot be right: x has one column more than w has rows"),
     (tasks.column_backward, backward_not_summed, "nobody added them up (all_reduce)"),
     (tasks.column_backward, backward_concatenated, "partial sums were concatenated along dim 1"),
     (tasks.column_backward, backward_mean, "exactly 2 times too small"),
     (tasks.column_backward, backward_summed_twice, "exactly 2 times too large"),
     (tasks.column_backward, backward_dw_whole, "this is the whole; each device is to return only its own piece"),
-    (tasks.column_backward, backward_dw_summed, "dw on rank 0, index [0, 0]: expected"),
+    (tasks.column_backward, backward_dw_summed, "Each piece was finished: it stays where it is"),
     (tasks.column_backward, backward_swapped, "dx on rank 0: expected shape"),
     (tasks.column_backward, backward_dw_transposed, "this is the transpose"),
     (tasks.column_backward, backward_one_value, "expected dx and dw, given a tensor"),
@@ -457,6 +581,7 @@ TRAINED = [(tasks.two_layers, "x a b")]
 
 test_the_stub_waits = checks.stubs_wait(EVERY)
 test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
