@@ -9,9 +9,8 @@ FILE is what `train_gpt --save FILE` has written, or the weights of a GPT-2 from
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -19,19 +18,13 @@ from torch import Tensor
 
 from lib import load_dense
 from lib.devices import Group
-from lib.examples.text import alice
+from lib.examples.text import Bytes, Coding, Pieces, alice
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.generate import generate
 from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.weights import read_gpt2
+from lib.real.one_voice import last_words
 from lib.real.torchrun import launch
-
-
-class Language(NamedTuple):
-    """From a text to tokens (1, S), and from tokens (1, S) to a text."""
-
-    encode: Callable[[str], Tensor]
-    decode: Callable[[Tensor], str]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,11 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     try:
         config, state = read_weights(options.weights)
-        language = language_of(options.weights, config)
-        prompt = language.encode(options.prompt)  # (1, S)
-        launch(write, config, state, prompt, language, options, size=options.size)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"generate_text: {error}")
+        coding = coding_of(options.weights, config)
+        prompt = torch.tensor([coding.numbers(options.prompt)], dtype=torch.int64)  # (1, S)
+        launch(write, config, state, prompt, coding, options, size=options.size)
+    except (OSError, ValueError) as error:
+        sys.exit(last_words(f"generate_text: {error}", error))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,30 +62,27 @@ def read_weights(path: Path) -> tuple[GPTConfig, Mapping[str, Tensor]]:
         raise ValueError(f"{path}, or the config.json beside it, does not hold a GPT-2: {error}") from error
 
 
-def language_of(weights: Path, config: GPTConfig) -> Language:
-    """That of the tokenizer beside the weights; else the characters of the book's text, if they are as many.
-
-    Raises ValueError when neither fits the vocabulary.
+def coding_of(weights: Path, config: GPTConfig) -> Coding:
+    """The pieces of the tokenizer beside the weights. Without one, the book's characters or bytes, whichever are
+    as many. Raises ValueError when nothing fits the vocabulary.
     """
     file = weights / "tokenizer.json" if weights.is_dir() else weights.with_name("tokenizer.json")
     if file.is_file():
-        tokenizer = Tokenizer.from_file(str(file))
-        if tokenizer.get_vocab_size() > config.vocabulary:
+        pieces = Pieces(Tokenizer.from_file(str(file)))
+        if pieces.vocabulary > config.vocabulary:
             raise ValueError(
-                f"{file} has {tokenizer.get_vocab_size()} tokens, but the model knows {config.vocabulary}: it belongs "
-                "to another model"
+                f"{file} has {pieces.vocabulary} tokens, but the model knows {config.vocabulary}: it belongs to "
+                "another model"
             )
-        return Language(
-            lambda text: torch.tensor([tokenizer.encode(text).ids]),
-            lambda tokens: tokenizer.decode(tokens[0].tolist()),
-        )
-    text = alice()
-    if config.vocabulary != text.vocabulary:
-        raise ValueError(
-            f"a vocabulary of {config.vocabulary} tokens needs a tokenizer, and {file} is not there: download it from "
-            f"where the weights are. (Without one, tokens are the {text.vocabulary} characters of the book's text)"
-        )
-    return Language(text.encode, text.decode)
+        return pieces
+    for coding in (alice().coding, Bytes()):
+        if coding.vocabulary == config.vocabulary:
+            return coding
+    raise ValueError(
+        f"a vocabulary of {config.vocabulary} tokens needs a tokenizer, and {file} is not there: download it from "
+        f"where the weights are. (Without one, tokens are the {alice().vocabulary} characters of the book's text, or "
+        "bytes)"
+    )
 
 
 def write(
@@ -100,7 +90,7 @@ def write(
     config: GPTConfig,
     state: Mapping[str, Tensor],
     prompt: Tensor,
-    language: Language,
+    coding: Coding,
     options: argparse.Namespace,
 ) -> None:
     """The program of one device. Rank 0 prints."""
@@ -108,7 +98,7 @@ def write(
     load_dense(model, state, group)
     tokens = generate(model, prompt, options.count, options.temperature, options.top_k, options.seed)  # (1, S + count)
     if group.rank == 0:
-        print(language.decode(tokens))
+        print(coding.words(tokens[0].tolist()))
 
 
 if __name__ == "__main__":

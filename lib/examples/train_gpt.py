@@ -1,25 +1,39 @@
-"""Trains a small GPT on the book's text, character by character, data x tensor parallel, on the devices you name.
+r"""Trains a small GPT on the book's text or on yours, data x tensor parallel, on the devices you name.
 
 python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20                    4 simulated devices
 torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --steps 20        4 processes
 torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --device cuda     4 GPUs
 python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20 --device meta      no numbers, only shapes
+
+A recipe whose texts are made of words, in about 40 seconds of one core:
+
+python -m lib.examples.train_gpt --size 1 --tokens bpe --layers 3 --hidden 96 --steps 300 --rate 0.005 --clip 1 \
+    --validation 0.1 --save words/model.safetensors
+python -m lib.examples.generate_text --weights words --temperature 0.6 --top-k 20 --seed 1
 """
 
 import argparse
+import math
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from lib import dense_state
-from lib.devices import Group, Meters
-from lib.examples.text import Text, alice
-from lib.examples.training import train
+from lib.costs.zero import model_state
+from lib.devices import Cluster, Group, Mesh, Meters
+from lib.examples import checkpoint
+from lib.examples.log import Log, peak_flops
+from lib.examples.recipe import Recipe
+from lib.examples.small_training import gathered
+from lib.examples.text import Bytes, Characters, Pieces, Text, alice_text, coded, read_text
+from lib.examples.trainer import Trainer
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.weights import write_gpt2
+from lib.real.one_voice import last_words
 from lib.real.torchrun import devices
 
 LINES = 20  # of progress
@@ -32,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         check(options)
         run(options)
     except (OSError, ValueError) as error:
-        sys.exit(f"train_gpt: {error}")
+        sys.exit(last_words(f"train_gpt: {error}", error))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,13 +62,27 @@ def make_parser() -> argparse.ArgumentParser:
     number("--hidden", default=64, help="(%(default)s)")
     number("--heads", default=4, help="(%(default)s)")
     number("--batch", default=16, help="texts in a step, for all replicas together (%(default)s)")
-    number("--length", default=64, help="of a text, and so the positions of the model (%(default)s)")
+    number("--length", default=64, help="tokens of a text, and so the positions of the model (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.01, help="the highest learning rate (%(default)s)")
+    parser.add_argument("--clip", type=float, metavar="NORM", help="the largest norm of the gradient (any)")
+    number("--accumulate", default=1, help="micro-batches of a step, one after another (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (%(default)s)")
     parser.add_argument("--sequence-parallel", action="store_true", help="split texts, too, between the layers")
+    parser.add_argument("--recompute", choices=("selective", "full"), help="in the backward, to save memory")
+    parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="stage, over replicas (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32", help="(%(default)s)")
+    parser.add_argument(
+        "--no-master-weights", action="store_true", help="step bfloat16 itself, and lose what rounds to nothing"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "meta"), default="cpu", help="(%(default)s)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="in UTF-8, to train on (the book's)")
+    parser.add_argument("--tokens", choices=("characters", "bytes", "bpe"), help="(characters; of your text, bytes)")
+    number("--vocabulary", default=1024, help="of --tokens bpe, whose pieces are learned from the text (%(default)s)")
+    parser.add_argument("--validation", type=float, default=0.0, metavar="SHARE", help="of the text, its end (none)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="a .safetensors file; config.json comes beside it")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder for what a training can go on from")
+    number("--every", default=100, help="steps between checkpoints (%(default)s); there is one at the end, too")
+    parser.add_argument("--resume", action="store_true", help="go on from the last one in --checkpoint DIR")
     return parser
 
 
@@ -69,68 +97,156 @@ def check(options: argparse.Namespace) -> None:
     """What can be known before a device starts. Raises ValueError, or OSError when there can be no such folder."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no GPU. Install PyTorch for CUDA, or take --device cpu")
-    if options.device == "meta" and options.save:
-        raise ValueError("--save: on --device meta there are no weights. Train on cpu or cuda, or leave --save out")
-    if options.save and options.save.is_dir():
-        raise ValueError(f"--save {options.save}: this is a folder. Name a file in it, such as model.safetensors")
+    for name in ("save", "checkpoint"):
+        if options.device == "meta" and getattr(options, name):
+            raise ValueError(f"--{name}: on --device meta there are no weights. Train on cpu or cuda, or leave it out")
+    if options.text and options.tokens == "characters":
+        raise ValueError("--tokens characters: only for the book's text. For your own take bytes or bpe")
+    if not 0 <= options.validation < 1:
+        raise ValueError(f"--validation {options.validation}: this is a share of the text, at least 0 and below 1")
+    if options.resume and not options.checkpoint:
+        raise ValueError("--resume: from which folder? Name it with --checkpoint DIR")
+    if options.resume and checkpoint.latest(options.checkpoint) is None:
+        raise ValueError(f"--resume: there is no complete checkpoint in {options.checkpoint}. Leave --resume out")
+    if options.checkpoint and not options.resume and checkpoint.latest(options.checkpoint):
+        raise ValueError(
+            f"--checkpoint {options.checkpoint}: a training stands there. --resume it, or name another folder"
+        )
     if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
+        check_save(options.save)
+    recipe_of(options).check(devices(options.size).size)
+
+
+def check_save(file: Path) -> None:
+    """Raises ValueError when the weights cannot be saved there."""
+    if file.is_dir():
+        raise ValueError(f"--save {file}: this is a folder. Name a file in it, such as model.safetensors")
+    tokenizer = file.with_name("tokenizer.json")
+    if tokenizer.exists() and not file.exists():
+        raise ValueError(f"--save {file}: {tokenizer.name} beside it belongs to other weights. Take another folder")
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The options that are not of model, text or files."""
+    same = ("steps", "data_parallel", "batch", "length", "rate", "seed", "accumulate", "clip", "zero", "recompute")
+    return Recipe(
+        **{name: getattr(options, name) for name in same},
+        sequence_parallel=options.sequence_parallel,
+        dtype=getattr(torch, options.dtype),
+        master_weights=not options.no_master_weights,
+    )
+
+
+def text_of(options: argparse.Namespace) -> Text:
+    """The text, in the tokens that were asked for."""
+    text = read_text(options.text) if options.text else alice_text()
+    kind = options.tokens or ("bytes" if options.text else "characters")
+    if kind == "bpe":
+        return coded(text, Pieces.learned(text, options.vocabulary))
+    return coded(text, Bytes() if kind == "bytes" else Characters("".join(sorted(set(text)))))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Two programs, one after the other: when the first has ended, the meters know what it sent."""
-    text = alice()
+    """Three programs, one after the other: when the second has ended, the meters know what it sent."""
+    text = text_of(options)
     config = GPTConfig(
         options.layers, options.hidden, options.heads, text.vocabulary, positions=options.length, deviation=0.1
     )
+    train, validation = text.split(options.validation)
+    for name, some in (("text", train), ("part for --validation", validation)):
+        if len(some.tokens) <= options.length and (options.validation or some is train):
+            raise ValueError(f"the {name} has {len(some.tokens)} tokens: take --length below that, or a longer text")
     machine = devices(options.size)
     with torch.device(options.device):
-        results = machine.run(learn, str(machine), config, text, options)
-    machine.run(tell, results, machine.meters, options)
+        peak = machine.run(peak_flops, isinstance(machine, Cluster), getattr(torch, options.dtype))[0]
+        tested = validation if options.validation else None
+        results = machine.run(learn, repr(machine), peak, config, train, tested, options)
+    machine.run(tell, results, machine.meters, text, options)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a device has after the training: its GPT, and its tensor-parallel weights if they are to be saved."""
+
+    held: int
+    nbytes: int
+    model: GPT
+    weights: dict[str, Tensor] | None
+
+    def abroad(self) -> "Learned":
+        """Other processes need none of it."""
+        return Learned(self.held, self.nbytes, None, None)
 
 
 def learn(
-    group: Group, machine: str, config: GPTConfig, text: Text, options: argparse.Namespace
-) -> tuple[int, GPT | None]:
-    """How many parameters this device holds, and its GPT if it is a part of the first replica and to be saved."""
-
-    def progress(step: int, loss: float) -> None:
-        if step % max(1, options.steps // LINES) == 0 or step == options.steps - 1:
-            print(f"step {step:4}  loss {loss:.8f}", flush=True)
-
+    group: Group,
+    machine: str,
+    peak: float | None,
+    config: GPTConfig,
+    text: Text,
+    validation: Text | None,
+    options: argparse.Namespace,
+) -> Learned:
+    """The program of one device: the training, step by step. Rank 0 prints."""
+    recipe = recipe_of(options)
+    trainer = Trainer(group, config, recipe)
+    here, mesh = torch.get_default_device(), trainer.mesh
     if group.rank == 0:
         what = f"a GPT of {config.parameters:,} parameters, {options.dtype} on {options.device}"
         print(f"{machine}: {what}, {options.data_parallel} replica(s)", flush=True)
-    _, model = train(
-        group,
-        config,
-        text,
-        options.steps,
-        options.data_parallel,
-        batch=options.batch,
-        length=options.length,
-        rate=options.rate,
-        sequence_parallel=options.sequence_parallel,
-        seed=options.seed,
-        dtype=getattr(torch, options.dtype),
-        progress=progress,
-    )
-    wanted = options.save and group.rank < model.group.size
-    return sum(p.numel() for p in model.parameters()), model if wanted else None
+    done = 0
+    if options.resume:
+        done, place = checkpoint.latest(options.checkpoint)
+        checkpoint.load(place, done, trainer, config, group)
+        if group.rank == 0:
+            print(f"resumed after {done} of {recipe.steps} steps", flush=True)
+    log = Log(config, recipe, peak)
+    for step, batch in enumerate(text.batches(recipe.steps, recipe.batch, recipe.length, recipe.seed)):
+        if step < done:
+            continue
+        # Drawn on the CPU, where the text is; trained with where the model is.
+        loss, norm = trainer.step(*(x.to(here) for x in batch))
+        loss = mesh.dp.all_reduce(loss)  # ()  Partial -> Replicate
+        last = step == recipe.steps - 1
+        if not loss.is_meta and (step % max(1, recipe.steps // LINES) == 0 or last):
+            measured = log.line(step + 1 - done)
+            log.pause()
+            tested = (
+                "" if validation is None else f"  validation {mesh.dp.all_reduce(trainer.evaluate(validation)):.4f}"
+            )
+            if group.rank == 0:
+                print(f"step {step:4}  loss {loss:.8f}{tested}  norm {norm:.4f}  |  {measured}", flush=True)
+            log.go_on()
+        if not loss.is_meta and not math.isfinite(loss):
+            raise ValueError(f"the loss of step {step} is {loss.item()}: take a lower --rate, or --clip 1")
+        if options.checkpoint and ((step + 1) % options.every == 0 or last):
+            log.pause()
+            checkpoint.save(options.checkpoint, step + 1, trainer, config, group)
+            log.go_on()
+    state = model_state(trainer.model, trainer.optimizer)
+    weights = trainer.own_weights() if options.save else None
+    held = sum(p.numel() for p in trainer.model.parameters())
+    return Learned(held, state.total, trainer.model, weights)
 
 
-def tell(group: Group, results: list[tuple[int, GPT | None]], meters: Meters, options: argparse.Namespace) -> None:
-    """On rank 0: what each device held and sent; and the dense weights into the file."""
-    if group.rank != 0:
-        return
-    held, _ = results[0]  # pieces are equal
-    nbytes = 4 * held * getattr(torch, options.dtype).itemsize
-    print(f"each device holds {held:,} parameters; with gradients and AdamW's two moments, {nbytes:,} bytes")
-    print(meters)
+def tell(group: Group, results: list[Learned], meters: Meters, text: Text, options: argparse.Namespace) -> None:
+    """What each device held and sent, and the dense weights into the file. Rank 0 prints."""
+    mine = results[group.rank]
+    if group.rank == 0:
+        print(
+            f"each device holds {mine.held:,} parameters; with gradients and the optimizer's state, "
+            f"{mine.nbytes:,} bytes"
+        )
+        print(meters)
     if options.save:
-        models = [model for _, model in results if model is not None]
-        write_gpt2(options.save, models[0].config, dense_state(models))
-        print(f"saved {options.save}")
+        replica = Mesh(group, dp=options.data_parallel, tp=group.size // options.data_parallel).tp
+        whole = gathered(mine.weights, mine.model, replica)
+        if group.rank == 0:
+            write_gpt2(options.save, mine.model.config, whole)
+            if isinstance(text.coding, Pieces):
+                text.coding.tokenizer.save(str(options.save.with_name("tokenizer.json")))
+            print(f"saved {options.save}")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from lib.examples.text import Text, alice
+from lib.examples.text import Bytes, Characters, Pieces, Text, alice, alice_text, coded, read_text
 
-TEXT = Text("ab c", torch.tensor([0, 1, 2, 3, 0, 1, 2]))
+TEXT = Text(Characters("ab c"), torch.tensor([0, 1, 2, 3, 0, 1, 2]))
 
 
 def test_alice_is_whole_and_comes_back():
     text = alice()
     assert text.decode(text.tokens[:40]).lstrip().startswith("ALICE'S ADVENTURES IN WONDERLAND")
     assert text.decode(text.encode("Down the Rabbit-Hole")) == "Down the Rabbit-Hole"
-    assert text.vocabulary == len(set(text.characters)) == len(text.tokens.unique())
+    assert text.vocabulary == len(set(alice_text())) == len(text.tokens.unique())
 
 
 def test_what_the_text_never_has_is_named():
@@ -44,3 +44,39 @@ def test_a_text_of_just_one_piece_more():
 def test_pieces_longer_than_the_text():
     with pytest.raises(ValueError, match="pieces of 7 tokens do not fit into a text of 7"):
         next(TEXT.batches(1, batch=2, length=7))
+
+
+WORDS = "Zoé said: \u201cthe cat\u201d, the cat, the cat!\n" * 9
+
+
+@pytest.mark.parametrize("coding", [Bytes(), Pieces.learned(WORDS, 270)], ids=["bytes", "pieces"])
+def test_any_text_has_its_bytes_and_pieces(coding):
+    text = coded(WORDS, coding)
+    assert text.decode(text.tokens) == WORDS
+    assert int(text.tokens.max()) < text.vocabulary
+    assert text.decode(text.encode("ß is not in it")) == "ß is not in it"
+
+
+def test_bytes_are_bytes_and_pieces_are_fewer():
+    assert coded("é", Bytes()).tokens.tolist() == [0xC3, 0xA9]
+    assert Bytes().words([0xC3]) == "\ufffd"
+    assert len(coded(WORDS, Pieces.learned(WORDS, 270)).tokens) < len(WORDS) * 2 / 3
+    with pytest.raises(ValueError, match="a vocabulary of 256 pieces: it begins with the 256 bytes"):
+        Pieces.learned(WORDS, 256)
+
+
+def test_the_end_of_a_text_is_for_tests():
+    first, last = TEXT.split(0.3)
+    assert (first.tokens.tolist(), last.tokens.tolist()) == ([0, 1, 2, 3, 0], [1, 2])
+    assert [len(some.tokens) for some in TEXT.split(0.0)] == [7, 0]
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b").write_text("")
+    with pytest.raises(ValueError, match="a is no text in UTF-8"):
+        read_text(tmp_path / "a")
+    with pytest.raises(ValueError, match="b is empty"):
+        read_text(tmp_path / "b")
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "c")

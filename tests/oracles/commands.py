@@ -57,6 +57,11 @@ def torchrun(**commands):
     return {name: printed for name, (printed, _) in said.items()}
 
 
+def exact(said):
+    """What repeats, without the measured half of the progress lines."""
+    return re.sub(r"  \|  .*$", "", said, flags=re.M)
+
+
 def losses(said):
     """What train_gpt printed, by step."""
-    return {int(step): float(loss) for step, loss in re.findall(r"^step +(\d+)  loss (\d\.\d{8})$", said, re.M)}
+    return {int(step): float(loss) for step, loss in re.findall(r"^step +(\d+)  loss (\d\.\d{8})  ", said, re.M)}

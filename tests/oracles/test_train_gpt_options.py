@@ -1,14 +1,21 @@
 """The program that trains a GPT: every option, and what cannot be."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from oracles.commands import SMALL, losses, one_thread, simulated
+from oracles.commands import SMALL, exact, losses, one_thread, simulated
+from oracles.test_train_gpt import without_keys
+from safetensors.torch import load_file
 
 from lib import Cluster, dense_state
-from lib.examples import train_gpt
+from lib.examples import generate_text, train_gpt
+from lib.examples.recipe import Recipe
+from lib.examples.small_training import gathered
 from lib.examples.text import alice
+from lib.examples.trainer import Trainer
 from lib.examples.training import train
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
@@ -17,9 +24,10 @@ from lib.parallel.gpt.weights import read_gpt2
 
 def test_what_one_device_holds():
     said = simulated(train_gpt.main, "--size", 1, *SMALL, "--steps", 1, "--device", "meta")
-    parameters = GPTConfig(1, 32, 4, alice().vocabulary, positions=32).parameters
-    assert f"each device holds {parameters:,} parameters; " in said
-    assert f", {16 * parameters:,} bytes\n" in said
+    config = GPTConfig(1, 32, 4, alice().vocabulary, positions=32)
+    assert f"each device holds {config.parameters:,} parameters; " in said
+    steps_counted = 4 * len(config.shapes())
+    assert f", {16 * config.parameters + steps_counted:,} bytes\n" in said
 
 
 def loss_at_the_start(group, config, batch, length, seed):
@@ -87,13 +95,13 @@ def test_it_trains_as_a_plain_loop_does(size, replicas):
 def test_a_part_of_a_model_is_smaller():
     more = ["--steps", 1, "--device", "meta", "--dtype", "float64"]
     holds = [
-        re.search(r"each device holds (.*) parameters; .* moments, (.*) bytes", said).groups()
+        re.search(r"each device holds (.*) parameters; .* state, (.*) bytes", said).groups()
         for said in (simulated(train_gpt.main, "--size", n, *SMALL, *more) for n in (1, 4))
     ]
     (whole, whole_bytes), (part, part_bytes) = [[int(n.replace(",", "")) for n in row] for row in holds]
     split = 72 * 32 + 3 * 32 * 32 + 3 * 32 + 32 * 32 + 2 * 4 * 32 * 32 + 4 * 32  # what the four share
     assert whole - part == split * 3 // 4
-    assert (whole_bytes, part_bytes) == (32 * whole, 32 * part)
+    assert (whole_bytes - 32 * whole, part_bytes - 32 * part) == (4 * 16, 4 * 16)  # AdamW counts the steps of each
 
 
 def test_rank_0_alone_reports_progress():
@@ -129,8 +137,26 @@ def test_numbers_that_are_none(number, capsys):
         (["--data-parallel", 8], "4 devices cannot be divided into 8 equal replicas; data_parallel must divide 4"),
         (["--size", 3], "4 heads cannot be split over 3 devices: possible are 1, 2, 4"),
         (["--heads", 5], "a hidden size of 32 cannot be divided into 5 heads"),
-        (["--data-parallel", 4, "--batch", 3], "3 samples, fewer than devices. Take a batch of at least 4"),
-        (["--device", "meta", "--save", "x"], "on --device meta there are no weights. Train on cpu or cuda"),
+        (
+            ["--data-parallel", 4, "--batch", 3],
+            "a batch of 3 texts over 4 replica(s) leaves one with 0, which cannot be cut into 1 micro-batch(es). "
+            "Take a batch of at least 4",
+        ),
+        (["--device", "meta", "--save", "x"], "--save: on --device meta there are no weights. Train on cpu or cuda"),
+        (["--device", "meta", "--checkpoint", "x"], "--checkpoint: on --device meta there are no weights"),
+        (["--accumulate", 9], "a batch of 8 texts over 1 replica(s) leaves one with 8, which cannot be cut into 9"),
+        (["--zero", 3, "--recompute", "full"], "zero=3 with recompute='full'"),
+        (["--clip", 0], "clip=0.0 must be above 0"),
+        (["--rate", "nan"], "rate=nan must be above 0"),
+        (["--rate", -1], "rate=-1.0 must be above 0"),
+        (["--validation", 1], "--validation 1.0: this is a share of the text"),
+        (["--validation", 0.0001], "the part for --validation has 15 tokens: take --length below that"),
+        (["--length", 200_000], "the text has 148414 tokens: take --length below that, or a longer text"),
+        (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+        (["--text", __file__, "--tokens", "characters"], "--tokens characters: only for the book's text"),
+        (["--tokens", "bpe", "--vocabulary", 100], "a vocabulary of 100 pieces: it begins with the 256 bytes"),
+        (["--resume"], "--resume: from which folder? Name it with --checkpoint DIR"),
+        (["--resume", "--checkpoint", "nowhere"], "--resume: there is no complete checkpoint in nowhere"),
         (["--save", "."], "--save .: this is a folder. Name a file in it"),
         (["--save", __file__ + "/x"], "File exists"),
     ],
@@ -146,3 +172,175 @@ def test_what_cannot_be(options, message):
 def test_no_gpu():
     with pytest.raises(SystemExit, match="--device cuda: this PyTorch sees no GPU.*or take --device cpu"):
         simulated(train_gpt.main, *SMALL, "--device", "cuda")
+
+
+TRAINED = [
+    "--steps",
+    6,
+    "--layers",
+    1,
+    "--hidden",
+    16,
+    "--heads",
+    2,
+    "--batch",
+    6,
+    "--length",
+    16,
+    "--dtype",
+    "float64",
+]
+
+
+def trained(tmp_path, name, *options):
+    """What was said, and the weights."""
+    file = tmp_path / name / "model.safetensors"
+    said = simulated(train_gpt.main, *TRAINED, *options, "--save", file)
+    return exact(said), load_file(file)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    "options",
+    [["--zero", 1], ["--zero", 2], ["--zero", 3], ["--zero", 2, "--sequence-parallel"], ["--recompute", "full"],
+     ["--recompute", "selective", "--zero", 3], ["--accumulate", 3], ["--accumulate", 2, "--zero", 1],
+     ["--accumulate", 3, "--zero", 2], ["--accumulate", 3, "--zero", 3]],
+    ids=lambda options: " ".join(map(str, options)),
+)  # fmt: skip
+def test_no_option_changes_the_training(size, options, tmp_path):
+    """Losses, norms and weights are those of one device, clipped or not."""
+    common = ["--validation", 0.1, "--clip", 0.5, "--text", Path(train_gpt.__file__), "--tokens", "bytes"]
+    options = [str(option) for option in options]
+    one, weights = trained(tmp_path, "one", "--size", 1, *common)
+    said, found = trained(tmp_path, "several", "--size", size, "--data-parallel", 2, *common, *options)
+    lines = [[line for line in text.splitlines() if line.startswith("step")] for text in (one, said)]
+    assert len(lines[0]) == 6
+    for expected, line in zip(*lines, strict=True):
+        assert numbers(line) == pytest.approx(numbers(expected), abs=2e-4)
+    for name, x in weights.items():
+        torch.testing.assert_close(without_keys(name, found[name]), without_keys(name, x), rtol=0, atol=1e-8, msg=name)
+
+
+def numbers(line):
+    return [float(number) for number in re.findall(r"\d+\.?\d*", line)]
+
+
+def test_the_norm_and_the_clipped_step_are_those_of_pytorch():
+    config = GPTConfig(1, 16, 2, alice().vocabulary, positions=16)
+    recipe = Recipe(steps=100, batch=6, length=16, clip=0.3, dtype=torch.float64)
+    batch = next(alice().batches(1, 6, 16))
+
+    def plain(group):
+        torch.manual_seed(0)
+        model = GPT(config, group).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate / 25, betas=(0.9, 0.95), weight_decay=0.1)
+        model(*batch).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+        return norm, dense_state([model])
+
+    def ours(group, zero, dp):
+        trainer = Trainer(group, config, replace(recipe, zero=zero, data_parallel=dp))
+        _, norm = trainer.step(*batch)
+        return norm, gathered(trainer.own_weights(), trainer.model, trainer.mesh.tp)
+
+    [(norm, weights)] = Cluster(1).run(plain)
+    assert norm > 0.6  # so that it was clipped
+    for zero in range(4):
+        for found, state in Cluster(4).run(ours, zero, 2):
+            assert float(found) == pytest.approx(float(norm), abs=1e-12)
+            for name, x in weights.items():
+                torch.testing.assert_close(without_keys(name, state[name]), without_keys(name, x), rtol=0, atol=1e-9)
+
+
+def test_master_weights_keep_what_bfloat16_would_lose(tmp_path):
+    """Steps of a thousandth: alone, bfloat16 rounds them to nothing."""
+    options = ["--size", 2, "--steps", 30, "--rate", 2e-4, "--layers", 1, "--hidden", 16, "--heads", 2, "--length", 16]
+    said = {
+        name: losses(simulated(train_gpt.main, *options, "--dtype", dtype, *more))[29]
+        for name, (dtype, *more) in {
+            "exact": ["float64"], "masters": ["bfloat16"], "zero": ["bfloat16", "--data-parallel", 2, "--zero", 2],
+            "none": ["bfloat16", "--no-master-weights"],
+        }.items()
+    }  # fmt: skip
+    assert abs(said["masters"] - said["exact"]) < 0.5 * abs(said["none"] - said["exact"])
+    assert abs(said["zero"] - said["exact"]) < 0.5 * abs(said["none"] - said["exact"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--size", 1], ["--size", 4, "--data-parallel", 2], ["--size", 2, "--data-parallel", 2, "--zero", 1],
+     ["--size", 4, "--data-parallel", 2, "--zero", 3],
+     ["--size", 2, "--data-parallel", 2, "--zero", 2, "--dtype", "bfloat16"]],
+    ids=lambda options: " ".join(map(str, options)),
+)  # fmt: skip
+def test_a_resumed_training_is_the_one_that_never_stopped(options, tmp_path):
+    whole, expected = trained(tmp_path, "whole", *options)
+    folder = ["--checkpoint", tmp_path / "checkpoints", "--every", 4]
+    simulated(train_gpt.main, *TRAINED, *options, *folder)
+    for late in (tmp_path / "checkpoints").glob("step-000006"):
+        (late / "complete.json").unlink()  # as if it had been interrupted while it wrote this one
+    said, found = trained(tmp_path, "again", *options, *folder, "--resume")
+    assert "resumed after 4 of 6 steps" in said
+    steps = [[line for line in text.splitlines() if re.match("step +[45] ", line)] for text in (whole, said)]
+    assert len(steps[0]) == 2
+    assert steps[0] == steps[1]
+    for name, x in expected.items():
+        assert torch.equal(found[name], x), name
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path):
+    folder = ["--checkpoint", tmp_path / "c", "--every", 3]
+    simulated(train_gpt.main, *TRAINED, "--size", 2, *folder)
+    for options, message in [
+        ([], "a training stands there. --resume it, or name another folder"),
+        (["--resume", "--rate", 0.5], "was written with rate=0.01, and this is rate=0.5: resume with the options of"),
+        (["--resume", "--hidden", 32], "was written with hidden=16, and this is hidden=32"),
+        (["--resume", "--size", 1], "was written with devices=2, and this is devices=1"),
+        (["--resume", "--zero", 1], "was written with zero=0, and this is zero=1"),
+    ]:
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            simulated(train_gpt.main, *TRAINED, "--size", 2, *folder, *options)
+    (tmp_path / "c" / "step-000006" / "rank-1.safetensors").write_bytes(b"short")
+    with pytest.raises(SystemExit, match="rank-1.safetensors cannot be read"):
+        simulated(train_gpt.main, *TRAINED, "--size", 2, *folder, "--resume")
+
+
+def test_old_checkpoints_make_room(tmp_path):
+    simulated(train_gpt.main, *TRAINED, "--size", 2, "--checkpoint", tmp_path / "c", "--every", 2)
+    assert sorted(place.name for place in (tmp_path / "c").iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_a_training_that_blows_up_says_so():
+    with pytest.raises(SystemExit, match="the loss of step .* is (nan|inf): take a lower --rate, or --clip 1"):
+        simulated(train_gpt.main, *SMALL, "--size", 1, "--rate", 1e30)
+
+
+def test_a_progress_line_is_one_line():
+    said = simulated(train_gpt.main, *SMALL, "--size", 2, "--steps", 3, "--validation", 0.1)
+    number, count = r"[\d.]+", r"[\d,]+"
+    form = (
+        rf"step +\d  loss {number}  validation {number}  norm {number}  \|  {number} ms  {count} tokens/s  "
+        rf"MFU {number}%  peak memory {count} MB"
+    )
+    lines = [line for line in said.splitlines() if line.startswith("step")]
+    assert len(lines) == 3
+    assert all(re.fullmatch(form, line) for line in lines)
+
+
+def test_pieces_are_saved_beside_the_weights_and_read_again(tmp_path):
+    file = tmp_path / "model.safetensors"
+    simulated(train_gpt.main, *SMALL, "--size", 2, "--tokens", "bpe", "--vocabulary", 300, "--save", file)
+    said = simulated(generate_text.main, "--weights", tmp_path, "--prompt", "the cat", "--count", 5, "--size", 2)
+    assert said.startswith("the cat")
+    with pytest.raises(SystemExit, match="tokenizer.json beside it belongs to other weights. Take another folder"):
+        simulated(train_gpt.main, *SMALL, "--size", 1, "--save", tmp_path / "other.safetensors")
+
+
+def test_a_text_of_ones_own_in_bytes(tmp_path):
+    (tmp_path / "own.txt").write_text("Füße und Grüße. " * 40, "utf-8")
+    file = tmp_path / "weights" / "model.safetensors"
+    simulated(train_gpt.main, *SMALL, "--size", 2, "--text", tmp_path / "own.txt", "--save", file)
+    assert read_gpt2(file)[0].vocabulary == 256
+    said = simulated(generate_text.main, "--weights", file, "--prompt", "Füße", "--count", 5, "--size", 2)
+    assert said.startswith("Füße")

@@ -1,0 +1,136 @@
+"""Training a GPT as practitioners do, on one device of many: data x tensor parallel, ZeRO, micro-batches, clipping.
+
+`training.py` is the same in forty lines, without the options.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+from torch.optim import AdamW
+
+from lib.devices import Group, Mesh
+from lib.devices.pieces import cut
+from lib.examples.recipe import Recipe
+from lib.examples.text import Text
+from lib.parallel.data.average import average_gradients, shard_batch
+from lib.parallel.data.clip import gradient_norm
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
+from lib.parallel.sharding.dense import layout_of
+from lib.parallel.sharding.placement import Replicate
+from lib.parallel.zero.fully_sharded import FullySharded
+from lib.parallel.zero.master import MasterWeights
+from lib.parallel.zero.optimizer import ShardedOptimizer
+
+
+class Trainer:
+    """One device's part of a training. `group` holds all devices; neighbors share a replica, since tensor parallelism
+    talks most. Raises ValueError when the devices cannot be arranged so.
+
+    `model` is this device's GPT, `optimizer` what is stepped, and `adam` the AdamW inside of it, whose rate is set.
+    """
+
+    def __init__(self, group: Group, config: GPTConfig, recipe: Recipe):
+        recipe.check(group.size)
+        self.recipe = recipe
+        self.mesh = Mesh(group, dp=recipe.data_parallel, tp=group.size // recipe.data_parallel)
+        torch.manual_seed(recipe.seed)  # every device draws the same dense weights, and keeps its shards
+        self.model = GPT(config, self.mesh.tp, recipe.sequence_parallel, recipe.recompute).to(recipe.dtype)
+        names = dict(self.model.named_parameters())
+        is_cut = [not isinstance(layout_of(self.model, name), Replicate) for name in names]
+        self.sharded: FullySharded | None = None
+        if recipe.zero == 3:
+            self.sharded = FullySharded(self.model, self.mesh.dp, layers=self.model.blocks)
+        if recipe.zero in (1, 2):
+            self.optimizer: Any = ShardedOptimizer(self.model, self.mesh.dp, self._make_optimizer)
+            stepped = self.optimizer.pieces
+        else:
+            stepped = list(self.model.parameters())
+            self.optimizer = self._make_optimizer(stepped)
+        over_dp = recipe.zero > 0
+        #: whose gradients are whole where: (parameters, the group over which they are cut), for the norm
+        self._parts: list[tuple[list[nn.Parameter], Group]] = [
+            ([p for p, own in zip(stepped, is_cut, strict=True) if own], group if over_dp else self.mesh.tp),
+            (
+                [p for p, own in zip(stepped, is_cut, strict=True) if not own],
+                self.mesh.dp if over_dp else group.split(group.size),
+            ),
+        ]
+        self.schedule = self._make_schedule()
+
+    def _make_optimizer(self, parameters: list[nn.Parameter]) -> AdamW | MasterWeights:
+        def adam(some: list[nn.Parameter]) -> AdamW:
+            self.adam = AdamW(some, lr=self.recipe.rate, betas=(0.9, 0.95), weight_decay=0.1)
+            return self.adam
+
+        return MasterWeights(parameters, adam) if self.recipe.has_masters else adam(parameters)
+
+    def _make_schedule(self, done: int = 0) -> torch.optim.lr_scheduler.OneCycleLR:
+        return torch.optim.lr_scheduler.OneCycleLR(
+            self.adam, self.recipe.rate, total_steps=self.recipe.steps, cycle_momentum=False, last_epoch=done - 1
+        )
+
+    def go_on_after(self, done: int) -> None:
+        """The optimizer's state is that after `done` steps; so shall the learning rate be."""
+        self.schedule = self._make_schedule(done)
+
+    def step(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """One step with all devices' texts (batch, S). Returns the mean loss, () Partial over the replicas, and the
+        norm of its gradient, () Replicate."""
+        tokens, targets = shard_batch(tokens, self.mesh.dp), shard_batch(targets, self.mesh.dp)  # (B/dp, S)  Shard(0)
+        share = len(tokens) / self.recipe.batch
+        self.optimizer.zero_grad()
+        loss = torch.zeros((), dtype=torch.float64, device=tokens.device)
+        pieces = zip(cut(tokens, self.recipe.accumulate, 0), cut(targets, self.recipe.accumulate, 0), strict=True)
+        for some, follow in pieces:  # (B/dp/micro, S)
+            weight = len(some) / len(tokens)
+            with self._reducing(share):
+                part = self.model(some, follow) * weight
+                # FullySharded takes the mean over the devices: what is here more than elsewhere counts more.
+                (part * (share * self.mesh.dp.size) if self.sharded else part).backward()
+            loss += part.detach()
+        if self.recipe.zero == 1:
+            self.optimizer.reduce_gradients(share)
+        elif self.recipe.zero == 0:
+            average_gradients(self.model, self.mesh.dp, share)
+        norm = self._norm()
+        if self.recipe.clip is not None:
+            clip_grads_with_norm_([p for some, _ in self._parts for p in some], self.recipe.clip, norm)
+        self.optimizer.step()
+        self.schedule.step()
+        return share * loss, norm
+
+    @contextmanager
+    def _reducing(self, share: float) -> Iterator[None]:
+        with self.optimizer.reducing(share) if self.recipe.zero == 2 else nullcontext():
+            yield
+
+    def _norm(self) -> Tensor:
+        """Of the gradient of the whole model: each element counts once, wherever it lies."""
+        norms = [gradient_norm(some, over, sharded=some) for some, over in self._parts]
+        return torch.stack(norms).square().sum().sqrt()
+
+    @torch.no_grad()
+    def evaluate(self, text: Text, batches: int = 4) -> Tensor:
+        """The mean loss of the same `batches` batches of `text` each time, () Partial over the replicas."""
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64)
+        for tokens, targets in text.batches(batches, self.recipe.batch, self.recipe.length, seed=self.recipe.seed):
+            some, follow = (shard_batch(x.to(self._device), self.mesh.dp) for x in (tokens, targets))
+            total = total.to(self._device) + self.model(some, follow).double() * (len(some) / self.recipe.batch)
+        self.model.train()
+        return total / batches
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """This device's tensor-parallel pieces, by name. With ZeRO 3, by one all-gather per layer over the replicas."""
+        if self.sharded:
+            return self.sharded.whole_parameters()
+        return {name: p.detach() for name, p in self.model.named_parameters()}
