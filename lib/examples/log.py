@@ -52,7 +52,7 @@ class Log:
         now = perf_counter()
         seconds = (now - self._last) / max(1, step - self._since)
         self._last, self._since = now, step
-        mfu = "unknown" if self._peak is None else f"{share_of_peak(self._flops, seconds, 1, self._peak):.1%}"
+        mfu = "unknown" if self._peak is None else f"{share_of_peak(self._flops, seconds, 1, self._peak):.2%}"
         return (
             f"{seconds * 1e3:.1f} ms  {self._recipe.tokens / seconds:,.0f} tokens/s  MFU {mfu}  "
             f"peak memory {peak_memory() / 1e6:,.0f} MB"

@@ -20,6 +20,7 @@ from lib.parallel.data.average import average_gradients, shard_batch
 from lib.parallel.data.clip import gradient_norm
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
+from lib.parallel.sequence.model import SequenceGPT
 from lib.parallel.sharding.dense import layout_of
 from lib.parallel.sharding.placement import Replicate
 from lib.parallel.zero.fully_sharded import FullySharded
@@ -39,7 +40,8 @@ class Trainer:
         self.recipe = recipe
         self.mesh = Mesh(group, dp=recipe.data_parallel, tp=group.size // recipe.data_parallel)
         torch.manual_seed(recipe.seed)  # every device draws the same dense weights, and keeps its shards
-        self.model = GPT(config, self.mesh.tp, recipe.sequence_parallel, recipe.recompute).to(recipe.dtype)
+        kind = SequenceGPT if recipe.sequence_parallel else GPT
+        self.model = kind(config, self.mesh.tp, recipe.recompute).to(recipe.dtype)
         names = dict(self.model.named_parameters())
         is_cut = [not isinstance(layout_of(self.model, name), Replicate) for name in names]
         self.sharded: FullySharded | None = None

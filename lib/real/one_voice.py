@@ -23,9 +23,14 @@ def let_one_speak(error: BaseException, store: dist.Store, rank: int, size: int)
         time.sleep(2 * PATIENCE)  # torchrun ends all when the first of them ends, and takes that for the cause
 
 
+def is_silent(error: BaseException) -> bool:
+    """Whether another process says it."""
+    return getattr(error, _TOLD, False)
+
+
 def last_words(text: str, error: BaseException) -> str | int:
     """For `sys.exit`: the text, or only an exit code where another process says it."""
-    return 1 if getattr(error, _TOLD, False) else text
+    return 1 if is_silent(error) else text
 
 
 def _is_told_elsewhere(error: BaseException, store: dist.Store, rank: int, size: int) -> bool:

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from lib.devices.cluster import Cluster, check_program
 from lib.devices.meters import Meters
-from lib.real.one_voice import let_one_speak
+from lib.real.one_voice import is_silent, let_one_speak
 from lib.real.parcel import pack, unpack
 from lib.real.process import Place, joined, run_program
 
@@ -79,9 +79,6 @@ class Torchrun:
         Random streams start where that of rank 0 stands, and go on where rank 0's stopped.
         """
         check_program(program, args, kwargs)
-        return record(self._run)(program, args, kwargs)  # with it, torchrun's summary shows what a process raised
-
-    def _run(self, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Any]:
         store, rank, size = next(dist.rendezvous("env://"))
         number = store.add(f"runs of {rank}", 1)  # a script may launch one program after another
         store = dist.PrefixStore(f"run {number}", store)
@@ -90,6 +87,8 @@ class Torchrun:
         except BaseException as error:
             with suppress(Exception):  # the store may be gone: then each speaks for itself
                 let_one_speak(error, store, rank, size)
+            if not is_silent(error):
+                record(_raise)(error)  # with it, torchrun's summary shows what this process raised
             raise
 
     def _run_connected(
@@ -106,3 +105,7 @@ class Torchrun:
             torch.set_rng_state(stream)
             parcels = enumerate(here.share(packed))
             return [output if r == rank else unpack(other, r, kinds) for r, other in parcels]
+
+
+def _raise(error: BaseException) -> None:
+    raise error

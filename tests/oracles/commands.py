@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 90  # a safety net: each takes a few
+SECONDS = 240  # a safety net: each takes a few, on a crowded machine many
 SMALL = ["--steps", 20, "--layers", 1, "--hidden", 32, "--batch", 8, "--length", 32, "--seed", 3]  # for train_gpt
 
 
