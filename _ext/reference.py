@@ -51,6 +51,8 @@ def source_line(domain: str, info: dict[str, str]) -> str | None:
 
 def link_files(app, doctree) -> None:
     if app.env.docname.startswith("reference/"):
+        for link in doctree.findall(nodes.reference):  # `[source]` leads down the same page
+            link["internal"] = link.get("internal") or link.get("refuri", "").startswith("#")
         return
     pages = {file.relative_to(ROOT).as_posix(): module for module, file in modules().items()}
     for literal in list(doctree.findall(nodes.literal)):

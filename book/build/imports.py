@@ -16,7 +16,7 @@ class House:
     """The modules below `root`, and what each of them needs."""
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root = root.resolve()
         self._tree = cache(lambda file: ast.parse(file.read_text("utf-8")))
         self.direct = cache(lambda file: frozenset(self._needs(self._tree(file), file.parent)))  # what a file names
         self._homes = cache(self._read_door)
@@ -98,12 +98,13 @@ class House:
 
     def _text(self, text: str, folder: Path) -> Iterator[Path]:
         """A text that is the name of a module (of a program to start) or of a file beside the program."""
-        if len(text) > 200 or not text.isprintable() or text.startswith((".", "/")) or "." not in text:
+        if len(text) > 200 or not text.isprintable() or "." not in text:
             return
+        path = (folder / text).resolve()
         if module := self.file(text):
             yield module
-        elif (folder / text).is_file():
-            yield folder / text
+        elif path.is_relative_to(self.root) and path.is_file():
+            yield path
 
 
 def is_plain(node: ast.AST) -> bool:

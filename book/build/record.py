@@ -6,6 +6,7 @@ the chapter again to show it. It is a file of its own, a line for each thing, so
 chapter merge a list and not a notebook.
 """
 
+import ast
 import hashlib
 import json
 from functools import cache
@@ -43,9 +44,14 @@ def code(notebook: dict) -> list[dict]:
 
 
 def program(cell: dict) -> str:
-    """The cell's source, without the lines that are for IPython and not for Python."""
+    """The cell's source, without the lines that are for IPython and not for Python; empty if it is no Python."""
     lines = "".join(cell["source"]).splitlines()
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+    text = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+    try:
+        ast.parse(text)
+    except SyntaxError:  # as `draw_bars?` asks IPython for help
+        return ""
+    return text
 
 
 def stands_for(path: Path, notebook: dict, root: Path = ROOT) -> dict[str, str]:
@@ -56,7 +62,7 @@ def stands_for(path: Path, notebook: dict, root: Path = ROOT) -> dict[str, str]:
         "cells": digest(json.dumps(["".join(cell["source"]) for cell in cells])),
         "outputs": digest(json.dumps([cell["outputs"] for cell in cells], sort_keys=True)),
     }
-    result |= {file.relative_to(root).as_posix(): file_digest(file) for file in sorted(files)}
+    result |= {file.relative_to(root.resolve()).as_posix(): file_digest(file) for file in sorted(files)}
     named = {package: pins(root).get(package.lower().replace("_", "-")) for package in sorted(packages)}
     return result | {package: version for package, version in named.items() if version}
 

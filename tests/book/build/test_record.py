@@ -22,12 +22,13 @@ FILES = {
     "book/__init__.py": '_HOMES = {"book.bars": ["draw_bars"], "book.lines": ["draw_lines"]}\n',
     "book/bars.py": "from lib import cut\n\ndef draw_bars(): ...\n",
     "book/lines.py": "import matplotlib.pyplot\n\ndef draw_lines(): ...\n",
+    "lines.csv": "1,2",
     "requirements.txt": "numpy==1.0\nmatplotlib==2.0\n",
 }
 CELLS = {
     "bars": ["from book import draw_bars", "draw_bars()"],
     "talks": ["%matplotlib inline\nfrom lib import talk", "talk()"],
-    "lines": ["from book import draw_lines"],
+    "lines": ["from book import draw_lines", "draw_lines?", "open('../lines.csv')"],
 }
 
 
@@ -79,6 +80,7 @@ def test_nothing_is_stale_after_an_execution(small):
         ("lib/unused.py", set()),
         ("book/bars.py", {"bars"}),  # of a lazy door, only the picture that is used
         ("book/lines.py", {"lines"}),
+        ("lines.csv", {"lines"}),  # read by a cell
     ],
 )
 def test_an_edited_file_makes_the_chapters_stale_that_need_it_and_no_others(small, edited, chapters):
