@@ -58,6 +58,7 @@ from lib.parallel.sharding.conjugates import (
     scatter_to,
 )
 from lib.parallel.sharding.dense import dense_state, load_dense
+from lib.parallel.sharding.equal import Comparison, equal_to_one_device
 from lib.parallel.sharding.linear import ColumnParallelLinear, RowParallelLinear
 from lib.parallel.sharding.placement import Partial, Placement, Replicate, Shard
 from lib.parallel.sharding.shards import shard, shard_sizes, unshard
@@ -80,6 +81,7 @@ from lib.real.torchrun import launch
 __all__ = [
     "Cluster",
     "ColumnParallelLinear",
+    "Comparison",
     "Count",
     "DeadlockError",
     "Event",
@@ -139,6 +141,7 @@ __all__ = [
     "data_parallel_costs",
     "dense_state",
     "different_random",
+    "equal_to_one_device",
     "from_gpt2",
     "fused_attend",
     "gather_from",
