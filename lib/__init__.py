@@ -5,9 +5,9 @@ costs, `lib.real` how the same programs run as real processes, and `lib.examples
 Imports only go down, in this order. Readers find every name here: `from lib import Cluster, shard`.
 """
 
-from lib.costs.activations import LayerShape, activation_bytes, activation_terms, layer_saved, saved_by_term
+from lib.costs.activations import LayerShape, activation_bytes, activation_terms, saved_by_term
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
-from lib.costs.gpt_step import measure_step
+from lib.costs.measure import Measured, measure
 from lib.costs.tensor import data_parallel_costs, tensor_parallel_costs
 from lib.costs.zero import ModelState, model_state, zero_bytes, zero_volume
 from lib.devices.bandwidth import algorithm_bandwidth, bus_bandwidth
@@ -96,6 +96,7 @@ __all__ = [
     "LayerShape",
     "Link",
     "MasterWeights",
+    "Measured",
     "Mesh",
     "Meters",
     "MismatchError",
@@ -151,10 +152,9 @@ __all__ = [
     "gpt_synchronizations",
     "gradient_norm",
     "launch",
-    "layer_saved",
     "load_dense",
     "load_optimizer_state",
-    "measure_step",
+    "measure",
     "model_state",
     "padded_vocabulary",
     "plan_updates",

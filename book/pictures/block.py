@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from book.pictures.kit.holders import count
-from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
-from book.pictures.kit.observe import observe, sentence
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, seen, sentence, told
 from book.pictures.kit.svg import Picture
 from lib.parallel.gpt.block import ParallelBlock
 from lib.parallel.sequence.model import SequenceBlock
@@ -20,7 +19,7 @@ def draw_block(
     Errors: ValueError for sizes that the devices do not divide, or more than 8 devices.
     """
     Block = SequenceBlock if sequence_parallel else ParallelBlock
-    seen = observe(
+    found = seen(
         lambda group: Block(hidden, heads, group, dropout=0.1),
         sequence,
         hidden,
@@ -31,21 +30,21 @@ def draw_block(
     enter, leave = gates(devices, sequence_parallel)
     inside = {"look": "sharded", "cut": 1}
     rows: list[Stage | Gate] = [
-        Stage("x", seen.inputs["norm1"], **outside),
-        Stage("LayerNorm", seen.outputs["norm1"], **outside),
+        Stage("x", found.inputs["norm1"], **outside),
+        Stage("LayerNorm", found.outputs["norm1"], **outside),
         enter,
-        Stage("attention: heads", seen.inputs["attention.out"], **inside),
+        Stage("attention: heads", found.inputs["attention.out"], **inside),
         leave,
-        Stage("y = x + dropout", seen.outputs["dropout"], **outside),
-        Stage("LayerNorm", seen.outputs["norm2"], **outside),
+        Stage("y = x + dropout", found.outputs["dropout"], **outside),
+        Stage("LayerNorm", found.outputs["norm2"], **outside),
         enter,
-        Stage("MLP: GeLU(X A)", seen.inputs["mlp.down"], **inside, wide=1),
+        Stage("MLP: GeLU(X A)", found.inputs["mlp.down"], **inside, wide=1),
         leave,
-        Stage("z = y + dropout", seen.outputs[""], **outside),
+        Stage("z = y + dropout", found.outputs[""], **outside),
     ]
     name = "TP + SP" if sequence_parallel else "TP"
     title = f"A layer on {count(devices, 'device')}, {name}"
-    sent = [f"forward: {sentence(seen.forward)}", f"backward: {sentence(seen.backward)}"]
+    sent = [f"forward: {sentence(found.forward)}", f"backward: {sentence(found.backward)}"]
     notes = ["Each device sends (bfloat16)", *sent]
     small = "With sequence parallelism, the backward also sums the small gradients of LayerNorm and bias."
     if not sequence_parallel and devices > 1:

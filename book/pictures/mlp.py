@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from book.pictures.kit.holders import count
-from book.pictures.kit.lanes import Gate, Stage, gates, lanes, told
-from book.pictures.kit.observe import observe, sentence
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, seen, sentence, told
 from book.pictures.kit.svg import Picture
 from lib.parallel.sequence.model import SequenceMLP
 from lib.parallel.tensor.mlp import ParallelMLP
@@ -20,25 +19,25 @@ def draw_mlp(
     Errors: ValueError for sizes that the devices do not divide, or more than 8 devices.
     """
     MLP = SequenceMLP if sequence_parallel else ParallelMLP
-    seen = observe(lambda group: MLP(hidden, group, inner), sequence, hidden, devices, sequence_parallel)
+    found = seen(lambda group: MLP(hidden, group, inner), sequence, hidden, devices, sequence_parallel)
     outside = {"look": "sharded", "cut": 0} if sequence_parallel else {"look": "replicated"}
-    up, down, columns = seen.weights["up"], seen.weights["down"], seen.outputs["up"]
+    up, down, columns = found.weights["up"], found.weights["down"], found.outputs["up"]
     partial = (columns[0], down[1])  # every device's product has all tokens and all columns
     enter, leave = gates(devices, sequence_parallel)
     rows: list[Stage | Gate] = [
-        Stage("X", seen.inputs["up"], **outside),
+        Stage("X", found.inputs["up"], **outside),
         enter,
         Stage("× A, by columns", up, "sharded", cut=1, wide=1, tall=36),
         Stage("= X A", columns, "sharded", cut=1, wide=1),
-        Stage("GeLU(X A)", seen.inputs["down"], "sharded", cut=1, wide=1),
+        Stage("GeLU(X A)", found.inputs["down"], "sharded", cut=1, wide=1),
         Stage("× B, by rows", down, "sharded", cut=0, tall=44),
         Stage("= partial sum", partial, "partial"),
         leave,
-        Stage("Z", seen.outputs["down"], **outside),
+        Stage("Z", found.outputs["down"], **outside),
     ]
     name = "TP + SP" if sequence_parallel else "TP"
     title = f"The MLP on {count(devices, 'device')}, {name}"
-    sent = [f"forward: {sentence(seen.forward)}", f"backward: {sentence(seen.backward)}"]
+    sent = [f"forward: {sentence(found.forward)}", f"backward: {sentence(found.backward)}"]
     notes = ["Each device sends (bfloat16)", *sent, "Boxes are not to scale."]
     desc = f"{title}. {told(rows)}. Each device sends {'; '.join(sent)}."
     return lanes(title, desc, rows, devices, notes)

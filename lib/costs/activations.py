@@ -15,14 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
-from lib.costs.kept import SavedBlock, saved_activations
-from lib.devices import Group
+from lib.costs.kept import SavedBlock
 from lib.parallel.attention.heads import check_heads
-from lib.parallel.gpt.block import ParallelBlock, Recompute
-from lib.parallel.sequence.model import SequenceBlock
-from lib.parallel.sharding.shards import shard_sizes
+from lib.parallel.gpt.block import Recompute
 
 Part = Literal["scores", "attention", "MLP", "inputs", "LayerNorm", "dropout", "layer"]
 
@@ -108,22 +103,6 @@ def activation_bytes(
 ) -> float:
     """The sum of `activation_terms`: bytes per device and layer."""
     return sum(term.size for term in activation_terms(shape, devices, sequence_parallel, recompute))
-
-
-def layer_saved(
-    group: Group,
-    shape: LayerShape,
-    sequence_parallel: bool = False,
-    recompute: Recompute | None = None,
-    device: str = "meta",
-) -> list[SavedBlock]:
-    """A program for `Cluster.run`: what this device's `ParallelBlock` really keeps, in bfloat16, with dropout 0.1."""
-    with torch.device(device):
-        Block = SequenceBlock if sequence_parallel else ParallelBlock
-        layer = Block(shape.hidden, shape.heads, group, dropout=0.1, recompute=recompute).bfloat16()
-        tokens = shard_sizes(shape.sequence, group.size)[group.rank] if sequence_parallel else shape.sequence
-        x = torch.randn(shape.batch, tokens, shape.hidden, dtype=torch.bfloat16, requires_grad=True)
-    return saved_activations(layer, x)  # x (b, s, h) Replicate, or (b, s/t, h) Shard(1)
 
 
 def saved_by_term(terms: Sequence[Term], blocks: Sequence[SavedBlock]) -> dict[str, int]:

@@ -22,6 +22,9 @@ class Count:
     def __add__(self, other: "Count") -> "Count":
         return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def __sub__(self, other: "Count") -> "Count":
+        return Count(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 class Meters:
     """The counts of one run. `print(meters)` shows the table; `meters.count(rank, verb)` gives the numbers.

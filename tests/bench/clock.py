@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from bench.layers import dense_work, device_work
 from bench.plan import Plan, progress, summary
 from bench.rounds import time_simulated
-from lib import Cluster, Group, copy_to, reduce_from
-from lib.costs.gpt_step import measure_step
+from lib import GPT, Cluster, Group, copy_to, reduce_from
+from lib import measure as measured
 from lib.devices import Meters, algorithms, cluster
 from lib.parallel.gpt.config import GPTConfig
 
@@ -78,7 +78,8 @@ def measure(plan: Plan) -> list[dict]:
     rows.append({"what": "GPT-3 layer on 8 devices on meta, seconds", "target": 1.0, "values": gpt3})
     progress(f"  GPT-3, {plan.meta_layers} layers on meta ...")
     config = replace(GPTConfig.preset("gpt3-175b"), layers=plan.meta_layers, dropout=0.1)
-    step = seconds(lambda: measure_step(config, 8))
+    tokens = torch.empty(1, config.positions, dtype=torch.long, device="meta")
+    step = seconds(lambda: measured(lambda group: GPT(config, group), tokens, tokens, devices=8))
     what = f"GPT-3 with {plan.meta_layers} layers on 8 devices on meta, forward + backward, seconds"
     rows.append({"what": what, "target": 30, "values": [step]})
     many = max(plan.clusters)

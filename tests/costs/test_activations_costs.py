@@ -11,15 +11,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lib import Cluster, ParallelBlock
+from lib import Cluster, ParallelBlock, Replicate, Shard
 from lib.costs.activations import (
     LayerShape,
     activation_bytes,
     activation_terms,
-    layer_saved,
     saved_by_term,
 )
 from lib.costs.kept import SavedBlock
+from lib.costs.measure import measure
 
 PAPER = {  # Korthikanti et al. 2022, table 3: of each model one layer's micro-batch; 8 devices
     "22B": LayerShape(2048, 4, 6144, 64),
@@ -28,6 +28,18 @@ PAPER = {  # Korthikanti et al. 2022, table 3: of each model one layer's micro-b
     "1T": LayerShape(2048, 1, 25600, 160),
 }
 SMALL = LayerShape(24, 2, 64, 4)  # a head has 16 numbers
+
+
+def layer_saved(shape, devices, sp=False, way=None, rank=0, device="meta"):
+    """What device `rank` keeps of a layer, in bfloat16, with dropout."""
+    make, cut = variant(ParallelBlock, sp), Shard(1) if sp else Replicate()
+    return measure(
+        lambda group: make(shape.hidden, shape.heads, group, dropout=0.1, recompute=way),
+        (shape.batch, shape.sequence, shape.hidden),
+        devices=devices, cut=cut, device=device, rank=rank,
+    ).kept  # fmt: skip
+
+
 WAYS = [(sp, way) for sp in (False, True) for way in (None, "selective", "full")]
 STATISTICS = "statistics of LayerNorm"
 
@@ -87,9 +99,8 @@ def test_a_term_says_how_it_grows():
 def test_at_the_sizes_of_the_paper_every_term_is_kept_to_the_byte(model, sp, way):
     shape = PAPER[model]
     terms = activation_terms(shape, 8, sp, way)
-    per_device = Cluster(8).run(layer_saved, shape, sp, way)
-    assert all(blocks == per_device[0] for blocks in per_device)
-    kept = saved_by_term(terms, per_device[0])
+    blocks = layer_saved(shape, 8, sp, way)
+    kept = saved_by_term(terms, blocks)
     # Two LayerNorms keep a mean and a deviation of four bytes each per token. The formula leaves them out.
     tokens = shape.sequence * shape.batch // (8 if sp else 1)
     extra = {} if way == "full" else {STATISTICS: 2 * 2 * 4 * tokens}
@@ -101,7 +112,7 @@ def test_at_the_sizes_of_the_paper_every_term_is_kept_to_the_byte(model, sp, way
 def test_the_trace_of_the_run_holds_the_same(sp, way):
     cluster = Cluster(8, hardware="A100")
     results = cluster.run(_forward, PAPER["175B"], sp, way, "meta")  # kept: with it goes the graph
-    blocks = Cluster(8).run(layer_saved, PAPER["175B"], sp, way)[0]
+    blocks = layer_saved(PAPER["175B"], 8, sp, way)
     end = cluster.trace.seconds
     at_end = [b for b in cluster.trace.memory if b.rank == 0 and b.kind == "activations" and b.end == end]
     assert sorted(block.size for block in at_end) == sorted(block.size for block in blocks)
@@ -112,8 +123,8 @@ def test_the_trace_of_the_run_holds_the_same(sp, way):
 @pytest.mark.parametrize(("sp", "way"), WAYS)
 def test_on_real_tensors_every_term_is_kept_to_the_byte(devices, sp, way):
     terms = activation_terms(SMALL, devices, sp, way)
-    for blocks in Cluster(devices).run(layer_saved, SMALL, sp, way, "cpu"):
-        kept = saved_by_term(terms, blocks)
+    for rank in range(devices):
+        kept = saved_by_term(terms, layer_saved(SMALL, devices, sp, way, rank, "cpu"))
         kept.pop(STATISTICS, None)  # in bfloat16 here, where a GPU and meta have them in float32
         assert kept == {term.name: term.size for term in terms}
 
@@ -121,7 +132,7 @@ def test_on_real_tensors_every_term_is_kept_to_the_byte(devices, sp, way):
 def test_unless_asked_nothing_is_cut_along_the_sequence_or_recomputed():
     terms = activation_terms(SMALL, 2)
     assert [term.size for term in terms] == [term.size for term in activation_terms(SMALL, 2, False, None)]
-    kept = saved_by_term(terms, Cluster(2).run(layer_saved, SMALL)[1])
+    kept = saved_by_term(terms, layer_saved(SMALL, 2, rank=1))
     kept.pop(STATISTICS)
     assert kept == {term.name: term.size for term in terms}
 
@@ -131,7 +142,7 @@ def test_nothing_else_outlives_the_forward(sp, way):
     """Two other ways to count: what autograd is handed, and which memory of the forward is still there after it."""
     made = {}
     runs = Cluster(4).run(_forward, SMALL, sp, way, "cpu", made)
-    blocks = Cluster(4).run(layer_saved, SMALL, sp, way, "cpu")
+    blocks = [layer_saved(SMALL, 4, sp, way, rank, "cpu") for rank in range(4)]
     alive = {key for key, ref in made.items() if ref() is not None}
     expected = set()
     for (x, y, saved), mine in zip(runs, blocks, strict=True):
@@ -197,7 +208,7 @@ def test_what_belongs_to_no_term_is_named():
 def test_a_square_input_is_not_taken_for_scores():
     shape = LayerShape(32, 1, 32, 4)
     terms = activation_terms(shape, 1)
-    kept = saved_by_term(terms, Cluster(1).run(layer_saved, shape)[0])
+    kept = saved_by_term(terms, layer_saved(shape, 1))
     kept.pop(STATISTICS)
     assert kept == {term.name: term.size for term in terms}
 

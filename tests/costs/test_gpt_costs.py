@@ -16,8 +16,8 @@ from lib.costs.gpt import (
     gpt_parameters,
     gpt_synchronizations,
 )
-from lib.costs.gpt_step import measure_step
 from lib.costs.kept import saved_activations
+from lib.costs.measure import measure
 from lib.devices import Cluster
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
@@ -91,6 +91,13 @@ def gpt3(layers, dropout=0.1):
     return replace(GPTConfig.preset("gpt3-175b"), layers=layers, dropout=dropout)
 
 
+def measure_step(config, devices, batch=1, sequence_parallel=False, recompute=None):
+    """Forward, loss and backward of `batch` texts of full length."""
+    tokens = torch.empty(batch, config.positions, dtype=torch.long, device="meta")
+    make = variant(GPT, sequence_parallel)
+    return measure(lambda group: make(config, group, recompute), tokens, tokens, devices=devices)
+
+
 def saved_bytes(config, devices, sequence_parallel):
     """Korthikanti et al. 2022, table 2, for each layer; and what they leave out or have elsewhere.
 
@@ -115,7 +122,7 @@ def test_gpt3_with_all_its_96_layers_on_8_devices():
     assert abs(found.flops * 8 / expected - 1) < 1e-12
     assert found.activations == saved_bytes(config, 8, sequence_parallel=False)
     assert found.calls == {"all_reduce": 2 * 192 + 1 + 3 + 1}
-    assert found.sent == 2 * sum(x.sent(8) for x in gpt_synchronizations(config, 1, 2048))
+    assert found.bytes_sent == 2 * sum(x.sent(8) for x in gpt_synchronizations(config, 1, 2048))
 
 
 @SEQUENCE
@@ -164,11 +171,11 @@ def test_a_step_is_measured_as_a_run_with_data_does_it(sequence_parallel, recomp
     found = measure_step(config, 3, batch, sequence_parallel, recompute)
     assert found.flops == cluster.run(program)[0]
     assert found.calls == {verb: cluster.meters.count(0, verb).calls for verb in cluster.meters.verbs()}
-    assert found.sent == cluster.meters.count(0).bytes_sent
+    assert found.bytes_sent == cluster.meters.count(0).bytes_sent
     assert found.activations == Cluster(3).run(kept)[0]
 
 
 def test_twice_the_texts_are_twice_the_work_and_the_same_weights():
     one, two = (measure_step(replace(CONFIG, dropout=0.1), 4, batch, recompute="selective") for batch in (1, 2))
-    assert (two.flops, two.sent, two.parameters) == (2 * one.flops, 2 * one.sent, one.parameters)
+    assert (two.flops, two.bytes_sent, two.parameters) == (2 * one.flops, 2 * one.bytes_sent, one.parameters)
     assert two.calls == one.calls

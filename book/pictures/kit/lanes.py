@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
+from torch import nn
+
+from book.pictures.kit.axis import readable
 from book.pictures.kit.blocks import Look, arrow, block, ghost, hatches, label, tag
-from book.pictures.kit.holders import check_devices, shape_text
+from book.pictures.kit.holders import check_devices, count, shape_text
 from book.pictures.kit.legend import legend
-from book.pictures.kit.observe import MOST_DEVICES
 from book.pictures.kit.svg import Picture, element
+from lib.costs.measure import Measured, Phase, measure
+from lib.devices import Group
+from lib.parallel.sharding.placement import Replicate, Shard
 
 WIDTH, LEFT, RIGHT = 480, 8, 472
 LANES, END = 160, 456  # where the lanes begin and end; right of them is room for a residual
 STEP = 18  # from row to row, for the arrows
+MOST_DEVICES = 8
+
+
+def seen(
+    make: Callable[[Group], nn.Module], sequence: int, hidden: int, devices: int, sequence_parallel: bool = False
+) -> Measured:
+    """What device 0 sees and does when `make(group)` is run without data on one sequence in bfloat16.
+
+    With `sequence_parallel`, each device has its own tokens. Shapes are as they are drawn: without the batch, and of
+    weights (in, out). Errors: ValueError for more than 8 devices.
+    """
+    check_devices(devices, MOST_DEVICES)
+    cut = Shard(1) if sequence_parallel else Replicate()
+    found = measure(make, (1, sequence, hidden), devices=devices, cut=cut)
+    inputs, outputs = ({name: shape[1:] for name, shape in some.items()} for some in (found.inputs, found.outputs))
+    return replace(found, inputs=inputs, outputs=outputs, weights={n: s[::-1] for n, s in found.weights.items()})
+
+
+def sentence(phase: Phase) -> str:
+    """What is sent, in words: "2 all-reduces, 9.44 MB"."""
+    if not phase.bytes_sent:
+        return "nothing"
+    verbs = sorted(phase.sent.items())
+    calls = ", ".join(count(c.calls, verb.replace("_", "-")) for verb, c in verbs if c.bytes_sent)
+    return f"{calls}: {readable(phase.bytes_sent, 'B')}"
 
 
 @dataclass(frozen=True)

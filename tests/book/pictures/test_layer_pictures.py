@@ -10,10 +10,11 @@ from parallel.variants import variant
 
 from book import draw_block, draw_mlp, draw_qkv
 from book.pictures.kit.axis import readable
-from book.pictures.kit.lanes import Gate, Stage, gates, lanes
-from book.pictures.kit.observe import observe, sentence
+from book.pictures.kit.lanes import Gate, Stage, gates, lanes, seen, sentence
 from lib import ParallelBlock, ParallelMLP, ParallelSelfAttention
+from lib.costs.measure import Phase
 from lib.devices import Cluster
+from lib.devices.meters import Count
 
 SVG = "{http://www.w3.org/2000/svg}"
 S, H, HEADS = 8, 16, 8
@@ -237,13 +238,15 @@ def test_gates_of_one_device_send_nothing():
 
 
 def test_observing_leaves_the_batch_out_and_tells_ways_apart():
-    seen = observe(lambda g: ParallelMLP(H, g), S, H, 4)
-    assert seen.inputs[""] == seen.outputs[""] == (S, H)
-    assert seen.weights == {"up": (H, H), "down": (H, H)}
+    found = seen(lambda g: ParallelMLP(H, g), S, H, 4)
+    assert found.inputs[""] == found.outputs[""] == (S, H)
+    assert found.weights == {"up": (H, H), "down": (H, H)}
     size = 2 * 3 * S * H * 2 // 4
-    assert (seen.forward, seen.backward) == ({"all_reduce": (1, size)}, {"all_reduce": (1, size)})
-    assert sentence({"all_gather": (2, 1500), "all_reduce": (1, 500)}) == "2 all-gathers, 1 all-reduce: 2 kB"
-    assert sentence({}) == "nothing"
+    for phase in found.forward, found.backward:
+        assert (phase.calls, phase.bytes_sent) == ({"all_reduce": 1}, size)
+    sent = {"all_gather": Count(calls=2, bytes_sent=1500), "all_reduce": Count(calls=1, bytes_sent=500)}
+    assert sentence(Phase(0, sent)) == "2 all-gathers, 1 all-reduce: 2 kB"
+    assert sentence(Phase(0, {"barrier": Count(calls=1)})) == sentence(Phase(0, {})) == "nothing"
 
 
 def test_words_name_every_row():
