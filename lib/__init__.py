@@ -36,8 +36,9 @@ from lib.parallel.gpt.block import ParallelBlock
 from lib.parallel.gpt.config import SIZES, GPTConfig
 from lib.parallel.gpt.generate import generate
 from lib.parallel.gpt.model import GPT
+from lib.parallel.gpt.overlap import OverlappedBlock, OverlappedGPT
 from lib.parallel.gpt.weights import from_gpt2, read_gpt2, write_gpt2
-from lib.parallel.sequence.layers import SequenceLayerNorm, gather_linear
+from lib.parallel.sequence.layers import SequenceLayerNorm, SequenceRMSNorm, gather_linear
 from lib.parallel.sequence.model import (
     SequenceBlock,
     SequenceColumnLinear,
@@ -60,13 +61,15 @@ from lib.parallel.sharding.conjugates import (
 from lib.parallel.sharding.dense import dense_state, load_dense
 from lib.parallel.sharding.equal import Comparison, equal_to_one_device
 from lib.parallel.sharding.linear import ColumnParallelLinear, RowParallelLinear
-from lib.parallel.sharding.placement import Partial, Placement, Replicate, Shard
+from lib.parallel.sharding.placement import Partial, Placement, Replicate, Shard, ShardBlocks
 from lib.parallel.sharding.shards import shard, shard_sizes, unshard
 from lib.parallel.tensor.dropout import ParallelDropout
 from lib.parallel.tensor.mlp import ParallelMLP
+from lib.parallel.tensor.overlap import OverlappedColumnLinear, OverlappedMLP, overlapped_linear
 from lib.parallel.tensor.vocabulary import (
     PaddedShard,
     VocabParallelEmbedding,
+    mean_loss,
     padded_vocabulary,
     vocab_parallel_cross_entropy,
 )
@@ -101,6 +104,10 @@ __all__ = [
     "Meters",
     "MismatchError",
     "ModelState",
+    "OverlappedBlock",
+    "OverlappedColumnLinear",
+    "OverlappedGPT",
+    "OverlappedMLP",
     "PaddedShard",
     "ParallelBlock",
     "ParallelDropout",
@@ -120,9 +127,11 @@ __all__ = [
     "SequenceLayerNorm",
     "SequenceMLP",
     "SequenceQKV",
+    "SequenceRMSNorm",
     "SequenceRowLinear",
     "SequenceSelfAttention",
     "Shard",
+    "ShardBlocks",
     "ShardedOptimizer",
     "Trace",
     "VocabParallelEmbedding",
@@ -154,8 +163,10 @@ __all__ = [
     "launch",
     "load_dense",
     "load_optimizer_state",
+    "mean_loss",
     "measure",
     "model_state",
+    "overlapped_linear",
     "padded_vocabulary",
     "plan_updates",
     "read_gpt2",

@@ -39,6 +39,11 @@ class KVCache:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the keys and values of new positions; returns those of all positions."""
         if self.keys is not None:
+            if self.keys.shape[:2] != k.shape[:2]:
+                raise ValueError(
+                    f"KVCache: it holds (batch, heads) = {tuple(self.keys.shape[:2])}, and new keys come with "
+                    f"{tuple(k.shape[:2])}; begin another text with a cache of its own"
+                )
             k, v = torch.cat([self.keys, k], -2), torch.cat([self.values, v], -2)
         self.keys, self.values = k, v
         return k, v

@@ -21,6 +21,7 @@ def attend(
     """Attention of heads that do not talk: q (batch, heads, S, d); k, v (batch, kv_heads, seen, d), the last position
     of q standing at the last of k. Returns (batch, heads, S, d). Any heads, on any device: nothing is sent.
     """
+    _check(q, k, v, causal)
     copies = q.shape[1] // k.shape[1]
     if copies > 1:  # heads that share keys and values
         k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
@@ -43,6 +44,7 @@ def fused_attend(
     Its kernels compute the scores piece by piece and compute them anew in the backward (FlashAttention: Dao et al.
     2022, arXiv 2205.14135). With dropout a CPU has no such kernel, and PyTorch writes the steps out.
     """
+    _check(q, k, v, causal)
     ahead = k.shape[-2] - q.shape[-2]  # positions that only k has: they come first
     mask = None
     if causal and ahead:  # PyTorch's own causal mask would put the first position of q at the first of k
@@ -53,3 +55,17 @@ def fused_attend(
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=share)
     with dropout.random():
         return F.scaled_dot_product_attention(q, k, v, mask, dropout.p, causal, enable_gqa=share)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+    """ValueError where heads would be broadcast or left out, or a query would see no key and give no number."""
+    if k.shape[:-1] != v.shape[:-1] or q.shape[0] != k.shape[0] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"attention of q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: batches must be equal, and the "
+            "heads of q a multiple of those of k and v"
+        )
+    if causal and q.shape[-2] > k.shape[-2]:
+        raise ValueError(
+            f"attention of {q.shape[-2]} queries to {k.shape[-2]} keys: the last of both stand at the same position, "
+            "so the first queries would see nothing; pass causal=False, or all keys"
+        )

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -63,6 +64,11 @@ class ParallelBlock(nn.Module):
                 "dimensions not"
             )
         if self.recompute == "full":
+            if cache is not None and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{type(self).__name__}: recompute='full' would put keys and values in the cache a second time in "
+                    "the backward; use the cache under torch.no_grad(), or train without one"
+                )
             return checkpoint(self._layer, x, cache, use_reentrant=False)
         return self._layer(x, cache)
 

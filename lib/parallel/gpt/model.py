@@ -21,7 +21,7 @@ from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.sharding.conjugates import copy_to, gather_from
 from lib.parallel.sharding.dense import layout_of
 from lib.parallel.tensor.dropout import ParallelDropout
-from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
+from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
 
 
 class GPT(nn.Module):
@@ -59,13 +59,13 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, caches: Sequence[KVCache] | None = None) -> Tensor:
         """tokens (batch, S), integers, Replicate -> logits (batch, S, padded V/P) Shard(-1).
 
-        With `targets` (batch, S): the mean loss, a single number, Replicate. With `caches`, one for each block: tokens
-        are those that follow the ones seen so far.
+        With `targets` (batch, S): the mean loss, a single number, Replicate; a target of -100 does not count. With
+        `caches`, one for each block: tokens are those that follow the ones seen so far.
         """
         logits = self.head(self.trunk(tokens, caches))
         if targets is None:
             return logits
-        return vocab_parallel_cross_entropy(logits, targets, self.group, self.config.vocabulary).mean()
+        return mean_loss(vocab_parallel_cross_entropy(logits, targets, self.group, self.config.vocabulary), targets)
 
     def trunk(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         """(batch, S) -> (batch, S, hidden), what the last block leaves."""

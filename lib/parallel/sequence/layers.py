@@ -7,12 +7,15 @@ all-reduce): together they send the bytes of the all-reduce, and outside of the 
 Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lib.devices import Group
+from lib.parallel.sharding.autocast import as_products_take
 from lib.parallel.sharding.conjugates import copy_to, gather_pieces
 
 
@@ -23,7 +26,7 @@ def gather_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group, 
     Communication: forward an all-gather; backward an all-gather (the whole x once more, for the gradient of the weight)
     and a reduce-scatter (the gradient of x). Both run beside a matrix product.
     """
-    return _GatherLinear.apply(x, weight, bias, group, dim)
+    return _GatherLinear.apply(*as_products_take(x, weight, bias), group, dim)
 
 
 class _GatherLinear(Function):
@@ -56,21 +59,43 @@ class _GatherLinear(Function):
         return d_x, d_weight, d_bias, None, None
 
 
-class SequenceLayerNorm(nn.LayerNorm):
+class _OwnTokens:
+    """A norm whose parameters are used by each device for its own tokens only."""
+
+    group: Group
+
+    def _shared(self, parameter: Tensor | None) -> Tensor | None:
+        return None if parameter is None else copy_to(parameter, self.group)
+
+
+class SequenceLayerNorm(_OwnTokens, nn.LayerNorm):
     """LayerNorm of this device's tokens. Input and output (..., S/P, ..., hidden), sharded along the sequence.
 
     Each device sees only its own tokens, so the gradients of the weight and the bias are partial sums. `copy_to` adds
     them up: a replicated parameter enters a sharded region, and that is all that f is about. Without it, the devices'
     copies drift apart, and nothing complains.
 
-    Communication: forward nothing; backward an all-reduce of (hidden,) each for the weight and the bias.
+    Options are those of `nn.LayerNorm`. Communication: forward nothing; backward an all-reduce of (hidden,) each for
+    the weight and the bias.
     """
 
-    def __init__(self, hidden: int, group: Group, eps: float = 1e-5):
-        super().__init__(hidden, eps)
+    def __init__(self, hidden: int, group: Group, eps: float = 1e-5, **options: Any):
+        super().__init__(hidden, eps, **options)
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., S/P, ..., hidden) -> the same shape and placement."""
-        weight, bias = copy_to(self.weight, self.group), copy_to(self.bias, self.group)
+        weight, bias = self._shared(self.weight), self._shared(self.bias)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class SequenceRMSNorm(_OwnTokens, nn.RMSNorm):
+    """RMSNorm of this device's tokens, as `SequenceLayerNorm`: backward an all-reduce of (hidden,) for the weight."""
+
+    def __init__(self, hidden: int, group: Group, eps: float | None = None, **options: Any):
+        super().__init__(hidden, eps, **options)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., S/P, ..., hidden) -> the same shape and placement."""
+        return F.rms_norm(x, self.normalized_shape, self._shared(self.weight), self.eps)

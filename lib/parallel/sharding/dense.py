@@ -1,7 +1,8 @@
 """From the weights of one device to the shards of P, and back.
 
 Every parallel layer has the parameters of its dense self, under the same names, and says in `layout` how each is cut.
-What has no layout is replicated.
+What has no layout is replicated. Buffers, such as the statistics of a BatchNorm, are treated like parameters, unless
+they are said to be no part of the state (`persistent=False`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ def load_dense(module: nn.Module, state: Mapping[str, Tensor], group: Group) -> 
     The dense state is that of the same module on one device. Raises ValueError, and changes nothing, when a weight is
     missing, unknown, or of another shape.
     """
-    mine = dict(module.named_parameters(remove_duplicate=False))
+    mine = _named(module)
     missing, unknown = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
     if missing or unknown:
         raise ValueError(
@@ -52,8 +53,9 @@ def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
     Raises ValueError when copies that must be equal are not.
     """
     state = {}
-    for name in dict(modules[0].named_parameters(remove_duplicate=False)):
-        pieces = [module.get_parameter(name).detach() for module in modules]
+    everyone = [_named(module) for module in modules]
+    for name in everyone[0]:
+        pieces = [named[name].detach() for named in everyone]
         layout = layout_of(modules[0], name)
         state[name] = layout.whole(pieces)
         for rank, piece in enumerate(pieces):
@@ -62,7 +64,19 @@ def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
     return state
 
 
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters, and the buffers that are a part of its state."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    passing = {  # buffers that no state holds
+        f"{owner}.{name}".lstrip(".")
+        for owner, part in module.named_modules(remove_duplicate=False)
+        for name in part._non_persistent_buffers_set
+    }
+    buffers = module.named_buffers(remove_duplicate=False)
+    return parameters | {name: buffer for name, buffer in buffers if name not in passing}
+
+
 def layout_of(module: nn.Module, name: str) -> Placement:
-    """How the parameter `name` of `module` is cut, such as `Shard(0)`."""
+    """How the parameter or buffer `name` of `module` is cut, such as `Shard(0)`."""
     owner, _, leaf = name.rpartition(".")
     return getattr(module.get_submodule(owner), "layout", {}).get(leaf, Replicate())

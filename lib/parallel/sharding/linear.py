@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.sharding.conjugates import copy_to, gather_from, reduce_from, scatter_to
-from lib.parallel.sharding.placement import Placement, Replicate, Shard
+from lib.parallel.sharding.placement import Placement, Replicate, Shard, ShardBlocks
 from lib.parallel.sharding.shards import check_member, shard_sizes
 
 
@@ -75,11 +75,21 @@ class ColumnParallelLinear(ShardedLinear):
     Input (..., in) Replicate. Output (..., out/P) Shard(-1); with the option `gather_output` the whole (..., out)
     Replicate. Communication: forward nothing (an all-gather with `gather_output`), backward one all-reduce of the
     input's gradient.
+
+    With the option `blocks`, the layer is that many layers of one size whose weights lie in one, such as [gate | up]:
+    each is cut on its own, and the output has this device's columns of each, one block after the other.
     """
 
     layout = {"weight": Shard(0), "bias": Shard(0)}
 
-    def _hold(self, dense: nn.Linear, group: Group, share: bool, gather_output: bool = False) -> None:
+    def _hold(self, dense: nn.Linear, group: Group, share: bool, gather_output: bool = False, blocks: int = 1) -> None:
+        if blocks > 1:
+            if gather_output:
+                raise ValueError(
+                    f"{type(self).__name__}: gather_output=True would mix the {blocks} blocks of different devices; "
+                    "leave the output cut"
+                )
+            self.layout = {"weight": ShardBlocks(blocks), "bias": ShardBlocks(blocks)}
         super()._hold(dense, group, share)
         self.gather_output = gather_output
 
@@ -125,7 +135,7 @@ class RowParallelLinear(ShardedLinear):
         mine = shard_sizes(self.in_features, self.group.size)[self.group.rank]
         self._check_input(x, mine, "it takes its own piece of the input; for a whole input pass scatter_input=True")
         y = self.leave(F.linear(x, self.weight))  # (..., out)  Partial -> Replicate
-        return y if self.bias is None else y + self.shared(self.bias)
+        return y if self.bias is None else y + self.shared(self.bias).to(y.dtype)  # under autocast, y has fewer bits
 
     def leave(self, y: Tensor) -> Tensor:
         """Out of the sharded region, by g: (..., out) Partial -> Replicate."""

@@ -42,6 +42,27 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class ShardBlocks:
+    """Shard(0) of each of `blocks` equal blocks that lie one after the other in one tensor, such as [gate | up].
+
+    Cut as one tensor, the first device would get nothing but the gate, and the last nothing but the other block.
+    """
+
+    blocks: int
+
+    def piece(self, whole: Tensor, parts: int, rank: int) -> Tensor:
+        """What device `rank` of `parts` holds of `whole`. ValueError when it is not made of so many equal blocks."""
+        if len(whole) % self.blocks:
+            raise ValueError(f"a tensor of shape {tuple(whole.shape)} is not made of {self.blocks} equal blocks")
+        return torch.cat([cut(block, parts, 0)[rank] for block in whole.chunk(self.blocks)])
+
+    def whole(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The tensor that `pieces`, in rank order, are the pieces of."""
+        each = [piece.chunk(self.blocks) for piece in pieces if len(piece)]  # of an empty piece there are no blocks
+        return torch.cat([torch.cat(block) for block in zip(*each, strict=True)])
+
+
+@dataclass(frozen=True)
 class Replicate:
     """Each device holds the whole tensor, the same on all."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.devices import Group
+from lib.parallel.sharding.autocast import autocast_type
 from lib.parallel.sharding.conjugates import reduce_from
 
 
@@ -71,14 +72,27 @@ class VocabParallelEmbedding(nn.Module):
         return reduce_from(y, self.group)
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group, vocabulary: int) -> Tensor:
+def vocab_parallel_cross_entropy(
+    logits: Tensor, targets: Tensor, group: Group, vocabulary: int, ignore_index: int = -100
+) -> Tensor:
     """The cross-entropy of each token, (batch, S) Replicate, without ever putting the whole logits together.
 
     logits (batch, S, padded V/P) Shard(-1); targets (batch, S) integers, Replicate; `vocabulary` without padding.
+    Where a target is `ignore_index`, the loss is 0 and nothing gets a gradient: see `mean_loss` for their mean. Under
+    autocast the loss is computed in float32, as PyTorch's own.
     -log softmax(z)[t] = max z + log sum exp(z - max z) - z[t], and the maximum, the sum and z[t] are one number per
     token each. Communication: three all-reduces of (batch, S) forward, nothing backward.
     """
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"vocab_parallel_cross_entropy: targets are numbers of tokens, not {targets.dtype}")
+    targets = targets.long()
+    ignored = targets == ignore_index
+    some = not targets.is_meta and bool(ignored.any())
+    if some:
+        targets = targets.masked_fill(ignored, 0)  # any token: its loss is taken out again
     check_tokens(targets, vocabulary, group, "vocab_parallel_cross_entropy")
+    if autocast_type(logits):
+        logits = logits.float()
     width = logits.shape[-1]
     if width * group.size != padded_vocabulary(vocabulary, group.size):
         raise ValueError(
@@ -95,7 +109,14 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group, 
     mine, local = own_tokens(targets, width, group)
     wanted = _pick(logits, local) * mine if real else total  # (batch, S)  Partial: one device has each target
     total, wanted = reduce_from(total, group), reduce_from(wanted, group)  # (batch, S)  Replicate
-    return largest + total.log() - wanted
+    losses = largest + total.log() - wanted
+    return losses.masked_fill(ignored, 0) if some else losses
+
+
+def mean_loss(losses: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """The mean of the losses of all tokens (batch, S) whose target is not `ignore_index`: a single number."""
+    counted = targets.numel() if targets.is_meta else int((targets != ignore_index).sum())
+    return losses.mean() if counted == targets.numel() else losses.sum() / counted  # of none: not a number
 
 
 def _pick(logits: Tensor, local: Tensor) -> Tensor:
