@@ -59,16 +59,7 @@ class _GatherLinear(Function):
         return d_x, d_weight, d_bias, None, None
 
 
-class _OwnTokens:
-    """A norm whose parameters are used by each device for its own tokens only."""
-
-    group: Group
-
-    def _shared(self, parameter: Tensor | None) -> Tensor | None:
-        return None if parameter is None else copy_to(parameter, self.group)
-
-
-class SequenceLayerNorm(_OwnTokens, nn.LayerNorm):
+class SequenceLayerNorm(nn.LayerNorm):
     """LayerNorm of this device's tokens. Input and output (..., S/P, ..., hidden), sharded along the sequence.
 
     Each device sees only its own tokens, so the gradients of the weight and the bias are partial sums. `copy_to` adds
@@ -85,11 +76,11 @@ class SequenceLayerNorm(_OwnTokens, nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., S/P, ..., hidden) -> the same shape and placement."""
-        weight, bias = self._shared(self.weight), self._shared(self.bias)
+        weight, bias = (None if p is None else copy_to(p, self.group) for p in (self.weight, self.bias))
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-class SequenceRMSNorm(_OwnTokens, nn.RMSNorm):
+class SequenceRMSNorm(nn.RMSNorm):
     """RMSNorm of this device's tokens, as `SequenceLayerNorm`: backward an all-reduce of (hidden,) for the weight."""
 
     def __init__(self, hidden: int, group: Group, eps: float | None = None, **options: Any):
@@ -98,4 +89,5 @@ class SequenceRMSNorm(_OwnTokens, nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., S/P, ..., hidden) -> the same shape and placement."""
-        return F.rms_norm(x, self.normalized_shape, self._shared(self.weight), self.eps)
+        weight = None if self.weight is None else copy_to(self.weight, self.group)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
