@@ -1,15 +1,15 @@
 r"""Trains a small GPT on the book's text or on yours, data x tensor parallel, on the devices you name.
 
-python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20                    4 simulated devices
-torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --steps 20        4 processes
-torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --device cuda     4 GPUs
-python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20 --device meta      no numbers, only shapes
+    python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20                    4 simulated devices
+    torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --steps 20        4 processes
+    torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --device cuda     4 GPUs
+    python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20 --device meta      no numbers, only shapes
 
 A recipe whose texts are made of words, in about 40 seconds of one core:
 
-python -m lib.examples.train_gpt --size 1 --tokens bpe --layers 3 --hidden 96 --steps 300 --rate 0.005 --clip 1 \
-    --validation 0.1 --save words/model.safetensors
-python -m lib.examples.generate_text --weights words --temperature 0.6 --top-k 20 --seed 1
+    python -m lib.examples.train_gpt --size 1 --tokens bpe --layers 3 --hidden 96 --steps 300 --rate 0.005 --clip 1 \
+        --validation 0.1 --save words/model.safetensors
+    python -m lib.examples.generate_text --weights words --temperature 0.6 --top-k 20 --seed 1
 """
 
 import argparse
