@@ -47,12 +47,6 @@ class Group:
         """A copy of a layer talks to the same devices."""
         return self
 
-    def __reduce__(self) -> None:
-        raise TypeError(
-            f"{self} cannot be saved: it is a connection between running devices. Save the state_dict() of a module in "
-            "place of the module, or dense_state(...) of all devices' modules"
-        )
-
     def __repr__(self) -> str:
         return f"Group(rank={self.rank}, size={self.size}, ranks={self._shown})"
 

@@ -60,6 +60,12 @@ class Exchange:
         """The key of a sub-group: the same on all its members, which make it at the same place of the same program."""
         return self._keys.setdefault((parent, ranks, times), len(self._keys) + 1)
 
+    def __reduce__(self) -> None:
+        raise TypeError(
+            "a Group cannot be saved: it is a connection between running devices. Save the state_dict() of a module in "
+            "place of the module, or dense_state(...) of all devices' modules"
+        )
+
     def join(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Tensor | None) -> Meeting:
         """Device `rank` comes with `x`, and does not wait. The n-th call of each device belongs to the same meeting."""
         self._check_caller(ranks[rank], verb)

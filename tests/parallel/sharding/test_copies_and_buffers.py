@@ -63,9 +63,7 @@ def test_a_layer_that_is_saved_whole(save, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TypeError) as error:
         Cluster(2).run(lambda group: save(ParallelMLP(8, group)))
-    assert "Group(rank=0, size=2, ranks=(0, 1)) cannot be saved: it is a connection between running devices" in str(
-        error.value
-    )
+    assert "a Group cannot be saved: it is a connection between running devices" in str(error.value)
     assert "Save the state_dict() of a module" in str(error.value)
 
 
