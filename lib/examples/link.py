@@ -77,3 +77,21 @@ def fit_link(messages: int, sizes: Sequence[float], seconds: Sequence[float]) ->
             "larger sizes, or more repeats on a quieter machine"
         )
     return Link(latency, 1 / per_byte)
+
+
+def crowded(link: Link, processes: int, cores: int) -> Link:
+    """The link as each of `processes` finds it when all talk at once on `cores` cores. A message through the memory of
+    one machine is work of the processor, and two processes of a ping-pong never work at the same time: they had a core
+    to themselves. Here a core serves processes / cores of them in turn; with a core for each, nothing changes.
+    """
+    if processes < 1 or cores < 1:
+        raise ValueError(f"crowded: {processes} processes on {cores} cores; there must be at least one of each")
+    turns = max(1.0, processes / cores)
+    return Link(turns * link.latency, link.bandwidth / turns)
+
+
+def all_reduce_seconds(link: Link, processes: int, nbytes: int, cores: int) -> float:
+    """A prediction of `all_reduce` between `processes` on one machine: the ring's 2(P-1) messages, and P-1 more for the
+    announcements that our processes exchange before each collective, on a `crowded` link."""
+    messages = 3 * (processes - 1)
+    return crowded(link, processes, cores).seconds(messages, 2 * (processes - 1) / processes * nbytes)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lib.devices import Cluster, Hardware, Link
 from lib.examples import link as module
-from lib.examples.link import all_reduce, fit_link, ping_pong, time_conversation
+from lib.examples.link import all_reduce, all_reduce_seconds, crowded, fit_link, ping_pong, time_conversation
 from lib.real.processes import Processes
 
 use_repeatable_profile()
@@ -129,3 +129,20 @@ def test_real_messages():
     assert here == there
     assert 0 < here[0] < here[1]
     fit_link(2, [2_000, 128_000_000], here)
+
+
+def test_who_shares_a_core_waits_for_its_turn():
+    link = Link(1e-3, 1e9)
+    assert crowded(link, 4, 2) == Link(2e-3, 0.5e9)
+    assert crowded(link, 3, 2) == Link(1.5e-3, 1e9 / 1.5)
+    assert crowded(link, 2, 2) == crowded(link, 2, 8) == link
+    for bad in ((0, 2), (2, 0)):
+        with pytest.raises(ValueError, match="there must be at least one of each"):
+            crowded(link, *bad)
+
+
+def test_an_all_reduce_is_a_ring_and_the_announcements():
+    # 9 messages of 1 ms and 1.5 MB at 1 GB/s, everything twice as long for four processes on two cores
+    assert all_reduce_seconds(Link(1e-3, 1e9), 4, 1_000_000, cores=2) == pytest.approx(2 * (9e-3 + 1.5e-3))
+    assert all_reduce_seconds(Link(1e-3, 1e9), 4, 1_000_000, cores=4) == pytest.approx(9e-3 + 1.5e-3)
+    assert all_reduce_seconds(Link(1e-3, 1e9), 1, 1_000_000, cores=1) == 0
