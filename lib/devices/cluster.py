@@ -1,18 +1,19 @@
 """P simulated devices that all run the same program."""
 
-import contextvars
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
-
-import torch
 
 from lib.devices.clock import Charge, Clock
 from lib.devices.engine.exchange import Exchange
 from lib.devices.engine.heap import keep_freed_memory
+from lib.devices.engine.modes import modes_of_the_caller, refuse_what_devices_would_not_see
 from lib.devices.engine.shared_arguments import SharedArguments
 from lib.devices.engine.turns import Turns
+from lib.devices.engine.wording import note_on
+from lib.devices.errors import Stopped
 from lib.devices.group import Group
 from lib.devices.hardware import Hardware
 from lib.devices.meters import Meters
@@ -53,14 +54,16 @@ class Cluster:
 
         The arguments are handed to every device as they are, not copied, so they are read-only: a tensor or module
         among them, or around the program, that one of several devices changed raises RuntimeError after the run. The
-        caller's modes (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device,
-        and every device's random stream starts where the caller's stands; afterwards the caller's goes on where rank
-        0's stopped.
+        caller's modes (no_grad, inference_mode, autocast, default dtype and device, contextvars) hold on every device;
+        those that would only watch this thread (FlopCounterMode, a profiler, saved_tensors_hooks) are refused.
+        Every device has its own random streams (of PyTorch, Python and NumPy) and its own default dtype. They start
+        where the caller's stand; afterwards the caller's streams go on where rank 0's stopped.
 
         What a program raises is raised here, with a note of the rank. Devices that wait for ever raise DeadlockError,
         devices that disagree raise MismatchError, and an interrupt stops all.
         """
         check_program(program, args, kwargs)
+        refuse_what_devices_would_not_see()
         keep_freed_memory()
         self.meters = Meters(self.size)
         self.trace = Trace(self.size) if self.hardware else None
@@ -68,26 +71,67 @@ class Cluster:
         exchange = Exchange(self.size, self.meters, clock, self.rendezvous)
         outputs: list[Any] = [None] * self.size
         shared = SharedArguments(program, args, kwargs)
-        with_modes = _modes_of_the_caller()
+        with_modes = modes_of_the_caller()
 
         def device(rank: int) -> None:
             with clock.memory.saving(rank) if clock else nullcontext(), Charge(clock, rank) if clock else nullcontext():
-                outputs[rank] = program(Group(exchange, rank, range(self.size)), *args, **kwargs)
+                outputs[rank] = run_program(program, Group(exchange, rank, range(self.size)), args, kwargs)
             exchange.ended.add(rank)
 
-        turns = exchange.turns = Turns(self.size, with_modes(device), exchange.stuck)
-        stream = torch.default_generator.get_state()
-        try:
-            with clock.memory.watching() if clock else nullcontext():
-                turns.run()
-            stream = turns.streams[0]
-        finally:
-            exchange.turns = None  # the groups are dead now, and nothing keeps the threads
-            torch.default_generator.set_state(stream)
+        watch = shared.look_after if self.size > 1 else None
+        turns = exchange.turns = Turns(self.size, with_modes(device), exchange.stuck, watch)
+        with _alone(turns):
+            failed = True
+            try:
+                with clock.memory.watching() if clock else nullcontext():
+                    turns.run()
+                failed = False
+            finally:
+                exchange.turns = None  # the groups are dead now, and nothing keeps the threads
+                turns.owned.give_back(failed)
         exchange.check_nothing_left()
         if self.size > 1:
             shared.check_unchanged(self.size)
         return outputs
+
+
+_under_way: list[Turns] = []  # more than one where a device starts a run of its own
+_guard = threading.Lock()
+
+
+@contextmanager
+def _alone(turns: Turns) -> Iterator[None]:
+    """All runs share the streams of this process: RuntimeError when another thread runs a cluster meanwhile."""
+    with _guard:
+        if _under_way and not _under_way[-1].is_a_device():
+            raise RuntimeError(
+                "run: another thread of this process runs a cluster at the moment, and both would use one random "
+                "stream and one default dtype. Let one run follow the other, or start a process for each"
+            )
+        _under_way.append(turns)
+    try:
+        yield
+    finally:
+        _under_way.remove(turns)
+
+
+def run_program(program: Callable[..., Any], group: Group, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The program of one device. What it raises carries a note of the rank. RuntimeError names the rank that leaves by
+    `sys.exit`: the others would wait for it."""
+    who = f"rank {group.rank} of {group.size}"
+    try:
+        return program(group, *args, **kwargs)
+    except SystemExit as error:
+        raise RuntimeError(
+            f"{who} left the program by sys.exit({error.code!r}). The program of a device ends with return, or with an "
+            "error that says why"
+        ) from error
+    except Stopped:
+        raise
+    except BaseException as error:
+        error.add_note(f"raised on {who}")
+        note_on(error)
+        raise
 
 
 def check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
@@ -110,28 +154,3 @@ def check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, An
             f"{len(kwargs)} keyword argument(s) after the program: {error}. "
             "Every device is handed its group first, then what follows the program in run(program, ...)"
         ) from None
-
-
-def _modes_of_the_caller() -> Callable[[Callable[[int], None]], Callable[[int], None]]:
-    """PyTorch keeps its modes per thread. Returns a wrapper that makes a function run in the modes of this thread."""
-    context = contextvars.copy_context()
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    device = torch.get_default_device()
-    autocast = torch.is_autocast_enabled("cpu")
-    autocast_dtype, autocast_cache = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
-
-    def with_modes(function: Callable[[int], None]) -> Callable[[int], None]:
-        def call(rank: int) -> None:
-            torch.get_num_threads()  # asking makes a new thread take over the caller's set_num_threads
-            with ExitStack() as modes:
-                modes.enter_context(torch.inference_mode(inference))
-                modes.enter_context(torch.set_grad_enabled(grad))
-                if autocast:
-                    modes.enter_context(torch.autocast("cpu", autocast_dtype, cache_enabled=autocast_cache))
-                if device.type != "cpu":  # the default; entering it would cost a little at every operation
-                    modes.enter_context(device)
-                function(rank)
-
-        return lambda rank: context.copy().run(call, rank)  # a context can be entered by one thread only
-
-    return with_modes

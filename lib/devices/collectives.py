@@ -11,6 +11,7 @@ P is the number of devices in the group, N the bytes of one whole tensor.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,17 @@ def combine(tensors: Sequence[Tensor], op: str) -> Tensor:
     for x in tensors[1:]:
         COMBINE[op](result, x, out=result)
     return result
+
+
+@cache
+def can_combine(dtype: torch.dtype, op: str) -> bool:
+    """Whether PyTorch can: not for float8 numbers, nor the larger of two complex ones."""
+    x = torch.empty(1, dtype=dtype, device="cpu")
+    try:
+        COMBINE[op](x, x)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def one_each(x: Tensor, parts: int) -> list[Tensor]:

@@ -184,6 +184,11 @@ class Group:
             )
         if x is not None or needed:
             self._check(x, verb.name)
+            if hasattr(verb, "op") and not c.can_combine(x.dtype, verb.op):
+                raise TypeError(
+                    f"{verb} on rank {self.rank} of group {self._shown}: PyTorch cannot combine {x.dtype} by "
+                    f"{verb.op!r}. Convert first, e.g. with .to(torch.float32)"
+                )
             x = x.detach()
         meeting = self.place.join(self._key, self.ranks, self.rank, verb, x)
         if async_op:

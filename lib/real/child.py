@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from lib.devices.meters import Meters
-from lib.real.process import Place, joined, run_program
+from lib.real.process import Place, joined, run_here
 
 
 class Modes(NamedTuple):
@@ -92,7 +92,7 @@ def _obey(order: Order, rank: int, size: int, store: str, say: Say) -> Answer:
             stack.enter_context(torch.device(modes.device))
         program, args, kwargs = _unpickled(order.task)
         meeting_place = stack.enter_context(joined(dist.FileStore(store, size), Place(rank, size, rank, size)))
-        output = run_program(meeting_place, program, args, kwargs)
+        output = run_here(meeting_place, program, args, kwargs)
         return Answer(_pickled(output, rank), *meeting_place.finish())
 
 

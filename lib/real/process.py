@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from lib.devices.cluster import run_program
 from lib.devices.group import Group
 from lib.real.channel import Hookup
 from lib.real.lookout import PatientStore
@@ -67,18 +68,7 @@ def own_gpu(local_rank: int, local_size: int) -> torch.device | None:
     return None
 
 
-def run_program(
-    meeting_place: RealMeetingPlace, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
-) -> Any:
-    """`program(group, ...)` of this device. What it raises carries a note of the rank. RuntimeError names the rank that
-    leaves by `sys.exit`: the others would wait for it."""
-    try:
-        return program(Group(meeting_place, meeting_place.rank, range(meeting_place.size)), *args, **kwargs)
-    except SystemExit as error:
-        raise RuntimeError(
-            f"rank {meeting_place.rank} of {meeting_place.size} left the program by sys.exit({error.code!r}). The "
-            "program of a device ends with return, or with an error that says why"
-        ) from error
-    except BaseException as error:
-        error.add_note(f"raised on rank {meeting_place.rank} of {meeting_place.size}")
-        raise
+def run_here(meeting_place: RealMeetingPlace, program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`program(group, ...)` of this device."""
+    group = Group(meeting_place, meeting_place.rank, range(meeting_place.size))
+    return run_program(program, group, args, kwargs)

@@ -25,7 +25,7 @@ from lib.devices.cluster import Cluster, check_program
 from lib.devices.meters import Meters
 from lib.real.one_voice import is_silent, let_one_speak
 from lib.real.parcel import pack, unpack
-from lib.real.process import Place, joined, run_program
+from lib.real.process import Place, joined, run_here
 
 
 def launch(
@@ -99,7 +99,7 @@ class Torchrun:
         with joined(store, place) as here:
             of_rank_0 = here.share(torch.get_rng_state().numpy().tobytes())[0]
             torch.set_rng_state(torch.frombuffer(bytearray(of_rank_0), dtype=torch.uint8))
-            output = run_program(here, program, args, kwargs)
+            output = run_here(here, program, args, kwargs)
             packed, kinds = pack(output, rank)
             self.meters, stream = here.finish()
             torch.set_rng_state(stream)

@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch
-
+from lib.devices.engine.own import Owned
 from lib.devices.errors import Stopped
 
 
@@ -21,10 +20,17 @@ class Turns:
     """Runs `body(rank)` for each rank in a thread of its own, one at a time, until all have ended.
 
     `stuck()` is asked for the exception to raise when every device that has not ended waits; or it makes one ready.
+    `watch(rank)` is called whenever device `rank` gives the turn away.
     """
 
-    def __init__(self, size: int, body: Callable[[int], None], stuck: Callable[[], BaseException | None]):
-        self._body, self._stuck = body, stuck
+    def __init__(
+        self,
+        size: int,
+        body: Callable[[int], None],
+        stuck: Callable[[], BaseException | None],
+        watch: Callable[[int], None] | None = None,
+    ):
+        self._body, self._stuck, self._watch = body, stuck, watch
         self._threads = [
             threading.Thread(target=self._live, args=(rank,), name=f"device {rank}", daemon=True)
             for rank in range(size)
@@ -36,8 +42,7 @@ class Turns:
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
-        # PyTorch has one random stream per process. Here each device has its own, laid aside while others run.
-        self.streams = [torch.default_generator.get_state()] * size
+        self.owned = Owned(size)
         self._interruptible: int | None = None  # the device that is in its program now
         self._interrupting = threading.Lock()  # guards the field above
         self.failure: BaseException | None = None
@@ -67,7 +72,7 @@ class Turns:
         self._leave_program(rank)
         self.stop_if_failed()
         self._waiting.add(rank)
-        self.streams[rank] = torch.default_generator.get_state()
+        self._lay_aside(rank)
         self._pass_turn()
         self._may_run[rank].acquire()
         self._enter_program(rank)
@@ -95,6 +100,10 @@ class Turns:
         """Whether the caller is the thread of device `rank`."""
         return threading.current_thread() is self._threads[rank]
 
+    def is_a_device(self) -> bool:
+        """Whether the caller is the thread of one of the devices."""
+        return threading.current_thread() in self._threads
+
     def _live(self, rank: int) -> None:
         if hasattr(os, "SCHED_BATCH"):  # Linux
             # Else a woken device preempts its waker, which still holds Python's lock, and at once sleeps again.
@@ -106,14 +115,18 @@ class Turns:
                 self._body(rank)
             except BaseException as error:
                 if self.failure is None:  # else this device was only being unwound: the first error counts
-                    error.add_note(f"raised on rank {rank} of {len(self._threads)}")
                     self.failure = error
             self._leave_program(rank)
         except Stopped:  # an interrupt that came on the way out
             self._leave_program(rank)
-        self.streams[rank] = torch.default_generator.get_state()
+        self._lay_aside(rank)
         self._unfinished -= 1
         self._pass_turn()
+
+    def _lay_aside(self, rank: int) -> None:
+        self.owned.lay_aside(rank)
+        if self._watch is not None:
+            self._watch(rank)
 
     def _enter_program(self, rank: int) -> None:
         with self._interrupting:
@@ -141,7 +154,7 @@ class Turns:
             self._waiting.clear()
         if self._ready:
             rank = self._ready.popleft()
-            torch.default_generator.set_state(self.streams[rank])
+            self.owned.take_up(rank)
             if self._has_begun(rank):
                 self._may_run[rank].release()
             else:

@@ -23,7 +23,7 @@ def where(frame: FrameType | None) -> str:
 
     No file name: in a notebook it would be a temporary path that differs from run to run.
     """
-    while frame is not None and frame.f_back is not None and not _is_the_readers(frame.f_code.co_filename):
+    while frame is not None and frame.f_back is not None and not is_the_readers(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
         return "(ended)"
@@ -32,8 +32,21 @@ def where(frame: FrameType | None) -> str:
     return f"{code.co_name}, line {frame.f_lineno}: {source}"
 
 
-def _is_the_readers(file: str) -> bool:
+def is_the_readers(file: str) -> bool:
+    """Whether the reader wrote the code in `file`."""
     return file.startswith(_THE_READERS) or not file.startswith(_NOT_THE_READERS)
+
+
+def note_on(error: BaseException) -> None:
+    """A habit from torch.distributed, named: `group.size()` and `group.rank()` are numbers here."""
+    if isinstance(error, TypeError) and "'int' object is not callable" in str(error):
+        last = error.__traceback__
+        while last.tb_next is not None:
+            last = last.tb_next
+        line = linecache.getline(last.tb_frame.f_code.co_filename, last.tb_lineno)
+        for name in ("size", "rank"):
+            if f".{name}()" in line:
+                error.add_note(f"{name} is a number, not a function: write group.{name} in place of group.{name}()")
 
 
 def short_ranks(ranks: tuple[int, ...]) -> str:

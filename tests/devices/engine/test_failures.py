@@ -94,15 +94,16 @@ def test_a_device_that_catches_everything_is_stopped_at_its_next_verb():
     assert reached == [0]
 
 
-def test_system_exit_comes_out_too():
-    with pytest.raises(SystemExit):
+def test_system_exit_is_an_error_of_the_program():
+    with pytest.raises(RuntimeError, match="rank 0 of 2 left the program") as error:
         Cluster(2).run(lambda group: exit(3))
+    assert isinstance(error.value.__cause__, SystemExit)
 
 
-def test_an_error_inside_of_a_collective_comes_out():
-    with pytest.raises(RuntimeError, match="complex") as error:
+def test_an_error_of_a_verb_comes_out():
+    with pytest.raises(TypeError, match="complex") as error:
         Cluster(2).run(lambda group: group.all_reduce(torch.ones(2, dtype=torch.complex64), op="max"))
-    assert error.value.__notes__ == ["raised on rank 1 of 2"]
+    assert error.value.__notes__ == ["raised on rank 0 of 2"]
 
 
 def test_the_next_run_is_unharmed():

@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -108,3 +109,121 @@ def test_averaging_a_module_that_all_share_is_refused():
 
     with pytest.raises(RuntimeError, match="give each device a module of its own|build the model inside"):
         Cluster(2).run(overlapped, model().eval(), torch.randn(4, 3))
+
+
+# ---- the ways in which one thing reaches all devices ----
+
+
+def step(group, module):
+    module(torch.ones(4, 3)).sum().backward()
+    group.barrier()
+
+
+class Trainer:
+    def __init__(self, module):
+        self.module = module
+
+    def fit(self, group):
+        step(group, self.module)
+
+    __call__ = fit
+
+
+def with_default(module):
+    def program(group, module=module, *, again=None):
+        step(group, module)
+
+    return program
+
+
+def with_keyword_only_default(module):
+    def program(group, *, module=module):
+        step(group, module)
+
+    return program
+
+
+def through_helpers(module):
+    def helper(group):
+        step(group, module)
+
+    def other(group):
+        return [helper(group) for _ in range(1)]
+
+    return lambda group: other(group)
+
+
+HELD = nn.Linear(3, 2)
+
+
+def uses_a_global(group):
+    step(group, HELD)
+
+
+WAYS = {
+    "a bound method": lambda m: (Trainer(m).fit,),
+    "an object that can be called": lambda m: (Trainer(m),),
+    "partial": lambda m: (functools.partial(step, module=m),),
+    "a partial of a partial": lambda m: (functools.partial(functools.partial(step), module=m),),
+    "a partial of a bound method": lambda m: (functools.partial(Trainer(m).fit),),
+    "a default": lambda m: (with_default(m),),
+    "a default of a keyword": lambda m: (with_keyword_only_default(m),),
+    "helpers": lambda m: (through_helpers(m),),
+    "a dict": lambda m: (lambda group, d: step(group, d["model"]), {"model": m}),
+    "a list": lambda m: (lambda group, d: step(group, d[0]), [m]),
+    "a tuple in a list": lambda m: (lambda group, d: step(group, d[0][1]), [(1, m)]),
+    "a list around": lambda m: ((lambda held: lambda group: step(group, held[0]))([m]),),
+    "an object in an object": lambda m: (lambda group, t: t.module.fit(group), Trainer(Trainer(m))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_module_that_all_share_is_found(way):
+    program, *args = WAYS[way](nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match=r"a device changed the gradient of weight of .*, shape \(2, 3\)"):
+        Cluster(2).run(program, *args)
+
+
+def test_a_module_that_is_a_global_of_a_helper_is_found():
+    with pytest.raises(RuntimeError, match="the gradient of weight of HELD"):
+        Cluster(2).run(lambda group: uses_a_global(group))
+    HELD.zero_grad()
+
+
+def test_an_optimizer_that_all_share_is_found():
+    module = nn.Linear(3, 2)
+    module.weight.grad = torch.ones(2, 3)
+    optimizer = torch.optim.SGD([module.weight], lr=0.1)
+    with pytest.raises(RuntimeError, match="a device changed parameter 0 of argument 1"):
+        Cluster(2).run(lambda group, optimizer: optimizer.step(), optimizer)
+
+
+def test_a_generator_that_all_draw_from_is_found():
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(RuntimeError, match="a device changed generator"):
+        Cluster(2).run(lambda group, generator: torch.rand(1, generator=generator), generator=generator)
+
+
+def test_an_array_that_is_written_into_is_found():
+    array = np.zeros((2, 3))
+
+    def program(group, array):
+        array[group.rank] += 1
+
+    with pytest.raises(RuntimeError, match=r"a device changed argument 1, shape \(2, 3\)"):
+        Cluster(2).run(program, array)
+
+
+@pytest.mark.parametrize(
+    "holder", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: {f"r{r}": x for r, x in enumerate(xs)}]
+)
+def test_each_device_may_have_its_own_in_a_container(holder):
+    modules = [nn.Linear(3, 2) for _ in range(3)]
+
+    def program(group, held):
+        mine = held[f"r{group.rank}"] if "r0" in held else held[group.rank]
+        step(group, mine)
+        step(group, mine)
+
+    Cluster(3).run(program, holder(modules))
+    assert all(module.weight.grad is not None for module in modules)
