@@ -73,10 +73,12 @@ from lib.parallel.tensor.vocabulary import (
     padded_vocabulary,
     vocab_parallel_cross_entropy,
 )
-from lib.parallel.zero.fully_sharded import FullySharded
+from lib.parallel.zero.fully_sharded import FullySharded, whole_parameters
 from lib.parallel.zero.master import MasterWeights
 from lib.parallel.zero.optimizer import ShardedOptimizer
+from lib.parallel.zero.piece import whole_shape
 from lib.parallel.zero.state import load_optimizer_state
+from lib.parallel.zero.wrapped import ShardedGradScaler
 from lib.real.processes import Processes
 from lib.real.stopwatch import time_run
 from lib.real.torchrun import launch
@@ -132,6 +134,7 @@ __all__ = [
     "SequenceSelfAttention",
     "Shard",
     "ShardBlocks",
+    "ShardedGradScaler",
     "ShardedOptimizer",
     "Trace",
     "VocabParallelEmbedding",
@@ -183,6 +186,8 @@ __all__ = [
     "train_asynchronously",
     "unshard",
     "vocab_parallel_cross_entropy",
+    "whole_parameters",
+    "whole_shape",
     "write_gpt2",
     "zero_bytes",
     "zero_volume",

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lib.parallel.zero.master import MasterWeights
 from lib.parallel.zero.optimizer import ShardedOptimizer
+from lib.parallel.zero.wrapped import Wrapped
 
 STAGES = (0, 1, 2, 3)  # 0 is plain data parallelism
 
@@ -57,14 +57,14 @@ def zero_volume(parameters: float, devices: int, stage: int, micro_batches: int 
     return trips * parameters * (devices - 1) / devices
 
 
-def model_state(module: nn.Module, optimizer: Optimizer | MasterWeights | ShardedOptimizer) -> ModelState:
+def model_state(module: nn.Module, optimizer: Optimizer) -> ModelState:
     """Bytes of model state that this device really holds now. Memory that several tensors share counts once.
 
     What the optimizer keeps beside the parameters and their gradients is its own: its state, and master weights.
     Adam also counts its steps: 4 bytes for each tensor that it was given.
     """
     parameters, stepped = list(module.parameters()), []
-    while not isinstance(optimizer, Optimizer):
+    while isinstance(optimizer, Wrapped):
         stepped += optimizer.pieces if isinstance(optimizer, ShardedOptimizer) else optimizer.parameters
         optimizer = optimizer.optimizer
     stepped += [p for some in optimizer.param_groups for p in some["params"]]

@@ -70,6 +70,12 @@ class FusedHeads:
         queries, keys, values = zip(*each, strict=True)
         return torch.cat([*queries, *keys[::copies], *values[::copies]])
 
+    def owned(self, piece: Tensor, parts: int, rank: int) -> Tensor:
+        """`piece` without what another device counts: of the copies of keys and values, the first device has them."""
+        if rank % kv_copies(self.kv_heads, parts) == 0:
+            return piece
+        return self._blocks(piece, self.heads // parts, max(1, self.kv_heads // parts))[0]
+
     @staticmethod
     def _blocks(fused: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, ...]:
         size = len(fused) // (heads + 2 * kv_heads)
@@ -100,5 +106,6 @@ class ParallelQKV(ColumnParallelLinear):
     def _whole_gradient(self, parameter: Tensor | None) -> Tensor | None:
         if self.sharing.size == 1 or parameter is None:
             return parameter
+        parameter.placement = self.layout["weight"]  # for `gradient_norm`: the copies count once
         own, common = parameter.split([self.widths[0], 2 * self.widths[1]])
         return torch.cat([own, copy_to(common, self.sharing)])

@@ -10,11 +10,12 @@ add them up, and if all begin with the same parameters and take the same steps, 
     optimizer.step()
 
 With `averaging` around the backward instead, the gradients travel while the backward still computes.
+Dropout must not drop the same elements of different samples: compute the loss inside `different_random(group)`.
 Li et al. 2020, arXiv 2006.15704.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -49,31 +50,36 @@ def broadcast_parameters(module: nn.Module, group: Group, src: int = 0) -> None:
 
 
 def check_same_parameters(module: nn.Module, group: Group) -> None:
-    """Compares names, shapes and every bit of all parameters by a checksum: 8 bytes per parameter and device.
+    """Compares names, shapes and every bit of all parameters and buffers by a checksum: 8 bytes for each and device.
 
-    Raises ValueError that names the first parameter that differs, and who holds what. Without data (device="meta"),
-    there is nothing to compare.
+    Raises ValueError that names the first that differs, and who holds what. Without data (device="meta"), there is
+    nothing to compare.
     """
-    named = list(module.named_parameters())
+    check_same_tensors(dict(module.named_parameters()) | dict(module.named_buffers()), group)
+
+
+def check_same_tensors(named: Mapping[str, Tensor], group: Group) -> None:
+    """`check_same_parameters` of these."""
     if not named:
         return
-    mine = torch.tensor([[_checksum(name, p) for name, p in named]], device=named[0][1].device)  # (1, n)
+    device = next(iter(named.values())).device
+    mine = torch.tensor([[_checksum(name, x) for name, x in named.items()]], device=device)  # (1, n)
     sums = group.all_gather(mine, dim=0)  # (P, n)  Replicate
     if sums.is_meta or bool((sums == sums[0]).all()):
         return
-    for (name, p), column in zip(named, sums.T.tolist(), strict=True):
+    for (name, x), column in zip(named.items(), sums.T.tolist(), strict=True):
         holders = [[rank for rank, other in enumerate(column) if other == value] for value in dict.fromkeys(column)]
         if len(holders) > 1:
             raise ValueError(
-                f"check_same_parameters on rank {group.rank} of {group.size}: {name} {tuple(p.shape)} is not the same "
+                f"check_same_parameters on rank {group.rank} of {group.size}: {name} {tuple(x.shape)} is not the same "
                 f"on all devices. These ranks agree with each other: {'; '.join(map(str, holders))}. "
                 "Call broadcast_parameters(module, group) before training, and step all devices with the same gradients"
             )
 
 
-def _checksum(name: str, p: nn.Parameter) -> int:
-    start = zlib.crc32(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-    return start if p.is_meta else zlib.crc32(p.detach().cpu().flatten().view(torch.uint8).numpy(), start)
+def _checksum(name: str, x: Tensor) -> int:
+    start = zlib.crc32(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+    return start if x.is_meta else zlib.crc32(x.detach().cpu().flatten().view(torch.uint8).numpy(), start)
 
 
 def average_gradients(

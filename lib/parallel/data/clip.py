@@ -3,7 +3,8 @@
 The norm is one number over all parameters, so it mixes devices. Of a replicated parameter every device has the whole
 gradient: it counts once, and needs no communication. Of a sharded one each has a piece: the pieces' squares are summed
 over the devices. Summing the replicated ones too would count them P times; summing none would clip every device by
-another factor, and the replicas would come apart.
+another factor, and the replicas would come apart. Heads of keys and values that several devices hold are both: a piece,
+with copies. How each parameter lies is known to the layer that made it, or to the piece itself.
 """
 
 import math
@@ -14,22 +15,32 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lib.devices import Group
+from lib.parallel.sharding.dense import layout_of
+from lib.parallel.sharding.placement import Replicate
 
 
 def gradient_norm(
-    parameters: Iterable[nn.Parameter], group: Group, sharded: Iterable[nn.Parameter] = (), norm_type: float = 2.0
+    parameters: nn.Module | Iterable[nn.Parameter],
+    group: Group,
+    sharded: Iterable[nn.Parameter] = (),
+    norm_type: float = 2.0,
 ) -> Tensor:
     """The norm of all gradients, the same on every device: () float64, Replicate.
 
-    `sharded` are those of `parameters` of which each device of `group` holds a piece of its own; of the others all
-    hold the same. With any sharded, one all-reduce of 8 bytes. Gradients must be averaged already.
+    `parameters` is a module whose layers are split over `group`: then their layouts say which parameters are sharded,
+    and which parts of them are copies. Or it is a list: then pieces (of `ShardedOptimizer` and `FullySharded`) are
+    known, and `sharded` are those others of which each device holds a part of its own. All else is replicated.
+    With any sharded, one all-reduce of 8 bytes. Gradients must be averaged already.
     `norm_type` is the p of `(sum |g|^p)^(1/p)`, above 0; `math.inf` gives the largest `|g|`.
     """
-    everything, pieces = list(parameters), set(sharded)
+    everything, layouts = _with_layouts(parameters)
+    pieces = set(sharded) | {p for p in everything if hasattr(p, "origin")}  # see lib.parallel.zero.piece
+    pieces |= {p for p, layout in layouts.items() if not isinstance(layout, Replicate)}
     _check(everything, pieces, group, norm_type)
-    whole = _power([p for p in everything if p not in pieces], norm_type, everything[0].device)  # ()  Replicate
+    whole = _power([p.grad for p in everything if p not in pieces], norm_type, everything[0].device)  # ()  Replicate
     if pieces:
-        part = _power([p for p in everything if p in pieces], norm_type, everything[0].device)  # ()  Partial
+        grads = [_counted(p, layouts.get(p), group) for p in everything if p in pieces]
+        part = _power(grads, norm_type, everything[0].device)  # ()  Partial
         if norm_type == math.inf:
             whole = torch.maximum(whole, group.all_reduce(part, op="max"))
         else:
@@ -38,7 +49,7 @@ def gradient_norm(
 
 
 def clip_gradients(
-    parameters: Iterable[nn.Parameter],
+    parameters: nn.Module | Iterable[nn.Parameter],
     group: Group,
     max_norm: float,
     sharded: Iterable[nn.Parameter] = (),
@@ -50,16 +61,36 @@ def clip_gradients(
     """
     if not max_norm > 0:
         raise ValueError(f"clip_gradients on rank {group.rank} of {group.size}: max_norm={max_norm} must be above 0")
-    everything = list(parameters)
-    norm = gradient_norm(everything, group, sharded, norm_type)
-    clip_grads_with_norm_(everything, max_norm, norm)
+    if not isinstance(parameters, nn.Module):
+        parameters = list(parameters)  # it is gone through twice
+    norm = gradient_norm(parameters, group, sharded, norm_type)
+    clip_grads_with_norm_(_with_layouts(parameters)[0], max_norm, norm)
     return norm
 
 
-def _power(parameters: list[nn.Parameter], norm_type: float, device: torch.device) -> Tensor:
+def _with_layouts(parameters: nn.Module | Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], dict]:
+    """All parameters, and how those are cut of which it is known."""
+    if isinstance(parameters, nn.Module):
+        named = list(parameters.named_parameters())
+        # Pieces are cut further, each by its own rule.
+        return [p for _, p in named], {p: layout_of(parameters, n) for n, p in named if not hasattr(p, "origin")}
+    everything = list(parameters)
+    return everything, {p: p.placement for p in everything if hasattr(p, "placement")}
+
+
+def _counted(p: nn.Parameter, layout: object, group: Group) -> Tensor | None:
+    """The gradient, without what another device counts."""
+    if p.grad is None or not hasattr(layout, "owned"):
+        return p.grad
+    return layout.owned(p.grad, group.size, group.rank)
+
+
+def _power(grads: list[Tensor | None], norm_type: float, device: torch.device) -> Tensor:
     """The sum of |g|^p over all elements, or the largest |g|: what can be combined over devices. () float64."""
-    grads = [p.grad for p in parameters if p.grad is not None and p.numel()]  # an empty piece has no largest element
-    norm = get_total_norm(grads, norm_type).to(device, torch.float64)
+    # A piece may be empty, and nothing has no largest element.
+    norm = get_total_norm([g.detach() for g in grads if g is not None and g.numel()], norm_type).to(
+        device, torch.float64
+    )
     return norm if norm_type == math.inf else norm**norm_type
 
 

@@ -24,8 +24,11 @@ class FlatLayout:
         mine = shard_sizes(sum(self.sizes), group.size)
         begin = sum(mine[: group.rank])
         end = begin + mine[group.rank]
-        bounds = pairwise(accumulate(self.sizes, initial=0))
-        self.lengths = [max(0, min(end, b) - max(begin, a)) for a, b in bounds]  # of each tensor, what this device owns
+        # Of each tensor, flattened, the elements that this device owns.
+        self.ranges = [
+            range(min(max(begin - a, 0), b - a), min(max(end - a, 0), b - a))
+            for a, b in pairwise(accumulate(self.sizes, initial=0))
+        ]
 
     def tensors(self, flat: Tensor) -> list[Tensor]:
         """(n,) Replicate -> the tensors in their shapes. Views, nothing is copied."""
@@ -33,4 +36,4 @@ class FlatLayout:
 
     def pieces(self, mine: Tensor) -> list[Tensor]:
         """(n/P,) Shard(0) -> this device's part of each tensor, 1-D, maybe empty. Views, nothing is copied."""
-        return list(mine.split(self.lengths))
+        return list(mine.split([len(where) for where in self.ranges]))

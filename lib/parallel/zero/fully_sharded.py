@@ -3,7 +3,8 @@
 A layer's parameters are all-gathered when its forward begins and freed when it ends. The backward needs them again, so
 they are gathered again, and freed when their gradients have been reduce-scattered. The all-gather is an operation of
 the forward like any other, and its backward is the reduce-scatter: see `lib.parallel.sharding.conjugates.all_gather`.
-All that is special here is what the forward saves for the backward: not a gathered parameter, but where to get it.
+What is special here is what the forward saves for the backward: not a gathered parameter, but where to get it.
+The pieces live in the modules, in the place of the parameters, and nowhere else: load, replace or copy them there.
 
     FullySharded(model, group, layers=model.blocks)
     optimizer = torch.optim.AdamW(model.parameters())       # after it: the parameters are this device's pieces now
@@ -15,6 +16,7 @@ Rajbhandari et al. 2020, arXiv 1910.02054, sections 5.3 and 7.2.2; Zhao et al. 2
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -25,16 +27,18 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from lib.devices import Group
-from lib.parallel.data.average import check_same_parameters
+from lib.parallel.data.average import check_same_tensors
 from lib.parallel.data.backward import trainable
-from lib.parallel.zero.sharded_flat import Member, ShardedFlat
+from lib.parallel.zero.piece import Former, Piece
+from lib.parallel.zero.sharded_flat import Held, Member, ShardedFlat
 
 
 class FullySharded:
-    """Cuts the parameters of `module` over `group`, in place: each becomes this device's 1-D piece, maybe empty.
+    """Cuts the parameters of `module` over `group`, in place: each becomes this device's 1-D `Piece`, maybe empty.
 
     A parameter that only one of `layers` uses is gathered for that layer's time, any other (also one that two layers
-    share) for the time of the whole `module`. All devices must call the same layers in the same order.
+    share) for the time of the whole `module`. Layers may be sharded first, each by itself, and then the model around
+    them: what is sharded stays as it is. All devices must call the same layers in the same order.
     Gradients are means over the devices. Where samples are spread unevenly, let each device's loss carry the weight:
     loss * P * samples here / samples in all. `allow_unused` is that of `average_gradients`.
 
@@ -47,97 +51,167 @@ class FullySharded:
     def __init__(self, module: nn.Module, group: Group, layers: Iterable[nn.Module] = (), allow_unused: bool = False):
         who = f"FullySharded on rank {group.rank} of {group.size}"
         trainable(module, who)
-        check_same_parameters(module, group)
-        layers = list(layers)
+        self.module, layers = module, list(layers)
+        found = _members(module, who)
+        check_same_tensors({one.name: one.parameter for one in found} | dict(module.named_buffers()), group)
         inside = [(layer, set(layer.modules())) for layer in layers]
         members: dict[nn.Module, list[Member]] = {}
-        for one in _members(module):
+        for one in found:
             home = next((layer for layer, parts in inside if all(owner in parts for owner, _ in one.places)), module)
             members.setdefault(home, []).append(one)
+        for home in (module, *layers):
+            if isinstance(home, _Gathering):
+                raise ValueError(f"{who}: this {type(home).__name__} is sharded already; once is enough")
         for home in (*layers, *members):
             if home not in set(module.modules()) or type(home).forward is nn.Module.forward:
                 raise ValueError(
                     f"{who}: {type(home).__name__} cannot be a layer: each must be a part of the module and have a "
                     "forward of its own, for whose time its parameters are gathered. Of a list pass layers=[*list]"
                 )
-        self._names = [name for name, _ in module.named_parameters()]
-        self._layers = [ShardedLayer(home, those, group, allow_unused) for home, those in members.items()]
+        for home in dict.fromkeys((module, *members)):
+            if home in members or type(home).forward is not nn.Module.forward:
+                home._sharded = ShardedLayer(members.get(home, []), group, allow_unused)
+                home.__class__ = type(f"FullySharded{type(home).__name__}", (_Gathering, type(home)), {})
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, all parameters are whole, for anything but calling the module: another method, a look at a weight.
+
+        The gradients of what is computed inside reach the pieces. To assign to the whole tensors changes nothing.
+        """
+        with ExitStack() as stack:
+            for layer in _layers(self.module):
+                stack.enter_context(layer.gathered())
+            yield
 
     def whole_parameters(self) -> dict[str, Tensor]:
-        """All parameters in their shapes, by name, for saving or comparing: one all-gather per layer. Replicate."""
-        whole: dict[str, Tensor] = {}
-        for flat in (flat for layer in self._layers for flat in layer.flats):
-            whole.update(zip(flat.names, flat.layout.tensors(flat.gather()), strict=True))
-        return {name: whole[name] for name in self._names}
+        """That of the module: see below."""
+        return whole_parameters(self.module)
 
 
-def _members(module: nn.Module) -> list[Member]:
-    members = {p: Member(name, p, []) for name, p in module.named_parameters()}
+def whole_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters of `module` in their shapes, by name, for saving or comparing; also of a copy of a sharded module.
+
+    One all-gather for each layer that was sharded. Replicate.
+    """
+    whole = {p: p.detach().clone() for p in module.parameters() if not isinstance(p, Piece)}
+    for layer in _layers(module):
+        for flat in layer.flats:
+            held = flat.held()
+            whole.update(zip(held.pieces, flat.layout.tensors(held.gather()), strict=True))
+    return {name: whole[p] for name, p in module.named_parameters()}
+
+
+def _layers(module: nn.Module) -> list["ShardedLayer"]:
+    return [part._sharded for part in module.modules() if isinstance(part, _Gathering)]
+
+
+def _members(module: nn.Module, who: str) -> list[Member]:
+    """The parameters that are not cut yet."""
+    members = {p: Member(name, p, []) for name, p in module.named_parameters() if not isinstance(p, Piece)}
     for owner in module.modules():
         for name, p in owner._parameters.items():
-            if p is not None:
+            if p in members:
                 members[p].places.append((owner, name))
+    for name, p, _ in members.values():
+        if isinstance(p, Former):
+            raise ValueError(
+                f"{who}: {name} is one parameter with {p.origin.name} of a layer that was sharded before, by itself. "
+                "Let one call shard all that share it: FullySharded(model, group, layers=[...])"
+            )
     return list(members.values())
 
 
-class ShardedLayer:
-    """A module that holds pieces, and gathers whole parameters for the time of its forward and of its backward."""
+class _Gathering:
+    """What a sharded module is besides its own class: for the time of a call, its parameters are whole."""
 
-    def __init__(self, module: nn.Module, members: list[Member], group: Group, allow_unused: bool):
+    _sharded: "ShardedLayer"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._sharded.gathered():  # around the hooks too: weight_norm and spectral_norm are hooks
+            return super().__call__(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        memo[id(self)] = copy = type(self).__new__(type(self))
+        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} holds a group of devices, which no file can: save model.state_dict() on each "
+            "device, or whole_parameters(model) once"
+        )
+
+
+class ShardedLayer:
+    """The pieces of one module, which gathers whole parameters for the time of its forward and of its backward."""
+
+    def __init__(self, members: list[Member], group: Group, allow_unused: bool):
+        self.group, self.allow_unused = group, allow_unused
         kinds: dict[tuple, list[Member]] = {}
         for one in members:  # frozen ones apart, since they have no gradient to reduce-scatter
             kinds.setdefault((one.parameter.requires_grad, one.parameter.dtype), []).append(one)
         self.flats = [ShardedFlat(those, group) for those in kinds.values()]
-        self.allow_unused = allow_unused
-        self.again: dict[ShardedFlat, Tensor] = {}  # gathered by the backward, until it ends
-        dense_forward = module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            with self._gathered():
-                return dense_forward(*args, **kwargs)
-
-        module.forward = forward
+        self.again: dict[tuple[int, ...], Tensor] = {}  # gathered by the backward, until it ends
+        self._whole_now = False
 
     @contextmanager
-    def _gathered(self) -> Iterator[None]:
-        whole = iter(_Gather.apply(self, *(piece for flat in self.flats for piece in flat.pieces)))
-        with ExitStack() as stack:
-            for flat in self.flats:
-                tensors = [next(whole) for _ in flat.names]
-                stack.enter_context(self._regathering(flat, tensors[0]))
-                stack.callback(flat.put, flat.pieces)
-                flat.put(tensors)
+    def gathered(self) -> Iterator[None]:
+        """Inside, the modules hold whole parameters."""
+        if self._whole_now or not self.flats:
             yield
+            return
+        held = [flat.held() for flat in self.flats]
+        whole = iter(_Gather.apply(self, held, *chain(*(one.pieces for one in held))))
+        placed: list[Tensor] = []
+        with ExitStack() as stack:
+            for one in held:
+                tensors = [next(whole) for _ in one.pieces]
+                placed += tensors
+                stack.enter_context(self._regathering(one, tensors[0]))
+                stack.callback(one.flat.put, one.pieces)
+                one.flat.put(tensors)
+            self._whole_now = True
+            stack.callback(setattr, self, "_whole_now", False)
+            versions = [x._version for x in placed]
+            yield
+            for x, version, origin in zip(placed, versions, (o for one in held for o in one.flat.origins), strict=True):
+                if x._version != version:
+                    raise RuntimeError(
+                        f"FullySharded on rank {origin.rank} of {origin.devices}: {origin.name} {tuple(origin.shape)} "
+                        "was changed in place while it was whole, and would be forgotten. Change the pieces instead, "
+                        "outside: each by itself"
+                    )
 
-    def _regathering(self, flat: ShardedFlat, gathered: Tensor) -> saved_tensors_hooks:
+    def _regathering(self, held: Held, gathered: Tensor) -> saved_tensors_hooks:
         """While entered, what is saved of the storage of `gathered` is only where it lies; a backward that wants it
-        gathers `flat` again. All else is saved as it would be outside: by the hooks there, if any."""
+        gathers `held` again. All else is saved as it would be outside: by the hooks there, if any."""
         storage = gathered.untyped_storage()._cdata
         keep, give = torch._C._autograd._top_saved_tensors_default_hooks(False) or (_keep, _give)
 
         def pack(x: Tensor) -> Any:
             if x.untyped_storage()._cdata == storage:
-                return Cut(flat, x.shape, x.stride(), x.storage_offset())
+                return Cut(held, x.shape, x.stride(), x.storage_offset())
             return keep(x)
 
         def unpack(kept: Any) -> Tensor:
-            if isinstance(kept, Cut) and kept.flat is flat:
-                return self.whole(flat).as_strided(kept.shape, kept.stride, kept.offset)
+            if isinstance(kept, Cut) and kept.held is held:
+                return self.whole(held).as_strided(kept.shape, kept.stride, kept.offset)
             return give(kept)
 
         return saved_tensors_hooks(pack, unpack)
 
-    def whole(self, flat: ShardedFlat) -> Tensor:
+    def whole(self, held: Held) -> Tensor:
         """(n,) Replicate. A backward keeps it for its next operations, until the gradients of this layer are there."""
         in_backward = torch._C._current_graph_task_id() != -1
         if not in_backward:
             self.again.clear()  # a backward that did not come to its end may have left something
-            return flat.gather()
-        whole = self.again.get(flat)
+            return held.gather()
+        whole = self.again.get(held.key)
         if whole is None:
-            whole = flat.gather()
-        if any(other.trains for other in self.flats):  # else no gradient of ours would tell when to free it
-            self.again[flat] = whole
+            whole = held.gather()
+        if any(x.requires_grad for flat in self.flats for x in flat.held().pieces):
+            self.again[held.key] = whole  # else no gradient of ours would tell when to free it
         return whole
 
 
@@ -145,30 +219,30 @@ class _Gather(Function):
     """Forward: all-gather, the pieces of a layer -> its whole parameters. Backward: reduce-scatter of the gradients."""
 
     @staticmethod
-    def forward(ctx, layer, *pieces):
-        ctx.layer = layer
+    def forward(ctx, layer, held, *pieces):
+        ctx.layer, ctx.held = layer, held
         ctx.set_materialize_grads(False)  # None, not zeros, for what the loss does not depend on
-        whole = [flat.layout.tensors(layer.whole(flat)) for flat in layer.flats]
-        frozen = [tensors for flat, tensors in zip(layer.flats, whole, strict=True) if not flat.trains]
-        ctx.mark_non_differentiable(*chain(*frozen))
-        return tuple(chain(*whole))
+        whole = list(chain(*(one.flat.layout.tensors(layer.whole(one)) for one in held)))
+        ctx.mark_non_differentiable(*(x for x, piece in zip(whole, pieces, strict=True) if not piece.requires_grad))
+        return tuple(whole)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
         layer, grads = ctx.layer, iter(grads)
         layer.again.clear()  # every operation that needed them has run
-        found = [None]
-        for flat in layer.flats:
-            mine = [next(grads) for _ in flat.names]
-            found += flat.average(mine, layer.allow_unused) if flat.trains else mine
+        found = [None, None]
+        for held in ctx.held:
+            mine = [next(grads) for _ in held.pieces]
+            trains = any(piece.requires_grad for piece in held.pieces)
+            found += held.average(mine, layer.allow_unused) if trains else mine
         return tuple(found)
 
 
 class Cut(NamedTuple):
-    """Where a tensor lies in the gathered `flat`: what is saved instead of it."""
+    """Where a tensor lies in what was gathered: what is saved instead of it."""
 
-    flat: ShardedFlat
+    held: Held
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int

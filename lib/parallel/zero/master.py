@@ -13,8 +13,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lib.parallel.zero.piece import Piece
+from lib.parallel.zero.wrapped import Wrapped
 
-class MasterWeights:
+
+class MasterWeights(Wrapped):
     """An optimizer for `parameters` of low precision: `make_optimizer` is given their copies in `dtype`.
 
     The gradients are copied to `dtype` for the time of the step: 4 bytes per parameter more, for that time.
@@ -27,8 +30,15 @@ class MasterWeights:
         dtype: torch.dtype = torch.float32,
     ):
         self.parameters = list(parameters)
-        self.masters = [nn.Parameter(p.detach().to(dtype)) for p in self.parameters]
-        self.optimizer = make_optimizer(self.masters)
+        self.masters = [_master(p, dtype) for p in self.parameters]
+        super().__init__(make_optimizer(self.masters))
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        raise TypeError(
+            "GradScaler cannot reach the gradients of MasterWeights, which are of low precision until the step. "
+            "bfloat16 needs no scale; for float16 keep float32 parameters, and compute under torch.autocast"
+        )
 
     @torch.no_grad()
     def step(self) -> None:
@@ -40,15 +50,10 @@ class MasterWeights:
             p.copy_(master)
             master.grad = None
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Frees the gradients of the parameters."""
         for p in self.parameters:
             p.grad = None
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the optimizer, for changing the learning rate."""
-        return self.optimizer.param_groups
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's, in which each parameter's state holds its master too."""
@@ -64,3 +69,8 @@ class MasterWeights:
             master.copy_(kept[n].pop("master"))
             p.copy_(master)
         self.optimizer.load_state_dict(state | {"state": kept})
+
+
+def _master(p: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    x = p.detach().to(dtype)
+    return Piece.make(x, p.origin) if isinstance(p, Piece) else nn.Parameter(x)

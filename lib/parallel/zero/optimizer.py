@@ -34,15 +34,18 @@ from lib.parallel.data.backward import checked_share, leaving, trainable, used_a
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets
 from lib.parallel.sharding.shards import shard
 from lib.parallel.zero.flat import FlatLayout
+from lib.parallel.zero.piece import Origin, Piece
 from lib.parallel.zero.state import load_optimizer_state
+from lib.parallel.zero.wrapped import Wrapped
 
 
-class ShardedOptimizer:
+class ShardedOptimizer(Wrapped):
     """Holds this device's pieces of the parameters of `module`, and the optimizer that steps them.
 
-    `make_optimizer` is given the pieces, a list of 1-D parameters in the order of the model, some maybe empty. The
-    parameters become views of flat buckets of about `bucket_bytes`. All devices must begin with the same ones: raises
-    ValueError that names the first that differs, and when no parameter requires a gradient.
+    `make_optimizer` is given the pieces, a list of 1-D `Piece`s in the order of the model, some maybe empty. The
+    parameters become views of flat buckets of about `bucket_bytes`; what is loaded or assigned to them later
+    (`p.data = ...`, another memory format) counts. All devices must begin with the same ones: raises ValueError that
+    names the first that differs, and when no parameter requires a gradient.
     """
 
     def __init__(
@@ -52,14 +55,25 @@ class ShardedOptimizer:
         make_optimizer: Callable[[list[nn.Parameter]], Any],
         bucket_bytes: float = BUCKET_BYTES,
     ):
-        named = trainable(module, self._who("ShardedOptimizer", group))
+        self.module, self.group = module, group
+        named = trainable(module, self._who("ShardedOptimizer"))
+        for name, p in named.items():
+            if isinstance(p, Piece):
+                raise ValueError(
+                    f"{self._who('ShardedOptimizer')}: {name} is a piece already, and needs no other than a plain "
+                    "optimizer: torch.optim.AdamW(model.parameters())"
+                )
         check_same_parameters(module, group)
-        self.group = group
         self._names = {p: name for name, p in named.items()}
-        self._buckets = [Bucket(bucket, group) for bucket in plan_buckets(named.values(), bucket_bytes)]
+        self._buckets = [Bucket(bucket, self._names, group) for bucket in plan_buckets(named.values(), bucket_bytes)]
         piece_of = {p: piece for bucket in self._buckets for p, piece in bucket.pieces.items()}
         self.pieces = [piece_of[p] for p in self._names]  # each (n_i,)  Shard(0) of the flat bucket
-        self.optimizer = make_optimizer(self.pieces)
+        super().__init__(make_optimizer(self.pieces))
+
+    @property
+    def ranges(self) -> dict[str, range]:
+        """Of each parameter, by name, flattened: the elements of this device's piece. For resharding."""
+        return {piece.origin.name: piece.origin.where for piece in self.pieces}
 
     def reduce_gradients(self, share: float | None = None, allow_unused: bool = False) -> None:
         """Stage 1, after the last backward: the gradients of the pieces become the mean over all samples, and the whole
@@ -69,7 +83,8 @@ class ShardedOptimizer:
         """
         who = self._who("reduce_gradients")
         share = checked_share(share, self.group, who)
-        here = {name: p.grad is not None for p, name in self._names.items()}
+        self._check_module(who)
+        here = {name: p.grad is not None for p, name in self._names.items() if p.requires_grad}
         used = self._used(here, allow_unused, who)
         for bucket in self._buckets:
             whole = take(bucket.parameters, share)  # (n,)  Partial
@@ -86,6 +101,7 @@ class ShardedOptimizer:
         """
         who = self._who("reducing")
         share = checked_share(share, self.group, who)
+        self._check_module(who)
         here: dict[str, bool] = {}
         arrived: list[Tensor] = []
         under_way: list[Handle] = []
@@ -95,7 +111,7 @@ class ShardedOptimizer:
                 arrived.append(under_way.pop().wait())
 
         def send(parameters: list[nn.Parameter]) -> None:
-            here.update((self._names[p], p.grad is not None) for p in parameters)
+            here.update((self._names[p], p.grad is not None) for p in parameters if p.requires_grad)
             flat = take(parameters, share)
             receive()
             under_way.append(self.group.reduce_scatter(flat, async_op=True))
@@ -107,13 +123,17 @@ class ShardedOptimizer:
         for bucket, mine in zip(self._buckets, arrived, strict=True):
             bucket.add(mine, used)
 
+    @torch.no_grad()
     def step(self) -> None:
         """Each device steps its pieces, and all get all of them, Shard(0) -> Replicate: one all-gather per bucket."""
+        self._check_module(self._who("step"))
         self.optimizer.step()
         for bucket in self._buckets:
-            bucket.flat.copy_(self.group.all_gather(bucket.mine))  # (n/P,) Shard(0) -> (n,) Replicate
+            whole = self.group.all_gather(bucket.mine)  # (n/P,) Shard(0) -> (n,) Replicate
+            for p, x in zip(bucket.parameters, bucket.layout.tensors(whole), strict=True):
+                p.copy_(x)  # not into `flat`: then PyTorch would not notice that a graph has become stale
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Frees the gradients, the whole ones and those of the pieces."""
         for p in (*self._names, *self.pieces):
             p.grad = None
@@ -126,26 +146,51 @@ class ShardedOptimizer:
         """The reverse. Raises ValueError when a tensor does not have the shape of its piece."""
         load_optimizer_state(self.optimizer, state, self.group)
 
+    def _check_module(self, who: str) -> None:
+        """The parameters that train are those of the buckets, and lie in them. Raises ValueError by name otherwise."""
+        for name, p in self.module.named_parameters():
+            if p.requires_grad and p not in self._names:
+                raise ValueError(
+                    f"{who}: {name} {tuple(p.shape)} was replaced, added or unfrozen after this ShardedOptimizer was "
+                    "made, and would not train. Make it again, after such changes"
+                )
+        for bucket in self._buckets:
+            bucket.hold(self._names, who)
+
     def _used(self, here: dict[str, bool], allow_unused: bool, who: str) -> set[nn.Parameter]:
         used = used_anywhere(here, self.group, self.pieces[0].device, allow_unused, who)
         return {p for p, name in self._names.items() if name in used}
 
-    def _who(self, what: str, group: Group | None = None) -> str:
-        group = group or self.group
-        return f"{what} on rank {group.rank} of {group.size}"
+    def _who(self, what: str) -> str:
+        return f"{what} on rank {self.group.rank} of {self.group.size}"
 
 
 class Bucket:
     """Parameters that travel together: the flat tensor that they are views of, and this device's pieces."""
 
-    def __init__(self, parameters: list[nn.Parameter], group: Group):
+    def __init__(self, parameters: list[nn.Parameter], names: dict[nn.Parameter, str], group: Group):
         self.parameters = parameters
         self.layout = FlatLayout([p.shape for p in parameters], group)
         self.flat = torch.cat([p.detach().flatten() for p in parameters])  # (n,)  Replicate
-        for p, view in zip(parameters, self.layout.tensors(self.flat), strict=True):
-            p.data = view  # the module computes with the flat tensor's memory from now on
+        self.hold(names, "ShardedOptimizer")
         self.mine = shard(self.flat, group, dim=0)  # (n/P,)  Shard(0), a view: stepping a piece writes into `flat`
-        self.pieces = {p: nn.Parameter(x) for p, x in zip(parameters, self.layout.pieces(self.mine), strict=True)}
+        mine = zip(parameters, self.layout.pieces(self.mine), self.layout.ranges, strict=True)
+        self.pieces = {
+            p: Piece.make(x, Origin(names[p], p.shape, where, group.rank, group.size)) for p, x, where in mine
+        }
+
+    @torch.no_grad()
+    def hold(self, names: dict[nn.Parameter, str], who: str) -> None:
+        """The module computes with the memory of `flat`. Whoever gave a parameter other memory meant its values."""
+        for p, view in zip(self.parameters, self.layout.tensors(self.flat), strict=True):
+            if (p.shape, p.dtype, p.device) != (view.shape, view.dtype, view.device):
+                raise ValueError(
+                    f"{who}: {names[p]} was {tuple(view.shape)} {view.dtype} on {view.device} when its optimizer was "
+                    f"made, and is {tuple(p.shape)} {p.dtype} on {p.device}. Change the model before ShardedOptimizer"
+                )
+            if _place(p) != _place(view):
+                view.copy_(p)
+                p.data = view
 
     def add(self, mine: Tensor, used: set[nn.Parameter]) -> None:
         """(n/P,) Shard(0), to the gradients of the pieces; a parameter that nobody used stays without."""
@@ -160,3 +205,7 @@ def take(parameters: list[nn.Parameter], share: float) -> Tensor:
     for p in parameters:
         p.grad = None
     return flat
+
+
+def _place(x: Tensor) -> tuple:
+    return x.untyped_storage()._cdata, x.storage_offset(), x.stride()

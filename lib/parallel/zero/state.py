@@ -6,10 +6,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lib.devices import Group
-from lib.parallel.zero.master import MasterWeights
 
 
-def load_optimizer_state(optimizer: Optimizer | MasterWeights, state: dict[str, Any], group: Group) -> None:
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], group: Group) -> None:
     """`optimizer.load_state_dict(state)`, after a look at the shapes, which PyTorch does not take.
 
     Raises ValueError when the state is of another number of parameters, or one of its tensors has another shape.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, one_thread, train_alone, weights  # noqa: F401
 from torch import nn
+from torch.nn import functional as F
 
 from lib import (
     average_gradients,
@@ -13,9 +14,10 @@ from lib import (
     broadcast_parameters,
     check_same_parameters,
     clip_gradients,
+    different_random,
     shard_batch,
 )
-from lib.devices import Cluster
+from lib.devices import Cluster, Mesh
 
 SIZES = [1, 2, 3, 4]
 EPOCH = [8, 8, 8, 8, 7]  # the last batch is uneven on 2, 3 and 4 devices
@@ -247,3 +249,34 @@ def test_gradients_that_have_a_graph_of_their_own(during):
 
     for found, expected in Cluster(3).run(program):
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+# ---- dropout, and what a module holds besides parameters ----
+
+
+def test_replicas_drop_different_elements_and_the_devices_of_one_replica_the_same():
+    def program(group):
+        mesh = Mesh(group, dp=2, tp=2)
+        torch.manual_seed(0)
+        with different_random(mesh.dp):
+            mask = F.dropout(torch.ones(64), 0.5) > 0
+        return mask, torch.rand(2)  # afterwards all stand at the same place again
+
+    (a, after), *others = Cluster(4).run(program)
+    b, c, d = (mask for mask, _ in others)
+    assert torch.equal(a, b)
+    assert torch.equal(c, d)
+    assert not torch.equal(a, c)
+    assert all(torch.equal(after, x) for _, x in others)
+
+
+def test_buffers_that_differ_are_named():
+    def program(group):
+        torch.manual_seed(0)
+        norm = nn.BatchNorm1d(2)
+        check_same_parameters(norm, group)
+        norm(torch.randn(4, 2) + group.rank)
+        check_same_parameters(norm, group)
+
+    with pytest.raises(ValueError, match=r"running_mean \(2,\) is not the same on all devices"):
+        Cluster(2).run(program)

@@ -1,5 +1,6 @@
 """The norm of the whole gradient and clipping by it, over sharded and replicated parameters, against PyTorch's."""
 
+import copy
 import math
 
 import pytest
@@ -9,8 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import (
+    GPT,
     ColumnParallelLinear,
+    GPTConfig,
+    ParallelSelfAttention,
     RowParallelLinear,
+    SequenceGPT,
     clip_gradients,
     gradient_norm,
     shard,
@@ -180,3 +185,55 @@ def test_refuses_a_generator_that_is_used_up():
 
     with pytest.raises(ValueError, match=r"on rank \d of 2: there are no parameters. Was a generator used up"):
         Cluster(2).run(program)
+
+
+# ---- copies: heads of keys and values that several devices hold ----
+
+
+TEXT = torch.linspace(-1, 1, 160, dtype=torch.float64).view(2, 5, 16).sin()
+
+
+def attention_gradients(group, kv_heads):
+    torch.manual_seed(0)
+    layer = ParallelSelfAttention(16, 4, group, kv_heads=kv_heads).double()
+    layer(TEXT).square().sum().backward()
+    return layer
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_copies_count_once(kv_heads, norm_type):
+    alone = Cluster(1).run(attention_gradients, kv_heads)[0]
+    wanted = float(torch.nn.utils.get_total_norm([p.grad for p in alone.parameters()], norm_type))
+
+    def program(group, how):
+        layer = attention_gradients(group, kv_heads)
+        if how == "deep copy":
+            layer = copy.deepcopy(layer)
+            layer(TEXT).square().sum().backward()
+        cut = [layer.qkv.weight, layer.qkv.bias, layer.out.weight]
+        if how == "list":
+            return float(gradient_norm(layer.parameters(), group, cut, norm_type))
+        norm = float(clip_gradients(layer, group, wanted / 2, norm_type=norm_type))
+        return norm, float(gradient_norm(layer, group, norm_type=norm_type))
+
+    for size in (1, 2, 4):
+        assert Cluster(size).run(program, "list") == [pytest.approx(wanted, rel=1e-12)] * size
+        for how in ("module", "deep copy"):
+            for before, after in Cluster(size).run(program, how):
+                assert before == pytest.approx(wanted, rel=1e-12)
+                assert after == pytest.approx(wanted / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [GPT, SequenceGPT])
+def test_a_whole_model_by_its_layouts(kind):
+    def program(group):
+        torch.manual_seed(0)
+        model = kind(GPTConfig(layers=2, hidden=16, heads=4, vocabulary=7, positions=5), group).double()
+        tokens = torch.arange(10).view(2, 5) % 7
+        model(tokens, tokens.flip(1)).backward()
+        return float(gradient_norm(model, group))
+
+    wanted = Cluster(1).run(program)[0]
+    for size in (2, 4):
+        assert Cluster(size).run(program) == [pytest.approx(wanted, rel=1e-10)] * size

@@ -16,6 +16,7 @@ from lib import (
     shard_batch,
 )
 from lib.devices import Cluster, Hardware, Link, MismatchError
+from lib.parallel.zero.piece import Piece
 
 HARDWARE = Hardware("some", 1e9, 1e9, 1e9, Link(1e-6, 1e9))
 TOKENS, D, BATCH = 5, 4, 12
@@ -211,7 +212,7 @@ def test_no_whole_parameter_outlives_its_layer(change):
     def program(group):
         model = Model(change)
         originals = [weakref.ref(p) for p in model.parameters()]
-        sharded = FullySharded(model, group, model.blocks)
+        FullySharded(model, group, model.blocks)
         assert not any(ref() is not None for ref in originals)
         alive = []
         for block in model.blocks:
@@ -220,8 +221,8 @@ def test_no_whole_parameter_outlives_its_layer(change):
         assert len(alive) == 3
         assert not any(ref() is not None for ref in alive), "between forward and backward"
         loss.backward()
-        assert not any(layer.again for layer in sharded._layers), "after the backward"
-        assert all(type(p) is nn.Parameter for p in model.parameters())
+        assert not any(part._sharded.again for part in (model, *model.blocks)), "after the backward"
+        assert all(isinstance(p, Piece) for p in model.parameters())
 
     Cluster(3).run(program)
 

@@ -1,0 +1,215 @@
+"""A device's piece of a parameter, which cannot be taken for the whole.
+
+A piece is 1-D. A layer that computed with it would mostly stop with a message about shapes, and sometimes (a gain, a
+bias) quietly give another number. So a piece refuses, by its parameter's name, whatever needs the whole parameter, and
+its gradient refuses what needs the whole gradient, such as a norm. What treats each element by itself works: loading,
+copying, averaging weights, a step of SGD or Adam. `detach()` gives the plain tensor, to do with as one likes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What only looks, or compares element by element.
+_LOOKING = set(
+    "__array__ __deepcopy__ __eq__ __format__ __hash__ __len__ __ne__ __reduce_ex__ __repr__ allclose data_ptr detach "
+    "_has_compatible_shallow_copy_type dim element_size empty_like eq equal full_like get_device is_complex ndimension "
+    "is_contiguous is_floating_point is_pinned is_same_size is_shared isclose isfinite isinf isnan ne nelement "
+    "new_empty new_full new_ones new_tensor new_zeros numel numpy ones_like register_hook "
+    "register_post_accumulate_grad_hook requires_grad_ retain_grad share_memory_ size storage_offset stride "
+    "tolist untyped_storage zeros_like".split()
+)
+# Copies and casts: the result is no more the whole than the piece was.
+_CASTING = set(".data bfloat16 clone conj contiguous cpu cuda double float half to type type_as".split())
+# Each element changes by itself, as if the whole changed. Random numbers are not among them: all devices draw the same.
+_IN_PLACE = set(
+    "__iadd__ __imul__ __ipow__ __isub__ __itruediv__ abs_ add_ addcdiv_ addcmul_ clamp_ clamp_max_ clamp_min_ copy_ "
+    "constant_ detach_ div_ fill_ lerp_ mul_ nan_to_num_ neg_ ones_ pow_ round_ sign_ sqrt_ square_ sub_ zero_ "
+    "zeros_".split()
+)
+_WITH_ANOTHER = set("__add__ __mul__ __rsub__ __sub__ __truediv__ add div lerp mul rsub sub".split())
+_TURNING = {".T", ".H", ".mT", ".mH", ".real", ".imag"}  # attributes that compute
+_OVER_ALL = set(
+    "_foreach_max _foreach_norm dot linalg_norm linalg_vector_norm mean norm std sum var vector_norm".split()
+)
+_SCALER = "_amp_foreach_non_finite_check_and_unscale_"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`."""
+
+    name: str
+    shape: torch.Size
+    where: range
+    rank: int
+    devices: int
+
+
+class _Careful(Tensor):
+    """A tensor that is asked before anything is computed with it."""
+
+    origin: Origin
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        called, kwargs = function.__name__, kwargs or {}
+        if called in ("__get__", "__set__", "__delete__"):
+            called = f".{function.__self__.__name__}" + {"__get__": ""}.get(called, "=")
+        tensors = list(_tensors((args, kwargs)))
+        asked = [x for x in tensors if isinstance(x, _Careful)]
+        with torch._C.DisableTorchFunctionSubclass():
+            for x in asked:
+                if not x.may(called, [other for other in tensors if other is not x]):
+                    raise RuntimeError(f"{called.lstrip('.')} of {x.what()}. {x.instead(called)}")
+            result = function(*args, **kwargs)
+            new = type(result) is Tensor and all(result is not x for x in tensors)
+            return asked[0].like(called, result) if new else result
+
+    def may(self, called: str, others: list[Tensor]) -> bool:
+        """Whether `called`, with `others`, treats each element by itself."""
+        raise NotImplementedError
+
+    def like(self, called: str, result: Tensor) -> Tensor:
+        """The new tensor that `called` made: careful too, if it is no more whole than this one."""
+        return result
+
+    def what(self) -> str:
+        """Whose tensor this is, for a message."""
+        of, where = self.origin, self.origin.where
+        return (
+            f"{of.name} {tuple(of.shape)}: rank {of.rank} of {of.devices} holds only its elements {where.start} to "
+            f"{where.stop}"
+        )
+
+    def instead(self, called: str) -> str:
+        """What to do, for a message."""
+        raise NotImplementedError
+
+
+class Piece(_Careful):
+    """This device's elements of a parameter: (n_i,), Shard(0) of the flattened whole, maybe empty. It counts as a
+    parameter (`isinstance(piece, nn.Parameter)`), and `origin` says of what."""
+
+    _is_param = True  # how PyTorch marks parameters that have a class of their own
+
+    @staticmethod
+    def make(x: Tensor, origin: Origin, requires_grad: bool = True) -> "Piece":
+        """A piece in the memory of `x` (n_i,)."""
+        piece = Tensor._make_subclass(Piece, x.detach(), requires_grad)
+        piece.origin = origin
+        return piece
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Piece":
+        memo[id(self)] = Piece.make(self.detach().clone(), self.origin, self.requires_grad)
+        return memo[id(self)]
+
+    def may(self, called: str, others: list[Tensor]) -> bool:
+        """Whether `called`, with `others`, treats each element by itself."""
+        if self.shape == self.origin.shape or called in _LOOKING | _CASTING:
+            return True
+        if called.startswith("."):
+            return called not in _TURNING
+        if called.startswith(("_foreach_", "_fused_")):  # optimizers, all pieces at once
+            return called not in _OVER_ALL
+        if not all(x.shape == self.shape or x.numel() == 1 for x in others):
+            return False
+        if called in _IN_PLACE:
+            return True
+        recorded = torch.is_grad_enabled() and self.requires_grad
+        # A tensor that fits the whole too, such as one number, might be meant for the whole.
+        certain = any(isinstance(x, _Careful) or not _broadcast(x.shape, self.origin.shape) for x in others)
+        return called in _WITH_ANOTHER and certain and not recorded
+
+    def like(self, called: str, result: Tensor) -> Tensor:
+        """A cast piece is one, though no parameter; so is a piece's gradient."""
+        if called == ".grad":
+            return _become(result, PieceGradient, self.origin)
+        if called in _CASTING:
+            _become(result, Piece, self.origin)._is_param = False
+        return result
+
+    def instead(self, called: str) -> str:
+        """What to do, for a message."""
+        return (
+            "The whole is there while the module that was sharded is called, and inside `with sharded.gathered():`. "
+            "Initialize, and apply weight_norm and the like, before sharding. piece.detach() is the plain piece"
+        )
+
+
+class PieceGradient(_Careful):
+    """The gradient of a piece: (n_i,), Shard(0)."""
+
+    def may(self, called: str, others: list[Tensor]) -> bool:
+        """Whether `called` needs no other device's elements."""
+        return self.origin.devices == 1 or called not in _OVER_ALL | {_SCALER}
+
+    def like(self, called: str, result: Tensor) -> Tensor:
+        """A square or the like is a piece's too."""
+        same = called != "detach" and result.shape == self.shape and result.is_floating_point()
+        return _become(result, PieceGradient, self.origin) if same else result
+
+    def what(self) -> str:
+        """Whose tensor this is, for a message."""
+        return f"the gradient of {super().what()}"
+
+    def instead(self, called: str) -> str:
+        """What to do, for a message."""
+        if called == _SCALER:
+            return "An infinity elsewhere would go unnoticed: use ShardedGradScaler(group) in place of GradScaler()"
+        return "Of all devices' pieces together: gradient_norm(pieces, group), clip_gradients(pieces, group, max_norm)"
+
+
+class Former(_Careful):
+    """A parameter that has been cut, for whoever still holds it: an optimizer made too early, a tied layer."""
+
+    def may(self, called: str, others: list[Tensor]) -> bool:
+        """Looking is all."""
+        return called in _LOOKING or called.startswith(".") and called not in _TURNING | {".grad", ".data"}
+
+    def instead(self, called: str) -> str:
+        """What to do, for a message."""
+        return (
+            "This is the parameter as it was before: make the optimizer after sharding, and let layers that share a "
+            "parameter be sharded by one FullySharded(model, group, layers=[...])"
+        )
+
+
+def become_former(p: Tensor, origin: Origin) -> None:
+    """From now on, whoever still holds `p` is told that it was cut."""
+    _become(p, Former, origin)
+
+
+def become_piece(p: Tensor, origin: Origin) -> None:
+    """From now on, the parameter `p` (n_i,) is a piece."""
+    _become(p, Piece, origin)
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """The shape that a parameter has on one device, also when this device holds a piece of it.
+
+    So weight decay for matrices alone is `[p for p in parameters if len(whole_shape(p)) >= 2]`, however many devices.
+    """
+    return parameter.origin.shape if isinstance(parameter, Piece) else parameter.shape
+
+
+def _become(x: Tensor, kind: type, origin: Origin) -> Tensor:
+    x.__class__, x.origin = kind, origin
+    return x
+
+
+def _broadcast(a: torch.Size, b: torch.Size) -> bool:
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b), strict=False))
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
