@@ -28,6 +28,7 @@ def show_source(*objects: Any) -> Source:
     Raises TypeError for what has no Python source (a number, a built-in function), ValueError for objects of several
     files: show them one by one.
     """
+    objects = tuple(map(inspect.unwrap, objects))  # of what a decorator has wrapped, what it wraps
     files = {inspect.getsourcefile(thing) for thing in objects}
     if len(files) != 1:
         raise ValueError(f"show_source takes objects of one file, these come from {len(files)}: show them one by one")
