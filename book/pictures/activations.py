@@ -5,6 +5,7 @@ from __future__ import annotations
 from book.pictures.kit.axis import readable
 from book.pictures.kit.blocks import label
 from book.pictures.kit.language import paint
+from book.pictures.kit.legend import MEANING
 from book.pictures.kit.svg import Picture, element
 from lib.costs.activations import LayerShape, Part, Term, activation_terms
 from lib.parallel.gpt.block import Recompute
@@ -20,7 +21,6 @@ PARTS: dict[Part, str] = {
     "dropout": "its masks",
     "layer": "input of the layer",
 }
-SAYS = {"sharded": "cut: shrinks with the devices", "replicated": "not cut: the same on every device"}
 WAYS: dict[Recompute | None, str] = {
     None: "everything kept",
     "selective": "scores computed anew (selective)",
@@ -71,13 +71,13 @@ def draw_activations(
         named = says if part == "layer" else f"{part}: {says}"
         body.append(label(8 + 246 * (i % 2), y + 20 * (i // 2), f"{i + 1}  {named}, {factor}{unit}", size=11.5))
     y += 20 * ((len(PARTS) - 1) // 2) + 12
-    for i, (look, says) in enumerate(SAYS.items()):
-        style = _style(look == "sharded", 24)
+    looks = ("sharded", "replicated")
+    for i, look in enumerate(looks):
         body += [
-            element("rect", x=8, y=y + 4 + 22 * i, width=24, height=14, **style),
-            label(40, y + 15.5 + 22 * i, says, size=12),
+            element("rect", x=8, y=y + 4 + 22 * i, width=24, height=14, **_style(look == "sharded", 24)),
+            label(40, y + 15.5 + 22 * i, MEANING[look], size=12),
         ]
-    height = 22 * len(SAYS)
+    height = 22 * len(looks)
     body += [
         label(8, y + height + 18, "16-bit activations, one-byte masks; no LayerNorm statistics.", size=12),
     ]
