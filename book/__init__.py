@@ -23,6 +23,7 @@ _HOMES = {
     "book.pictures.memory": ["draw_memory"],
     "book.pictures.mlp": ["draw_mlp"],
     "book.pictures.model": ["draw_model"],
+    "book.pictures.ownership": ["draw_ownership"],
     "book.pictures.qkv": ["draw_qkv"],
     "book.pictures.tensor": ["draw_tensor"],
     "book.pictures.timeline": ["draw_timeline"],

@@ -14,6 +14,7 @@ from book import (
     draw_heads,
     draw_mlp,
     draw_model,
+    draw_ownership,
     draw_qkv,
     draw_weighted_average,
 )
@@ -35,6 +36,7 @@ PICTURES = {
     "block": lambda: draw_block(4),
     "block, sequence parallel": lambda: draw_block(8, sequence_parallel=True, heads=16),
     "data and tensor": lambda: draw_data_and_tensor(LAYER, 4),
+    "ownership": lambda: draw_ownership(8, 1),
     "head scores, several lines of maps": lambda: draw_head_scores([MASKED.repeat(6, 1, 1)] * 2),
     "heads": lambda: draw_heads(12, 12, 4),
     "heads on 1": lambda: draw_heads(4, 2, 1),
