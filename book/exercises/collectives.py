@@ -148,7 +148,7 @@ def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
         ),
         "it is divided always, also when the largest |element| is below 2.5.": lambda parts, x: x / x.abs().max(),
         "the largest |elements| of all devices were added up: all_reduce adds unless it is told op='max'.": (
-            lambda parts, x: x / sum(piece.abs().max() for piece in cut(x, parts, 0))
+            lambda parts, x: divided(x, sum(piece.abs().max() for piece in cut(x, parts, 0)))
         ),
         "it is never divided.": lambda parts, x: x,
     },

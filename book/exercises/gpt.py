@@ -124,6 +124,12 @@ def place_of_winner(logits: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     return rank, token - torch.cat([ends.new_zeros(1), ends])[rank]
 
 
+def guesses_its_tokens(group: Group, logits: Tensor, own: Tensor) -> Tensor:
+    token = logits.argmax(1) + group.rank * len(own)
+    offers = group.all_gather(torch.stack([logits.amax(1), token.double()]), 0)
+    return offers[1::2].gather(0, offers[::2].argmax(0, keepdim=True))[0].long()
+
+
 @exercise(
     oracle=likeliest,
     inputs={"logits": Ties("texts 7*vocabulary", Shard(1)), "own": Vocabulary("7*vocabulary", Shard(0))},
@@ -131,6 +137,7 @@ def place_of_winner(logits: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     forward=(OfEach(AllGather(0), "2*devices texts"),),
     only=("all_gather",),
     slips={
+        "a device's first token is own[0]; rank * len(own) only where all have equally many.": guesses_its_tokens,
         "the largest token won, not the one with the largest logit.": lambda group, logits, own: (
             group.all_gather(torch.stack([logits.amax(1), own[logits.argmax(1)].double()]), 0)[1::2].amax(0).long()
         ),
@@ -144,11 +151,6 @@ def place_of_winner(logits: Tensor, parts: int) -> tuple[Tensor, Tensor]:
         )[0],
         "of several tokens with the largest logit the first counts; this is the last.": lambda parts, logits, own: (
             logits.shape[1] - 1 - logits.flip(1).argmax(1)
-        ),
-        "a device's first token is own[0]; rank * len(own) only where all have equally many.": (
-            lambda parts, logits, own: sum(
-                x * y for x, y in zip(place_of_winner(logits, parts), (len(cut(own, parts, 0)[-1]), 1), strict=True)
-            )
         ),
     },
     hints=(

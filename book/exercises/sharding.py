@@ -24,6 +24,7 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     inputs={"x": Input("batch in"), "w": Input("in out")},
     returns={"the result": Replicate()},
     forward=(Talk(AllGather(dim=1), "batch out"),),
+    parts={"w": Shard(1)},
     empty=True,
     refused={"x has one column more than w has rows": {"x": "batch in+1"}},
     hints=(
@@ -57,6 +58,7 @@ def own_terms(group: Group, x: Tensor, w: Tensor) -> Tensor:
     returns={"the result": Replicate()},
     gradients=("bias",),
     forward=(Talk(AllReduce(), "batch out"),),
+    parts={"x": Shard(1), "w": Shard(0)},
     empty=True,
     slips={
         "the bias was added before the sum, and a bare verb loses its gradient. Behind the sum it counts once.": (

@@ -29,7 +29,8 @@ def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial],
         if len(names) > 1 and not (isinstance(returned, tuple | list) and len(returned) == len(names)):
             given = f"{len(returned)} values" if isinstance(returned, tuple | list) else kind(returned)
             raise Fault(f"is wrong on {trial}.", f"rank {rank}: expected {' and '.join(names)}, given {given}")
-    all_given, sent = columns(task, outcome), outcome.meters.count().bytes_sent
+    all_given = columns(task, outcome)
+    sent = outcome.meters.count().bytes_sent if task.forward else 1  # where nothing need be sent, silence is no cause
     for i, (name, given, whole) in enumerate(zip(names, all_given, wholes, strict=True)):
 
         def look(answer: Program, on: Trial, i: int = i) -> list[Any]:

@@ -17,7 +17,7 @@ from book.exercises.check.cost import (
     praise,
 )
 from book.exercises.check.failed import check_callable, is_stub
-from book.exercises.check.runs import SEED, is_right, run, spent, spent_backward
+from book.exercises.check.runs import SEED, is_right, run, several, spent, spent_backward
 from book.exercises.check.task import Program, Task
 from book.exercises.check.trials import Trial, attempt, one_core, trials
 from book.exercises.check.verdict import Excess, Fault, Verdict
@@ -58,6 +58,8 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
         check_verbs(task.only, trial, spent(outcome)[0])
     for trial, outcome in runs:
         check_work(task.oracle, trial, outcome.work)
+    for trial, _ in runs:
+        _parts(task, program, trial)
     for trial, outcome in runs:
         if task.ring:
             check_ring(trial, outcome.paths)
@@ -77,6 +79,18 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
             check_steps(task.steps(trial.devices), trial, outcome.steps)
     _refusal(task, program, remarks)
     return tuple(remarks)
+
+
+def _parts(task: Task, program: Program, trial: Trial) -> None:
+    """Raises Fault when a device needs more of a whole input than its own part."""
+    for name, part in task.parts.items() if trial.even else ():
+        returned = attempt(program, trial, task.inputs, task.gradients, usable={name: part}).returned
+        if any(not y.isfinite().all() for given in returned for y in several(given)):
+            raise Fault(
+                f"gives the right numbers, but not by the way that is asked for, on {trial}.",
+                f"With only its own part of {name}, cut along dim {part.dim}, a device cannot compute its share.",
+                f"Cause: {name} is used whole, or cut along another dim, or another device's part is used.",
+            )
 
 
 def _bytes(

@@ -26,22 +26,22 @@ def recognized(
 ) -> str | None:
     """The sentence of the mistake that explains `trial`, where `rank` is the first wrong one; None if none does.
 
-    A slip is a whole program: it must give the same on every rank. A formula need only give what `rank` has. One trial
-    may look like several mistakes, so the one that most of the other trials speak for is taken, and none that they
-    speak against.
+    A slip is a whole program: it must give the same on every rank. A formula is of several
+    devices, and need only give what `rank` has. One trial
+    may look like several mistakes, so only one that every other trial speaks for is taken; else a wrong cause would be
+    named.
     """
     mine = look(program, trial)
     found = [(text, made, all) for text, made in slips.items() if _alike(mine, _quiet(made, trial), all)]
     for text, made in formulas.items():
         if close(mine[rank], _quiet(made, trial)[rank]):
             found.append((text + (" (Rank 0 is right.)" if rank else ""), made, any))
-    scored = []
     for text, made, how in found:
-        pairs = [(_quiet(lambda t: look(program, t), t), _quiet(made, t)) for t in others]
-        pairs = [(a, b) for a, b in pairs if _shapes(a) == _shapes(b)]
-        scored.append((sum(_alike(a, b, how) for a, b in pairs) / len(pairs) if pairs else 1.0, text))
-    best = max(scored, key=lambda item: item[0], default=(0.0, None))
-    return best[1] if best[0] >= 0.5 else None
+        elsewhere = [t for t in others if how is all or t.devices > 1]
+        pairs = [(_quiet(lambda t: look(program, t), t), _quiet(made, t)) for t in elsewhere]
+        if all(_alike(a, b, how) for a, b in pairs if _shapes(a) == _shapes(b)):
+            return text
+    return None
 
 
 def _alike(mine: Values, made: Values, how: Callable[[Any], bool]) -> bool:

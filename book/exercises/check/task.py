@@ -35,6 +35,7 @@ class Task:
     ring: bool = False  # whether a device may send to its neighbors only
     steps: Callable[[int], int] | None = None  # how many messages after each other are enough, for P devices
     devices: tuple[int, ...] = (1, 2, 3, 4)
+    parts: Mapping[str, Placement] = field(default_factory=dict)  # of a whole input, the part that a device may use
     empty: bool = False  # whether a dim may be shorter than the devices are many, so that some hold nothing of it
     # Known mistakes, and what is said of each: as a formula f(P, *inputs) for the whole result, or as a program.
     mistakes: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)

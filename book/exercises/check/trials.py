@@ -79,6 +79,15 @@ def hand_over(whole: Tensor, at: Placement | OnRank0, parts: int) -> list[Tensor
     return place(whole, at, parts)
 
 
+def spoil(whole: Tensor, part: Placement, parts: int) -> list[Tensor]:
+    """The whole for every device, but with NaN where it is not the device's part."""
+    inside = [part.piece(torch.arange(whole.numel()).view(whole.shape), parts, rank) for rank in range(parts)]
+    mine = [torch.full_like(whole, torch.nan) for _ in range(parts)]
+    for spoiled, own in zip(mine, inside, strict=True):
+        spoiled.view(-1)[own.flatten()] = whole.reshape(-1)[own.flatten()]
+    return mine
+
+
 def place(whole: Tensor, at: Placement, parts: int) -> list[Tensor]:
     """What each device holds of `whole`, in memory of its own. (Partial: the whole, as a partial sum's gradient is.)"""
     held = Replicate() if isinstance(at, Partial) else at
@@ -127,12 +136,15 @@ def attempt(
     requires_grad: tuple[str, ...] = (),
     backward: Callable[[int, Any], None] = lambda rank, returned: None,
     watch: bool = False,
+    usable: Mapping[str, Placement] | None = None,
 ) -> Outcome:
     """Runs the program on its own copy of the inputs per device, then `backward(rank, returned)` on the device.
 
-    With `watch`, messages are counted in steps, and by who sends to whom. Raises what the program or the engine raises.
+    Of an input in `usable` a device can use only that part: elsewhere it is NaN. With `watch`, messages are
+    counted in steps, and by who sends to whom. Raises what the program or the engine raises.
     """
     placed = {name: hand_over(trial.inputs[name], given.at, trial.devices) for name, given in inputs.items()}
+    placed |= {name: spoil(trial.inputs[name], part, trial.devices) for name, part in (usable or {}).items()}
     handed = [{name: pieces[rank] for name, pieces in placed.items()} for rank in range(trial.devices)]
     for mine in handed:
         for name in requires_grad:

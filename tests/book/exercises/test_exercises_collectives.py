@@ -291,6 +291,11 @@ def each_asks_itself(group, x):
     return x / largest if mine > 2.5 else x
 
 
+def agrees_on_the_smallest(group, x):
+    largest = group.all_reduce(x.abs().max(), op="min")
+    return x / largest if largest > 2.5 else x
+
+
 RIGHT = [
     (tasks.ring_all_gather, backwards_round_the_ring),
     (tasks.ring_all_gather, ring_with_a_buffer),
@@ -311,6 +316,7 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.normalize, agrees_on_the_smallest, "is wrong on 3 devices"),
     (tasks.ring_all_gather, straight_to_all, "but not round the ring"),
     (tasks.ring_all_gather, straight_to_all, "Rank 0 sent to rank 2. On a ring it has two neighbors, 3 and 1"),
     (tasks.normalize, forgets_abs, "the largest element is not the largest |element|"),
@@ -375,3 +381,7 @@ def test_terms_add_up_and_differ():
         assert len(terms) == parts
         torch.testing.assert_close(sum(terms), whole, rtol=0, atol=1e-14)
         assert parts == 1 or not torch.equal(terms[0], terms[1])
+
+
+def test_no_cause_is_better_than_a_wrong_one():
+    assert "Cause" not in str(tasks.normalize.check(agrees_on_the_smallest))

@@ -233,6 +233,10 @@ def again_dw_of_own_tokens_summed(group, x, w, dy):
     return group.reduce_scatter(dy @ w.T, 0), group.all_reduce(x.T @ shard(dy, group, 0))
 
 
+def norm_of_a_part_of_the_weight(group, x, weight, bias):
+    return F.layer_norm(x, weight.shape, copy_to(weight, group) / group.size, copy_to(bias, group))
+
+
 RIGHT = [
     (tasks.sequence_mlp, mlp_with_helpers),
     (tasks.sequence_mlp, mlp_einsum),
@@ -253,6 +257,7 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.sequence_norm, norm_of_a_part_of_the_weight, "the result on rank 0, index [0, 0]"),
     (tasks.gather_again, again_dw_of_own_tokens_summed, "own tokens alone for dw, then a sum over devices"),
     (tasks.sequence_mlp, mlp_gathers_again, "gather_linear gathers x a second time, in the backward"),
     (tasks.sequence_mlp, mlp_gather_from, "gather_from keeps your slice of the gradient and adds nothing up"),
@@ -311,3 +316,7 @@ test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
     EVERY, F=F, copy_to=copy_to, all_gather=all_gather, reduce_scatter=reduce_scatter
 )
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
+
+
+def test_no_cause_is_better_than_a_wrong_one():
+    assert "Cause" not in str(tasks.sequence_norm.check(norm_of_a_part_of_the_weight))

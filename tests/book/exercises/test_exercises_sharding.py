@@ -478,6 +478,16 @@ def two_by_where(group, x, a, b):
     return reduce_from(torch.where(h > 0, h, 0) @ b, group)
 
 
+def column_by_samples(group, x, w):
+    return group.all_gather(shard(x, group, 0) @ w, 0)
+
+
+def row_by_samples(group, x, w, bias):
+    y = torch.zeros(len(x), w.shape[1], dtype=x.dtype)
+    shard(y, group, 0).copy_(shard(x, group, 0) @ w)
+    return group.all_reduce(y) + bias
+
+
 RIGHT = [
     (tasks.column_forward, column_column_by_column),
     (tasks.column_forward, column_padded),
@@ -505,6 +515,8 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.column_forward, column_by_samples, "With only its own part of w, cut along dim 1"),
+    (tasks.row_forward, row_by_samples, "With only its own part of x, cut along dim 1"),
     (tasks.column_forward, column_chunked, "It was cut with chunk, which rounds up"),
     (tasks.column_forward, column_rounded_down, "the last 1 along dim 1 are missing"),
     (tasks.column_forward, column_einsum_then_cut, "does work twice"),
