@@ -27,6 +27,7 @@ class Owned:
     def __init__(self, size: int):
         self._caller = Own(torch.default_generator.get_state(), torch.get_default_dtype(), random.getstate(), _numpy())
         self._marks = _marks()
+        self._at_first = _read(self._marks)
         # A second normal number may be kept outside of the stream; to draw it does not show there.
         self._touched = bool(self._caller.numpy and self._caller.numpy["has_gauss"])
         self._mine = [self._caller] * size
@@ -34,7 +35,7 @@ class Owned:
     def lay_aside(self, rank: int) -> None:
         """Device `rank` gives the turn away."""
         if not self._touched:
-            self._touched = _marks() != self._marks
+            self._touched = _read(self._marks) != self._at_first
         touched = (random.getstate(), _numpy()) if self._touched else (None, None)
         self._mine[rank] = Own(torch.default_generator.get_state(), torch.get_default_dtype(), *touched)
 
@@ -61,15 +62,20 @@ def _numpy() -> Any:
     return None if numpy is None else numpy.random.get_state(legacy=False)
 
 
-def _marks() -> tuple:
-    """A few bytes of Python's and NumPy's streams, which change with every draw and every seed. To look at them takes
-    a microsecond at each turn; to copy the streams takes a hundred."""
+def _marks() -> list[ctypes.Array]:
+    """A few bytes of Python's and NumPy's streams as they stand in memory, which change with every draw and every seed.
+    To look at them takes less than a microsecond at each turn; to copy the streams takes a hundred."""
     # Where CPython keeps them: behind the head of the object, the index of the next number, and then the numbers.
-    marks = [ctypes.string_at(id(random._inst) + object.__basicsize__, 16), random._inst.gauss_next]
+    marks = [(ctypes.c_char * 16).from_address(id(random._inst) + object.__basicsize__)]
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         generator = numpy.random.mtrand._rand._bit_generator
         if isinstance(generator, numpy.random.MT19937):
             address = generator.ctypes.state_address  # 624 numbers, then the index of the next one
-            marks += [ctypes.string_at(address, 8), ctypes.string_at(address + 4 * 624, 4)]
-    return tuple(marks)
+            marks += [(ctypes.c_char * n).from_address(address + at) for n, at in ((8, 0), (4, 4 * 624))]
+            marks[-1].keeps = generator  # as long as its memory is looked at
+    return marks
+
+
+def _read(marks: list[ctypes.Array]) -> list:
+    return [random._inst.gauss_next, *[mark.raw for mark in marks]]

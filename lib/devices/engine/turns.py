@@ -98,7 +98,7 @@ class Turns:
 
     def is_current_thread(self, rank: int) -> bool:
         """Whether the caller is the thread of device `rank`."""
-        return threading.current_thread() is self._threads[rank]
+        return threading.get_ident() == self._threads[rank].ident
 
     def is_a_device(self) -> bool:
         """Whether the caller is the thread of one of the devices."""
