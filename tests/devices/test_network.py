@@ -145,3 +145,22 @@ def test_small_kernels_show_the_launch_floor_and_large_ones_hide_it():
     large = Cluster(1, hardware=slow_host)
     large.run(program, 400)
     assert large.trace.seconds == 40 + 5 * large.trace.events[1].seconds, "the host runs ahead"
+
+
+@pytest.mark.parametrize("rendezvous", [False, True])
+def test_messages_are_issued_like_kernels(rendezvous):
+    """The host takes 40 s for each call, a message 1 s and a byte 1 s: the calls are what takes the time."""
+    slow_host = Hardware("toy", 1e30, 1.0, 1e9, inside=Link(1.0, 1.0), launch=40.0)
+
+    def program(group, x):
+        for _ in range(2):
+            if group.rank == 0:
+                group.send(x, 1)
+            else:
+                group.recv(0)
+
+    two = Cluster(2, hardware=slow_host, rendezvous=rendezvous)
+    two.run(program, torch.ones(2, dtype=torch.uint8))
+    begins = [event.start for event in two.trace.events if event.name.startswith("send")]
+    assert begins == [40, 80]
+    assert two.trace.seconds == 80 + 1 + 2

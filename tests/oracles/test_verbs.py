@@ -111,6 +111,30 @@ def test_all_to_all_even_and_uneven(world, dims, dtype):
     compare(world, lambda group, x, *dims: group.all_to_all(x, *dims), all_to_all, xs, *dims)
 
 
+def lengths_of(size):
+    """What device i sends to device j: uneven, some nothing."""
+    return [[(i + 2 * j) % 3 for j in range(size)] for i in range(size)]
+
+
+def all_to_all_with_sizes(xs):
+    rank, table = dist.get_rank(), lengths_of(len(xs))
+    coming = [row[rank] for row in table]
+    arrived = xs[rank].new_empty(sum(coming), *xs[rank].shape[1:])
+    dist.all_to_all_single(arrived, xs[rank], coming, table[rank])
+    return arrived
+
+
+@pytest.mark.parametrize("told", ["table", "own lengths"])
+def test_all_to_all_with_sizes(world, told):
+    table = lengths_of(world.size)
+
+    def ours(group, x):
+        return group.all_to_all(x, sizes=table if told == "table" else table[group.rank])
+
+    many = numbers(world.size, (8, 3), torch.float64)
+    compare(world, ours, all_to_all_with_sizes, [x[: sum(row)] for x, row in zip(many, table, strict=True)])
+
+
 def broadcast(xs, src):
     y = xs[dist.get_rank()]
     dist.broadcast(y, src=src)
@@ -209,6 +233,34 @@ def hand_round_simulated(group, x):
 
 def test_send_and_recv_with_tags(world):
     compare(world, hand_round_simulated, hand_round, numbers(world.size, (3, 2), torch.float64))
+
+
+def ask_before_it_is_sent(xs):
+    rank, size = dist.get_rank(), len(xs)
+    if size == 1:
+        return xs[0]
+    left, right = torch.empty_like(xs[rank]), torch.empty_like(xs[rank])
+    asked = [dist.irecv(left, src=(rank - 1) % size, tag=1), dist.irecv(right, src=(rank + 1) % size, tag=2)]
+    sent = [dist.isend(xs[rank], (rank + 1) % size, tag=1), dist.isend(-xs[rank], (rank - 1) % size, tag=2)]
+    for one in reversed(asked + sent):
+        one.wait()
+    return left + 10 * right
+
+
+def ask_before_it_is_sent_simulated(group, x):
+    if group.size == 1:
+        return x
+    before, after = (group.rank - 1) % group.size, (group.rank + 1) % group.size
+    left, right = group.recv(before, tag=1, async_op=True), group.recv(after, tag=2, async_op=True)
+    group.send(x, after, tag=1)
+    group.send(-x, before, tag=2)
+    from_the_right = right.wait()
+    return left.wait() + 10 * from_the_right
+
+
+def test_recv_that_is_waited_for_later(world):
+    xs = numbers(world.size, (3, 2), torch.float64)
+    compare(world, ask_before_it_is_sent_simulated, ask_before_it_is_sent, xs)
 
 
 def meet(xs):

@@ -154,6 +154,8 @@ class Exchange:
         me, call, address = ranks[rank], Message("send", dst, tag), Address(key, rank, dst, tag)
         self._check_caller(me, call)
         self.meters.charge(me, "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
+        if self.clock is not None:
+            self.clock.issue(me)
         with nullcontext() if self.clock is None else self.clock.paused():
             letter = Letter(row_major(x.clone()), ranks)  # what the sender does to its tensor later is its own affair
         if self.clock is not None and not self.rendezvous:
@@ -180,7 +182,7 @@ class Exchange:
 
     def _ask(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Recv:
         self._check_caller(ranks[rank], Message("recv", src, tag))
-        recv, address = Recv(0.0 if self.clock is None else self.clock.now[ranks[rank]]), Address(key, src, rank, tag)
+        recv, address = Recv(0.0 if self.clock is None else self.clock.issue(ranks[rank])), Address(key, src, rank, tag)
         letter = self._mail.ask(address, recv)
         if letter is not None:
             self._deliver(address, letter, recv)
