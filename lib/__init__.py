@@ -6,6 +6,7 @@ Imports only go down, in this order. Readers find every name here: `from lib imp
 """
 
 from lib.costs.activations import LayerShape, activation_bytes, activation_terms, saved_by_term
+from lib.costs.experts import DEEPSEEK_V3, MIXTRAL_8X7B, ExpertModel, ExpertShape, least_inner, rows_to_keep_busy
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
 from lib.costs.measure import Measured, measure
 from lib.costs.tensor import data_parallel_costs, tensor_parallel_costs
@@ -32,6 +33,15 @@ from lib.parallel.data.average import (
 )
 from lib.parallel.data.clip import clip_gradients, gradient_norm
 from lib.parallel.data.parameter_server import plan_updates, train_asynchronously
+from lib.parallel.experts.balance import balance_loss, imbalance, update_bias, z_loss
+from lib.parallel.experts.capacity import capacity_for, keep_first
+from lib.parallel.experts.gradients import gradient_norm_on, sum_gradients
+from lib.parallel.experts.grid import ExpertGrid
+from lib.parallel.experts.layer import MixtureOfExperts
+from lib.parallel.experts.model import ExpertGPT, ExpertGPTConfig
+from lib.parallel.experts.nodes import NodeFirstExperts
+from lib.parallel.experts.overlap import OverlappedExperts
+from lib.parallel.experts.router import ExpertChoiceRouter, RoutingRule, route
 from lib.parallel.gpt.block import ParallelBlock
 from lib.parallel.gpt.config import SIZES, GPTConfig
 from lib.parallel.gpt.generate import generate
@@ -88,8 +98,15 @@ __all__ = [
     "ColumnParallelLinear",
     "Comparison",
     "Count",
+    "DEEPSEEK_V3",
     "DeadlockError",
     "Event",
+    "ExpertChoiceRouter",
+    "ExpertGPT",
+    "ExpertGPTConfig",
+    "ExpertGrid",
+    "ExpertModel",
+    "ExpertShape",
     "FullySharded",
     "FusedHeads",
     "GPT",
@@ -100,14 +117,18 @@ __all__ = [
     "KVCache",
     "LayerShape",
     "Link",
+    "MIXTRAL_8X7B",
     "MasterWeights",
     "Measured",
     "Mesh",
     "Meters",
     "MismatchError",
+    "MixtureOfExperts",
     "ModelState",
+    "NodeFirstExperts",
     "OverlappedBlock",
     "OverlappedColumnLinear",
+    "OverlappedExperts",
     "OverlappedGPT",
     "OverlappedMLP",
     "PaddedShard",
@@ -120,6 +141,7 @@ __all__ = [
     "Placement",
     "Processes",
     "Replicate",
+    "RoutingRule",
     "RowParallelLinear",
     "SIZES",
     "SequenceBlock",
@@ -146,8 +168,10 @@ __all__ = [
     "attend",
     "average_gradients",
     "averaging",
+    "balance_loss",
     "broadcast_parameters",
     "bus_bandwidth",
+    "capacity_for",
     "check_same_parameters",
     "clip_gradients",
     "copy_to",
@@ -163,7 +187,11 @@ __all__ = [
     "gpt_parameters",
     "gpt_synchronizations",
     "gradient_norm",
+    "gradient_norm_on",
+    "imbalance",
+    "keep_first",
     "launch",
+    "least_inner",
     "load_dense",
     "load_optimizer_state",
     "mean_loss",
@@ -175,20 +203,25 @@ __all__ = [
     "read_gpt2",
     "reduce_from",
     "reduce_scatter",
+    "route",
+    "rows_to_keep_busy",
     "same_random",
     "saved_by_term",
     "scatter_to",
     "shard",
     "shard_batch",
     "shard_sizes",
+    "sum_gradients",
     "tensor_parallel_costs",
     "time_run",
     "train_asynchronously",
     "unshard",
+    "update_bias",
     "vocab_parallel_cross_entropy",
     "whole_parameters",
     "whole_shape",
     "write_gpt2",
+    "z_loss",
     "zero_bytes",
     "zero_volume",
 ]

@@ -1,0 +1,103 @@
+"""The book's GPT with experts in the place of every MLP, under expert x data x tensor parallelism."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lib.devices import Group
+from lib.parallel.experts.balance import balance_loss, update_bias, z_loss
+from lib.parallel.experts.grid import ExpertGrid, as_grid
+from lib.parallel.experts.layer import MixtureOfExperts, Seen
+from lib.parallel.experts.router import ExpertChoiceRouter, Router, RoutingRule
+from lib.parallel.gpt.block import ParallelBlock
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.gpt.model import GPT
+
+
+@dataclass(frozen=True)
+class ExpertGPTConfig(GPTConfig):
+    """A GPT whose MLPs are `experts` of size `inner` (None: 4 hidden), `k` of them for each token.
+
+    `balance` and `z` weigh the two losses of each layer, `bias_rate` is that of `update_bias`; 0 leaves it out.
+    """
+
+    experts: int = 8
+    k: int = 2
+    inner: int | None = None
+    capacity_factor: float | None = None
+    shared: int = 0
+    balance: float = 0.0
+    z: float = 0.0
+    bias_rate: float = 0.0
+    expert_choice: bool = False
+
+    @property
+    def rule(self) -> RoutingRule:
+        """As Mixtral routes: the softmax over all experts, the k best, gates that sum to 1."""
+        return RoutingRule(self.experts, self.k)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight of the dense model, by name."""
+        h, inner = self.hidden, self.inner or 4 * self.hidden
+        shapes = {name: shape for name, shape in super().shapes().items() if ".mlp." not in name}
+        for i in range(self.layers):
+            mlp = f"blocks.{i}.mlp"
+            shapes[f"{mlp}.router.weight"] = (self.experts, h)
+            shapes |= {f"{mlp}.experts.up": (self.experts, inner, h), f"{mlp}.experts.down": (self.experts, h, inner)}
+            if self.shared:
+                width = inner * self.shared
+                shapes |= {f"{mlp}.shared.up": (1, width, h), f"{mlp}.shared.down": (1, h, width)}
+        return shapes
+
+
+class ExpertGPT(GPT):
+    """One device's part. Every device of the batch brings texts of its own; the experts are divided among them.
+
+    Weights start as the pieces of one dense initialization, whatever the grid. Dropout must differ between the devices
+    of the batch: see `different_random`.
+    """
+
+    def __init__(self, config: ExpertGPTConfig, group: Group | ExpertGrid):
+        grid = as_grid(group)
+        self.Block = type("ExpertBlock", (ParallelBlock,), {"MLP": staticmethod(partial(_experts, config, grid))})
+        super().__init__(config, grid.tensor)
+        self.grid = grid
+        with torch.no_grad():
+            for layer in self.layers_of_experts():
+                layer.router.bias.zero_()
+                for mlp in (layer.experts, layer.shared):
+                    if mlp is not None:  # 2 x layers outputs add up on the residual, as everywhere in GPT-2
+                        mlp.down /= math.sqrt(2 * config.layers)
+
+    def layers_of_experts(self) -> list[MixtureOfExperts]:
+        """One for each block."""
+        return [block.mlp for block in self.blocks]
+
+    def seen(self) -> list[Seen]:
+        """What the last forward did in each layer."""
+        return [layer.seen for layer in self.layers_of_experts()]
+
+    def extra_loss(self) -> Tensor:
+        """() Partial over the batch: the balance and z-losses of all layers of the last forward, weighed."""
+        config = self.config
+        return sum(config.balance * balance_loss(seen) + config.z * z_loss(seen) for seen in self.seen())
+
+    def update_biases(self) -> None:
+        """After a step, where there is a `bias_rate`: by the loads of the last forward."""
+        for layer in self.layers_of_experts():
+            update_bias(layer.router, layer.seen, self.config.bias_rate)
+
+
+def _experts(config: ExpertGPTConfig, grid: ExpertGrid, hidden: int, _: Group, approximate: str) -> MixtureOfExperts:
+    return MixtureOfExperts(
+        hidden,
+        config.inner or 4 * hidden,
+        config.rule,
+        grid,
+        capacity_factor=config.capacity_factor,
+        shared=config.shared,
+        router=ExpertChoiceRouter if config.expert_choice else Router,
+    )
