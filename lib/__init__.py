@@ -6,6 +6,15 @@ Imports only go down, in this order. Readers find every name here: `from lib imp
 """
 
 from lib.costs.activations import LayerShape, activation_bytes, activation_terms, saved_by_term
+from lib.costs.context import (
+    attention_bytes,
+    attention_flops,
+    attention_seconds,
+    context_memory,
+    imbalance,
+    pairs_by_hop,
+    tokens_to_hide,
+)
 from lib.costs.experts import DEEPSEEK_V3, MIXTRAL_8X7B, ExpertModel, ExpertShape, least_inner, rows_to_keep_busy
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
 from lib.costs.measure import Measured, measure
@@ -24,6 +33,14 @@ from lib.devices.trace import Event, Trace
 from lib.parallel.attention.attention import KVCache, ParallelSelfAttention
 from lib.parallel.attention.heads import FusedHeads, ParallelQKV
 from lib.parallel.attention.kernels import attend, fused_attend
+from lib.parallel.context.attention import ContextAttention
+from lib.parallel.context.blocks import Block, blocks_between
+from lib.parallel.context.cut import CutTokens, token_places
+from lib.parallel.context.gathered import GatheredAttention
+from lib.parallel.context.gpt import ContextGPT, sum_gradients
+from lib.parallel.context.ring import RingAttention
+from lib.parallel.context.softmax import attend_blocks, attend_part, attend_part_backward, merge_parts
+from lib.parallel.context.ulysses import UlyssesAttention
 from lib.parallel.data.average import (
     average_gradients,
     averaging,
@@ -94,10 +111,14 @@ from lib.real.stopwatch import time_run
 from lib.real.torchrun import launch
 
 __all__ = [
+    "Block",
     "Cluster",
     "ColumnParallelLinear",
     "Comparison",
+    "ContextAttention",
+    "ContextGPT",
     "Count",
+    "CutTokens",
     "DEEPSEEK_V3",
     "DeadlockError",
     "Event",
@@ -111,6 +132,7 @@ __all__ = [
     "FusedHeads",
     "GPT",
     "GPTConfig",
+    "GatheredAttention",
     "Group",
     "Handle",
     "Hardware",
@@ -141,6 +163,7 @@ __all__ = [
     "Placement",
     "Processes",
     "Replicate",
+    "RingAttention",
     "RoutingRule",
     "RowParallelLinear",
     "SIZES",
@@ -159,6 +182,7 @@ __all__ = [
     "ShardedGradScaler",
     "ShardedOptimizer",
     "Trace",
+    "UlyssesAttention",
     "VocabParallelEmbedding",
     "activation_bytes",
     "activation_terms",
@@ -166,14 +190,22 @@ __all__ = [
     "all_gather",
     "all_to_all",
     "attend",
+    "attend_blocks",
+    "attend_part",
+    "attend_part_backward",
+    "attention_bytes",
+    "attention_flops",
+    "attention_seconds",
     "average_gradients",
     "averaging",
     "balance_loss",
+    "blocks_between",
     "broadcast_parameters",
     "bus_bandwidth",
     "capacity_for",
     "check_same_parameters",
     "clip_gradients",
+    "context_memory",
     "copy_to",
     "data_parallel_costs",
     "dense_state",
@@ -196,9 +228,11 @@ __all__ = [
     "load_optimizer_state",
     "mean_loss",
     "measure",
+    "merge_parts",
     "model_state",
     "overlapped_linear",
     "padded_vocabulary",
+    "pairs_by_hop",
     "plan_updates",
     "read_gpt2",
     "reduce_from",
@@ -214,6 +248,8 @@ __all__ = [
     "sum_gradients",
     "tensor_parallel_costs",
     "time_run",
+    "token_places",
+    "tokens_to_hide",
     "train_asynchronously",
     "unshard",
     "update_bias",
