@@ -11,7 +11,7 @@ from lib.costs.context import (
     attention_flops,
     attention_seconds,
     context_memory,
-    imbalance,
+    cut_imbalance,
     pairs_by_hop,
     tokens_to_hide,
 )
@@ -37,7 +37,7 @@ from lib.parallel.context.attention import ContextAttention
 from lib.parallel.context.blocks import Block, blocks_between
 from lib.parallel.context.cut import CutTokens, token_places
 from lib.parallel.context.gathered import GatheredAttention
-from lib.parallel.context.gpt import ContextGPT, sum_gradients
+from lib.parallel.context.gpt import ContextGPT, sum_context_gradients
 from lib.parallel.context.ring import RingAttention
 from lib.parallel.context.softmax import attend_blocks, attend_part, attend_part_backward, merge_parts
 from lib.parallel.context.ulysses import UlyssesAttention
@@ -207,6 +207,7 @@ __all__ = [
     "clip_gradients",
     "context_memory",
     "copy_to",
+    "cut_imbalance",
     "data_parallel_costs",
     "dense_state",
     "different_random",
@@ -245,6 +246,7 @@ __all__ = [
     "shard",
     "shard_batch",
     "shard_sizes",
+    "sum_context_gradients",
     "sum_gradients",
     "tensor_parallel_costs",
     "time_run",

@@ -38,7 +38,7 @@ def pairs_by_hop(length: int, devices: int, order: Order, causal: bool = True) -
     ]
 
 
-def imbalance(length: int, devices: int, order: Order, causal: bool = True) -> float:
+def cut_imbalance(length: int, devices: int, order: Order, causal: bool = True) -> float:
     """The time of a ring whose messages are free, over that of one with equal work for all: 1 is best.
 
     A device waits for the keys of the one before it, and computes at its own pace otherwise, so what counts is the

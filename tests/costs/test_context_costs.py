@@ -14,7 +14,7 @@ from lib.costs.context import (
     attention_seconds,
     context_memory,
     cut_heads,
-    imbalance,
+    cut_imbalance,
     layer_flops,
     pairs_by_hop,
     tokens_to_hide,
@@ -98,11 +98,11 @@ def test_how_unbalanced_each_cut_is(devices):
     S, P = 4096, devices
     n = S // P
     contiguous = ((P - 1) * n * n + n * (n + 1) / 2) * P / (S * (S + 1) / 2)
-    assert imbalance(S, P, "contiguous") == pytest.approx(contiguous)
-    assert imbalance(S, P, "contiguous") == pytest.approx((2 * P - 1) / P, rel=1e-2)
-    assert imbalance(S, P, "zigzag") == 1
-    assert imbalance(S, P, "striped") == pytest.approx(1, abs=2 * P / S)
-    assert imbalance(S, P, "contiguous", causal=False) == 1
+    assert cut_imbalance(S, P, "contiguous") == pytest.approx(contiguous)
+    assert cut_imbalance(S, P, "contiguous") == pytest.approx((2 * P - 1) / P, rel=1e-2)
+    assert cut_imbalance(S, P, "zigzag") == 1
+    assert cut_imbalance(S, P, "striped") == pytest.approx(1, abs=2 * P / S)
+    assert cut_imbalance(S, P, "contiguous", causal=False) == 1
 
 
 @pytest.mark.parametrize("order", ["contiguous", "striped", "zigzag"])

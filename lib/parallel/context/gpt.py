@@ -27,7 +27,7 @@ class ContextGPT(GPT):
 
     `everyone` are the devices with the same weights and other tokens, over which the loss is a mean: the context group,
     times the data group where there is one. Communication: what `attention` needs, two numbers for the loss, and the
-    gradients: call `sum_gradients(model, everyone)` after the backward.
+    gradients: call `sum_context_gradients(model, everyone)` after the backward.
 
     Raises ValueError for dropout, and when the sequence is longer than the model's positions.
     """
@@ -86,7 +86,7 @@ class ContextGPT(GPT):
         return cut.whole(group.all_gather(x.detach(), 1).split(sizes, 1))
 
 
-def sum_gradients(module: nn.Module, everyone: Group) -> None:
+def sum_context_gradients(module: nn.Module, everyone: Group) -> None:
     """After the backward of a loss that is the mean over all tokens of `everyone`: each device has the gradient through
     its own tokens, and their sum is the whole. Partial -> Replicate. Communication: that of `average_gradients`."""
     average_gradients(module, everyone, share=1.0)

@@ -8,7 +8,7 @@ from parallel.small_gpt import alone, build, dense_weights, tokens_of
 from lib import GPTConfig, Mesh, load_dense, mean_loss, vocab_parallel_cross_entropy
 from lib.devices import Cluster
 from lib.parallel.context.gathered import GatheredAttention
-from lib.parallel.context.gpt import ContextGPT, sum_gradients
+from lib.parallel.context.gpt import ContextGPT, sum_context_gradients
 from lib.parallel.context.ring import RingAttention
 from lib.parallel.context.ulysses import UlyssesAttention
 from lib.parallel.data.average import average_gradients
@@ -50,7 +50,7 @@ def assert_equals_one_device(targets=TARGETS, **grid):
 
     def program(group):
         mesh, model, everyone, mine = on_mesh(group, state, targets, **grid)
-        sum_gradients(model, everyone)
+        sum_context_gradients(model, everyone)
         torch.testing.assert_close(mine.detach(), loss, atol=1e-12, rtol=1e-12)
         for name, p in model.named_parameters():
             piece = layout_of(model, name).piece(grads[name], mesh.tensor.size, mesh.tensor.rank)
