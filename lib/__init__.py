@@ -65,6 +65,14 @@ from lib.parallel.gpt.generate import generate
 from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.overlap import OverlappedBlock, OverlappedGPT
 from lib.parallel.gpt.weights import from_gpt2, read_gpt2, write_gpt2
+from lib.parallel.llama.config import LLAMAS, LlamaConfig
+from lib.parallel.llama.layer import GatedMLP, LlamaAttention, LlamaBlock
+from lib.parallel.llama.model import Llama
+from lib.parallel.llama.rotary import LinearScaling, Llama3Scaling, rotate, turn_of
+from lib.parallel.llama.rows import HubFolder
+from lib.parallel.llama.sequence import SequenceLlama, SequenceLlamaBlock
+from lib.parallel.llama.settings import llama_config
+from lib.parallel.llama.weights import from_llama, load_llama, read_llama, write_llama
 from lib.parallel.sequence.layers import SequenceLayerNorm, SequenceRMSNorm, gather_linear
 from lib.parallel.sequence.model import (
     SequenceBlock,
@@ -132,13 +140,22 @@ __all__ = [
     "FusedHeads",
     "GPT",
     "GPTConfig",
+    "GatedMLP",
     "GatheredAttention",
     "Group",
     "Handle",
     "Hardware",
+    "HubFolder",
     "KVCache",
+    "LLAMAS",
     "LayerShape",
+    "LinearScaling",
     "Link",
+    "Llama",
+    "Llama3Scaling",
+    "LlamaAttention",
+    "LlamaBlock",
+    "LlamaConfig",
     "MIXTRAL_8X7B",
     "MasterWeights",
     "Measured",
@@ -172,6 +189,8 @@ __all__ = [
     "SequenceEmbedding",
     "SequenceGPT",
     "SequenceLayerNorm",
+    "SequenceLlama",
+    "SequenceLlamaBlock",
     "SequenceMLP",
     "SequenceQKV",
     "SequenceRMSNorm",
@@ -213,6 +232,7 @@ __all__ = [
     "different_random",
     "equal_to_one_device",
     "from_gpt2",
+    "from_llama",
     "fused_attend",
     "gather_from",
     "gather_linear",
@@ -225,7 +245,9 @@ __all__ = [
     "keep_first",
     "launch",
     "least_inner",
+    "llama_config",
     "load_dense",
+    "load_llama",
     "load_optimizer_state",
     "mean_loss",
     "measure",
@@ -236,8 +258,10 @@ __all__ = [
     "pairs_by_hop",
     "plan_updates",
     "read_gpt2",
+    "read_llama",
     "reduce_from",
     "reduce_scatter",
+    "rotate",
     "route",
     "rows_to_keep_busy",
     "same_random",
@@ -253,12 +277,14 @@ __all__ = [
     "token_places",
     "tokens_to_hide",
     "train_asynchronously",
+    "turn_of",
     "unshard",
     "update_bias",
     "vocab_parallel_cross_entropy",
     "whole_parameters",
     "whole_shape",
     "write_gpt2",
+    "write_llama",
     "z_loss",
     "zero_bytes",
     "zero_volume",

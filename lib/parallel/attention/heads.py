@@ -85,19 +85,29 @@ class FusedHeads:
 class ParallelQKV(ColumnParallelLinear):
     """One device's heads of the fused projection: weight ((heads + 2 kv_heads) d/P, hidden), cut by `FusedHeads`.
 
+    A head has `head_size` d numbers, hidden / heads unless said otherwise.
+
     Where devices hold copies of the same keys and values, each sees only what its own queries do with them, so the
     gradients of the copies are partial sums: `copy_to` over these devices adds them up, and the copies stay equal.
     """
 
-    def __init__(self, hidden: int, heads: int, kv_heads: int, group: Group):
-        check_heads(hidden, heads, kv_heads, group.size)
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        group: Group,
+        head_size: int | None = None,
+        bias: bool = True,
+    ):
+        check_heads(heads * head_size if head_size else hidden, heads, kv_heads, group.size)
         nn.Module.__init__(self)
         layout = FusedHeads(heads, kv_heads)
         self.layout = {"weight": layout, "bias": layout}
-        size = hidden // heads
+        size = head_size or hidden // heads
         self.widths = heads // group.size * size, max(1, kv_heads // group.size) * size  # of queries; of keys, values
         self.sharing = group.split(min(kv_heads, group.size))  # the devices with the same keys and values
-        self._hold(nn.Linear(hidden, (heads + 2 * kv_heads) * size), group, share=False)
+        self._hold(nn.Linear(hidden, (heads + 2 * kv_heads) * size, bias), group, share=False)
 
     def pieces(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, with whole gradients for the copies."""

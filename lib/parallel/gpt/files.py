@@ -40,7 +40,7 @@ def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "from where the weights are"
         )
     weights = _read_shards(path) if path.name.endswith(INDEX) else _read(path)
-    return _json(settings), without_wrappers(weights)
+    return read_json(settings), without_wrappers(weights)
 
 
 def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def _file(path: Path) -> Path:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    where = _json(index).get("weight_map")
+    where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise ValueError(f"{index} is no index of weights: it has no weight_map")
     weights: dict[str, Tensor] = {}
@@ -115,7 +115,8 @@ def _state(loaded: Any, file: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file of settings says, by name. ValueError that names a file with something else."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except ValueError as error:

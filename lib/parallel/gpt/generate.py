@@ -8,18 +8,31 @@ Every device draws the noise of the whole vocabulary from the same seed, so that
 The Gumbel-max trick, as told by Maddison, Tarlow, Minka 2014, arXiv 1411.0030.
 """
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
 from lib.devices import Group, same_random
 from lib.parallel.attention.attention import KVCache
-from lib.parallel.gpt.model import GPT
 from lib.parallel.tensor.vocabulary import PaddedShard
+
+
+class Writer(Protocol):
+    """A module that can write: a GPT, a Llama, or whatever else says which token may follow."""
+
+    config: Any  # with its `vocabulary`, and the `positions` that it has
+    group: Group
+    blocks: Sequence[Any]  # its layers: each gets a cache
+
+    def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """(batch, S) -> (batch, padded V/P) Shard(-1): for the token that follows, padding -inf."""
 
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: Writer,
     tokens: Tensor,
     count: int,
     temperature: float = 0.0,
@@ -76,7 +89,7 @@ def keep_largest(scores: Tensor, k: int, group: Group) -> Tensor:
     return scores.masked_fill(scores < least, -torch.inf)
 
 
-def _own_noise(scores: Tensor, model: GPT, random: torch.Generator) -> Tensor:
+def _own_noise(scores: Tensor, model: Writer, random: torch.Generator) -> Tensor:
     vocabulary = model.config.vocabulary
     exponential = torch.empty(vocabulary, len(scores), dtype=torch.float64, device="cpu").exponential_(generator=random)
     return PaddedShard(vocabulary).piece(-exponential.log(), model.group.size, model.group.rank).T.to(scores.device)
@@ -87,7 +100,7 @@ def _common_seed(group: Group) -> int:
         return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
-def _check(model: GPT, tokens: Tensor, count: int, temperature: float, top_k: int | None) -> None:
+def _check(model: Writer, tokens: Tensor, count: int, temperature: float, top_k: int | None) -> None:
     where = f"generate on rank {model.group.rank} of {model.group.size}"
     if tokens.ndim != 2 or not tokens.shape[1]:
         raise ValueError(f"{where}: the prompt of shape {tuple(tokens.shape)} must be (batch, S) with S at least 1")

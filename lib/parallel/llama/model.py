@@ -1,0 +1,150 @@
+"""A Llama on P devices: an embedding, a stack of layers, a last RMSNorm, and a head that is a matrix of its own.
+
+    tokens -> embedding -> layer -> ... -> layer -> norm -> head -> logits, or the loss
+
+No positions are added to the embedding: every layer turns its queries and keys.
+
+Touvron et al. 2023, arXiv 2302.13971; over devices as GPT-2: Shoeybi et al. 2019, arXiv 1909.08053, section 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.devices import Group
+from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.kernels import Attend, attend
+from lib.parallel.gpt.block import Recompute
+from lib.parallel.llama.config import LlamaConfig
+from lib.parallel.llama.layer import LlamaBlock
+from lib.parallel.llama.rotary import turn_of
+from lib.parallel.sharding.conjugates import copy_to, gather_from
+from lib.parallel.sharding.dense import layout_of
+from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
+
+
+class Llama(nn.Module):
+    """One device's part of a Llama, split over `group`. On one device it is the dense model.
+
+    Communication: that of `GPT`, call by call. `recompute` and `attend` are those of `LlamaBlock`. Weights start as the
+    shards of one dense initialization, whatever the device count. Raises ValueError when the devices do not divide the
+    heads or the MLP.
+    """
+
+    Embedding, Block = VocabParallelEmbedding, LlamaBlock
+
+    def __init__(
+        self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend
+    ):
+        super().__init__()
+        self.config, self.group = config, group
+        with torch.device("meta"):  # without memory: the layers would draw numbers that are not Llama's
+            self.embedding = self.Embedding(config.vocabulary, config.hidden, group)
+            self.blocks = nn.ModuleList(self.Block(config, group, recompute, attend) for _ in range(config.layers))
+            self.norm = self.rms_norm(config)
+            # Its rows belong to tokens, as those of the embedding, and are cut as these. Tied, they are the same.
+            self.head = None if config.tied else self.Embedding(config.vocabulary, config.hidden, group)
+        self.to_empty(device=torch.get_default_device())
+        initialize(self)
+
+    def rms_norm(self, config: LlamaConfig) -> nn.RMSNorm:
+        """An RMSNorm for the tokens that this device has."""
+        return nn.RMSNorm(config.hidden, config.eps)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        caches: Sequence[KVCache] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """tokens (batch, S), integers, Replicate -> logits (batch, S, padded V/P) Shard(-1).
+
+        With `targets` (batch, S): the mean loss, a single number, Replicate; a target of -100 does not count. With
+        `caches`, one for each layer: tokens are those that follow the ones seen so far. `positions` (S,) say where the
+        tokens stand in the whole text, where that is not one after the other from the first, or from the last seen.
+        """
+        logits = self.logits(self.trunk(tokens, caches, positions))
+        if targets is None:
+            return logits
+        return mean_loss(vocab_parallel_cross_entropy(logits, targets, self.group, self.config.vocabulary), targets)
+
+    def trunk(
+        self, tokens: Tensor, caches: Sequence[KVCache] | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """(batch, S) -> (batch, S, hidden), what the last layer leaves."""
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(
+                f"Llama on rank {self.group.rank} of {self.group.size}: {len(caches)} caches for {len(self.blocks)} "
+                "layers; give each layer one of its own"
+            )
+        positions = self._positions(tokens, 0 if caches is None else caches[0].seen, positions)
+        turn = turn_of(positions, self.config.head_size, self.config.theta, self.config.scaling)
+        x = self.embedding(tokens)  # (batch, S, hidden)  Replicate
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, turn, cache)  # (batch, S, hidden)  Replicate
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the last layer leaves -> logits (batch, S, padded V/P) Shard(-1)."""
+        return self.enter(self.norm(x), self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(padded V/P, hidden) Shard(0): the head's own, or the embedding's."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def all_tokens(self, x: Tensor) -> Tensor:
+        """What a layer leaves -> (batch, S, hidden) Replicate."""
+        return x
+
+    def enter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Into the sharded head, by f: (batch, S, hidden) Replicate -> (batch, S, padded V/P) Shard(-1)."""
+        return F.linear(copy_to(x, self.group), weight)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """(batch, S) -> (batch, padded V/P) Shard(-1): for the one token that follows, padding -inf. No gradients."""
+        x = self.all_tokens(self.trunk(tokens, caches))  # (batch, S, hidden)  Replicate
+        logits = F.linear(self.norm(x[:, -1]), self.head_weight)  # (batch, padded V/P)  Shard(-1)
+        width = logits.shape[-1]
+        padding = self.group.rank * width + torch.arange(width, device=logits.device) >= self.config.vocabulary
+        return logits.masked_fill(padding, -torch.inf)
+
+    def whole_logits(self, logits: Tensor) -> Tensor:
+        """(..., padded V/P) Shard(-1) -> (..., V) Replicate, by an all-gather. Few need it: not the loss."""
+        return gather_from(logits, self.group, -1)[..., : self.config.vocabulary]
+
+    def _positions(self, tokens: Tensor, seen: int, positions: Tensor | None) -> Tensor:
+        """(S,), where the tokens stand. ValueError where the model has no such positions."""
+        where = f"Llama on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)}"
+        if tokens.ndim != 2:
+            raise ValueError(f"{where} must be (batch, S)")
+        if positions is None:
+            last = seen + tokens.shape[1] - 1
+            positions = torch.arange(seen, last + 1, device=tokens.device)
+        elif positions.shape != tokens.shape[1:]:
+            raise ValueError(f"{where} need positions of shape {tuple(tokens.shape[1:])}, not {tuple(positions.shape)}")
+        else:
+            last = 0 if positions.is_meta or not positions.numel() else int(positions.max())
+        if last >= self.config.positions:
+            raise ValueError(f"{where} reach position {last}; the model has {self.config.positions}, from 0 on")
+        return positions
+
+
+@torch.no_grad()
+def initialize(model: Llama) -> None:
+    """Normal random numbers of one deviation, norms of 1, biases of 0.
+
+    Every device draws the dense weights, one after the other, and keeps its pieces.
+    """
+    parameters = dict(model.named_parameters())
+    for name, shape in model.config.shapes().items():
+        if len(shape) == 1:
+            parameters[name].fill_(1.0 if name.endswith("weight") else 0.0)
+            continue
+        dense = torch.empty(shape, dtype=parameters[name].dtype, device=parameters[name].device)
+        dense.normal_(std=model.config.deviation)
+        parameters[name].copy_(layout_of(model, name).piece(dense, model.group.size, model.group.rank))
