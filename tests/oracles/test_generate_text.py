@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracles.commands import simulated
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lib.examples import generate_text, train_gpt
 from lib.examples.text import alice
@@ -98,6 +98,27 @@ def test_a_gpt2_from_a_hub_writes_what_transformers_writes(hub):
         assert write(file, "--prompt", prompt, "--count", 20, "--size", size) == tokenizer.decode(expected)
 
 
+def test_a_llama_from_a_hub_writes_what_transformers_writes(hub, tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=2, hidden_size=24, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40,
+        vocab_size=302, max_position_embeddings=64, initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    theirs = LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    file = shutil.copy(hub[0].with_name("tokenizer.json"), tmp_path)
+    tokenizer = Tokenizer.from_file(str(file))
+    prompt = "Alice was, very soon,"
+    tokens = torch.tensor([tokenizer.encode(prompt).ids])
+    expected = theirs.generate(tokens, max_new_tokens=20, do_sample=False, pad_token_id=0)[0].tolist()
+    assert len(set(expected[tokens.numel() :])) > 3
+    for size in 1, 4:
+        assert write(tmp_path, "--prompt", prompt, "--count", 20, "--size", size) == tokenizer.decode(expected)
+    min(tmp_path.glob("model-*.safetensors")).unlink()
+    assert "is not there, but model.safetensors.index.json says that it holds a part" in ends("--weights", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -132,7 +153,7 @@ def test_files_that_hold_something_else(tmp_path, weights, broken):
     shutil.copytree(weights.parent, tmp_path, dirs_exist_ok=True)
     (tmp_path / broken).write_text("Down the Rabbit-Hole")
     said = ends("--weights", tmp_path / "model.safetensors")
-    assert "model.safetensors, or the config.json beside it, does not hold a GPT-2: " in said
+    assert "model.safetensors, or the config.json beside it, does not hold a GPT-2 or a Llama: " in said
 
 
 def test_no_tokenizer(tmp_path, hub):

@@ -102,9 +102,7 @@ class LlamaBlock(nn.Module):
 
     Attention, MLP = LlamaAttention, GatedMLP
 
-    def __init__(
-        self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend
-    ):
+    def __init__(self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend):
         super().__init__()
         if recompute not in (None, "selective", "full"):
             raise ValueError(f"{type(self).__name__}: recompute={recompute!r} must be None, 'selective' or 'full'")

@@ -35,9 +35,7 @@ class Llama(nn.Module):
 
     Embedding, Block = VocabParallelEmbedding, LlamaBlock
 
-    def __init__(
-        self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend
-    ):
+    def __init__(self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend):
         super().__init__()
         self.config, self.group = config, group
         with torch.device("meta"):  # without memory: the layers would draw numbers that are not Llama's
@@ -71,9 +69,7 @@ class Llama(nn.Module):
             return logits
         return mean_loss(vocab_parallel_cross_entropy(logits, targets, self.group, self.config.vocabulary), targets)
 
-    def trunk(
-        self, tokens: Tensor, caches: Sequence[KVCache] | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+    def trunk(self, tokens: Tensor, caches: Sequence[KVCache] | None = None, positions: Tensor | None = None) -> Tensor:
         """(batch, S) -> (batch, S, hidden), what the last layer leaves."""
         if caches is not None and len(caches) != len(self.blocks):
             raise ValueError(

@@ -32,14 +32,14 @@ BUILT_IN = {  # settings of theirs that change the model, and the values that ou
 
 
 def llama_config(settings: Mapping[str, Any] | str | Path) -> LlamaConfig:
-    """Our config from theirs: what config.json holds, or the path of the file or of its folder.
+    """Our config from theirs: what config.json holds, or a path: its own, its folder's, or that of the weights.
 
     A model that looks back at a window of positions only (Mistral) is ours as long as a text is not longer than the
     window, so `positions` ends there. Raises ValueError that names a missing or unsupported setting.
     """
     if not isinstance(settings, Mapping):
         path = Path(settings)
-        path = path / "config.json" if path.is_dir() else path
+        path = path / "config.json" if path.is_dir() else path.with_name("config.json")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: download it from where the weights are")
         settings = read_json(path)
@@ -120,7 +120,9 @@ def to_settings(config: LlamaConfig) -> dict[str, Any]:
         raise ValueError(f"to_settings: {type(config.scaling).__name__} has no name in a config.json")
     return {
         "model_type": kind,
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[kind]],
+        "architectures": [
+            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[kind]
+        ],
         **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()},
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,

@@ -72,9 +72,7 @@ def read_llama(source: nn.Module | str | Path) -> tuple[LlamaConfig, dict[str, T
     return config, from_llama({n: files.read([x], Replicate(), 1, 0) for n, x in files.stored.items()}, config)
 
 
-def write_llama(
-    folder: str | Path, config: LlamaConfig, state: Mapping[str, Tensor], largest: int = 5 * 10**9
-) -> None:
+def write_llama(folder: str | Path, config: LlamaConfig, state: Mapping[str, Tensor], largest: int = 5 * 10**9) -> None:
     """Writes a dense state and its config.json into `folder`: `from_pretrained(folder)` reads them.
 
     In one file of at most `largest` bytes, or in several with their index.
