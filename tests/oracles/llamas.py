@@ -63,4 +63,4 @@ def texts():
 def apart(ours, theirs):
     """The largest difference, relative to the largest number."""
     assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())

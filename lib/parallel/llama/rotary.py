@@ -1,4 +1,4 @@
-"""Rotary positions: a query and a key are turned by their positions, so that their product knows how far apart they are.
+"""Rotary positions: queries and keys are turned by their positions, so that their product knows how far apart they are.
 
 The numbers of a head are the coordinates of d/2 planes: number i is the first coordinate of plane i, number i + d/2 the
 second. At position p, plane i is turned by the angle p / theta^(2i/d). Turned by p and q, two vectors have the product
