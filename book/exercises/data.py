@@ -11,9 +11,8 @@ from book.exercises.check.cost import Talk
 from book.exercises.check.exercise import exercise
 from book.exercises.check.inputs import Input
 from lib.devices import Group
-from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
-from lib.parallel.sharding.placement import Partial, Replicate, Shard
-from lib.parallel.sharding.shards import shard
+from lib.devices.collectives import AllReduce
+from lib.parallel.sharding.placement import Replicate, Shard
 
 
 def gradient(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -199,72 +198,3 @@ def accumulate(group: Group, w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: 
     mine = x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2)  # (in, out)  Partial
     count = torch.tensor(len(x1) + len(x2), dtype=w.dtype)  # ()  Partial
     return group.all_reduce(mine) / group.all_reduce(count)
-
-
-def momentum_step(w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    m = 0.9 * m + g
-    return w - 0.1 * m, m
-
-
-def zero_with(
-    take: Callable[[Group, Tensor], Tensor],
-    momentum: Callable[[Tensor, Tensor], Tensor] = lambda m, g: 0.9 * m + g,
-    step: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda m, g, old: m,
-    sign: int = 1,
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The solution, with another way to one of its three lines."""
-
-    def program(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        g = take(group, g)
-        new = momentum(m, g)
-        return group.all_gather(shard(w, group, 0) - sign * 0.1 * step(new, g, m)), new
-
-    return program
-
-
-def summed_piece(group: Group, g: Tensor) -> Tensor:
-    return group.reduce_scatter(g)
-
-
-@exercise(
-    oracle=momentum_step,
-    inputs={"w": Input("n"), "g": Input("n", Partial()), "m": Input("n", Shard(0))},
-    returns={"the new w": Replicate(), "the new m": Shard(0)},
-    forward=(Talk(ReduceScatter(0), "n"), Talk(AllGather(0), "n")),
-    only=("reduce_scatter", "all_gather"),
-    slips={
-        "g is a term of the gradient, and the terms are added. Nothing is to be divided.": zero_with(
-            lambda group, g: group.reduce_scatter(g) / group.size
-        ),
-        "this device's own term alone is in the step: the terms of the others were never added.": zero_with(
-            lambda group, g: shard(g, group, 0)
-        ),
-        "w steps by the gradient; it is to step by the new momentum.": zero_with(
-            summed_piece, step=lambda m, g, old: g
-        ),
-        "w steps by the old momentum; it is to step by the new one.": zero_with(
-            summed_piece, step=lambda m, g, old: old
-        ),
-        "the momentum forgets nothing: it is 0.9 m + gradient.": zero_with(summed_piece, lambda m, g: m + g),
-        "the momentum is 0.9 m + gradient, not 0.9 m + 0.1 gradient.": zero_with(
-            summed_piece, lambda m, g: 0.9 * m + 0.1 * g
-        ),
-        "the step goes uphill: subtract.": zero_with(summed_piece, sign=-1),
-    },
-    hints=(
-        "This device keeps the state of its piece of the parameters alone. Which part of the gradient does it need?",
-        "group.reduce_scatter(g) is this device's finished piece of the gradient, as long as m. Its piece of w is "
-        "shard(w, group, 0).",
-        "Step the piece: m = 0.9 m + g, w = w - 0.1 m. Then group.all_gather(w) gives every device the whole w again.",
-    ),
-)
-def zero_one(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """ZeRO stage 1: a step of SGD with momentum whose state is cut over the devices. Return (new w, new m).
-
-    w (n,) is whole; g (n,) is this device's term of the gradient; m (n/P,) is its piece of the momentum.
-    m becomes 0.9 m + gradient, then w becomes w - 0.1 m.
-    """
-    g = group.reduce_scatter(g)  # (n/P,)  Partial -> Shard(0)
-    m = 0.9 * m + g  # (n/P,)  Shard(0)
-    mine = shard(w, group, 0) - 0.1 * m  # (n/P,)  Shard(0)
-    return group.all_gather(mine), m  # (n,)  Shard(0) -> Replicate

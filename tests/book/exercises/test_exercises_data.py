@@ -4,9 +4,8 @@ import exercise_checks as checks
 import torch
 
 from book.exercises import data as tasks
-from lib import shard
 
-EVERY = [tasks.training_step, tasks.mean_gradient, tasks.accumulate, tasks.zero_one]
+EVERY = [tasks.training_step, tasks.mean_gradient, tasks.accumulate]
 
 
 def mean_of_means(group, w, x, y):
@@ -85,42 +84,6 @@ def doubled(group, w, x1, y1, x2, y2):
 
 def never_synced(group, w, x1, y1, x2, y2):
     return (x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2)) / (len(x1) + len(x2))
-
-
-def all_reduced(group, w, g, m):
-    g = shard(group.all_reduce(g), group, 0)
-    m = 0.9 * m + g
-    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
-
-
-def not_gathered(group, w, g, m):
-    g = group.reduce_scatter(g)
-    m = 0.9 * m + g
-    return shard(w, group, 0) - 0.1 * m, m
-
-
-def mean_of_terms(group, w, g, m):
-    g = group.reduce_scatter(g) / group.size
-    m = 0.9 * m + g
-    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
-
-
-def own_gradient(group, w, g, m):
-    m = 0.9 * m + shard(g, group, 0)
-    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
-
-
-def whole_state(group, w, g, m):
-    g = group.all_gather(group.reduce_scatter(g))
-    m = 0.9 * group.all_gather(m) + g
-    return w - 0.1 * m, m
-
-
-def gathers_state(group, w, g, m):
-    g = group.reduce_scatter(g)
-    m = 0.9 * m + g
-    whole = group.all_gather(m)
-    return w - 0.1 * whole, m
 
 
 def in_one_message(group, w, x, y):
@@ -202,17 +165,6 @@ def accumulate_in_one_message(group, w, x1, y1, x2, y2):
     return (sent[:-1] / sent[-1]).view_as(w)
 
 
-def zero_add_(group, w, g, m):
-    new = group.reduce_scatter(g, dim=0).add(m, alpha=0.9)
-    old = torch.tensor_split(w, group.size)[group.rank]
-    return group.all_gather(torch.sub(old, new, alpha=0.1), dim=0), new
-
-
-def zero_list(group, w, g, m):
-    m = m * 0.9 + group.reduce_scatter(g)
-    return [group.all_gather(shard(w, group, 0) - m / 10), m]
-
-
 def step_guessed(group, w, x, y):
     return w - 0.1 * group.all_reduce(x.T @ (x @ w - y)) / (len(x) * group.size)
 
@@ -256,16 +208,6 @@ def accumulate_guessed(group, w, x1, y1, x2, y2):
     return total / ((len(x1) + len(x2)) * group.size)
 
 
-def zero_by_gradient(group, w, g, m):
-    g = group.reduce_scatter(g)
-    return group.all_gather(shard(w, group, 0) - 0.1 * g), 0.9 * m + g
-
-
-def zero_by_old(group, w, g, m):
-    g = group.reduce_scatter(g)
-    return group.all_gather(shard(w, group, 0) - 0.1 * m), 0.9 * m + g
-
-
 RIGHT = [
     (tasks.training_step, sample_by_sample),
     (tasks.training_step, by_autograd),
@@ -275,12 +217,9 @@ RIGHT = [
     (tasks.accumulate, accumulate_joined),
     (tasks.accumulate, accumulate_in_a_loop),
     (tasks.accumulate, accumulate_in_one_message),
-    (tasks.zero_one, zero_add_),
-    (tasks.zero_one, zero_list),
     (tasks.training_step, counted_in_float32),
     (tasks.mean_gradient, counted_in_bytes),
     (tasks.training_step, in_one_message),
-    (tasks.zero_one, gathers_state),
 ]
 REMARKED = [
     (tasks.training_step, weighted_as_the_hint_says, "Right to 7 digits: there is a float32 on the way"),
@@ -297,8 +236,6 @@ WRONG = [
     (tasks.accumulate, accumulate_means, "a mean of means"),
     (tasks.accumulate, accumulate_by_devices, "was divided by the number of devices"),
     (tasks.accumulate, accumulate_guessed, "not counted but guessed"),
-    (tasks.zero_one, zero_by_gradient, "w steps by the gradient; it is to step by the new momentum"),
-    (tasks.zero_one, zero_by_old, "w steps by the old momentum"),
     (tasks.training_step, mean_of_means, "a mean of means. It is right when all devices have equally many samples"),
     (tasks.training_step, summed, "the means of all devices were added, and not divided"),
     (tasks.training_step, local, "nothing was averaged"),
@@ -316,21 +253,16 @@ WRONG = [
     (tasks.accumulate, second_only, "only the second micro-batch counts"),
     (tasks.accumulate, doubled, "were added, not averaged"),
     (tasks.accumulate, never_synced, "each device used its own samples alone"),
-    (tasks.zero_one, all_reduced, "with all_reduce."),
-    (tasks.zero_one, not_gathered, "The whole is needed"),
-    (tasks.zero_one, mean_of_terms, "the terms are added. Nothing is to be divided"),
-    (tasks.zero_one, own_gradient, "own term alone is in the step"),
-    (tasks.zero_one, whole_state, "this is the whole; each device is to return only its own piece"),
 ]
 
 BROKEN = [  # after 2 devices with 4 samples were right
     (tasks.mean_gradient, ["is wrong on 2 devices with w (9, 5), x (7, 9)", "a mean of means"]),
 ]
 
-test_the_stub_waits = checks.stubs_wait([tasks.training_step, tasks.accumulate, tasks.zero_one])
+test_the_stub_waits = checks.stubs_wait([tasks.training_step, tasks.accumulate])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN)
 test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
 test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
-test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch, shard=shard)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch)
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)

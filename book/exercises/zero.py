@@ -1,0 +1,264 @@
+"""The exercises of the chapter "ZeRO and FSDP". Each function is a solution: read it after your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from book.exercises.check.cost import Talk
+from book.exercises.check.counting import counting
+from book.exercises.check.exercise import exercise
+from book.exercises.check.inputs import Input
+from lib.costs.zero import zero_volume
+from lib.devices import Group
+from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
+from lib.devices.pieces import cut
+from lib.parallel.sharding.conjugates import all_gather, copy_to, gather_from, reduce_scatter
+from lib.parallel.sharding.placement import Partial, Replicate, Shard
+from lib.parallel.sharding.shards import shard
+
+
+def momentum_step(w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    m = 0.9 * m + g
+    return w - 0.1 * m, m
+
+
+def zero_with(
+    take: Callable[[Group, Tensor], Tensor],
+    momentum: Callable[[Tensor, Tensor], Tensor] = lambda m, g: 0.9 * m + g,
+    step: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda m, g, old: m,
+    sign: int = 1,
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The solution, with another way to one of its three lines."""
+
+    def program(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        g = take(group, g)
+        new = momentum(m, g)
+        return group.all_gather(shard(w, group, 0) - sign * 0.1 * step(new, g, m)), new
+
+    return program
+
+
+def summed_piece(group: Group, g: Tensor) -> Tensor:
+    return group.reduce_scatter(g)
+
+
+@exercise(
+    oracle=momentum_step,
+    inputs={"w": Input("n"), "g": Input("n", Partial()), "m": Input("n", Shard(0))},
+    returns={"the new w": Replicate(), "the new m": Shard(0)},
+    forward=(Talk(ReduceScatter(0), "n"), Talk(AllGather(0), "n")),
+    only=("reduce_scatter", "all_gather"),
+    slips={
+        "g is a term of the gradient, and the terms are added. Nothing is to be divided.": zero_with(
+            lambda group, g: group.reduce_scatter(g) / group.size
+        ),
+        "this device's own term alone is in the step: the terms of the others were never added.": zero_with(
+            lambda group, g: shard(g, group, 0)
+        ),
+        "w steps by the gradient; it is to step by the new momentum.": zero_with(
+            summed_piece, step=lambda m, g, old: g
+        ),
+        "w steps by the old momentum; it is to step by the new one.": zero_with(
+            summed_piece, step=lambda m, g, old: old
+        ),
+        "the momentum forgets nothing: it is 0.9 m + gradient.": zero_with(summed_piece, lambda m, g: m + g),
+        "the momentum is 0.9 m + gradient, not 0.9 m + 0.1 gradient.": zero_with(
+            summed_piece, lambda m, g: 0.9 * m + 0.1 * g
+        ),
+        "the step goes uphill: subtract.": zero_with(summed_piece, sign=-1),
+    },
+    hints=(
+        "This device keeps the state of its piece of the parameters alone. Which part of the gradient does it need?",
+        "group.reduce_scatter(g) is this device's finished piece of the gradient, as long as m. Its piece of w is "
+        "shard(w, group, 0).",
+        "Step the piece: m = 0.9 m + g, w = w - 0.1 m. Then group.all_gather(w) gives every device the whole w again.",
+    ),
+)
+def zero_one(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """ZeRO stage 1: a step of SGD with momentum whose state is cut over the devices. Return (new w, new m).
+
+    w (n,) is whole; g (n,) is this device's term of the gradient; m (n/P,) is its piece of the momentum.
+    m becomes 0.9 m + gradient, then w becomes w - 0.1 m.
+    """
+    g = group.reduce_scatter(g)  # (n/P,)  Partial -> Shard(0)
+    m = 0.9 * m + g  # (n/P,)  Shard(0)
+    mine = shard(w, group, 0) - 0.1 * m  # (n/P,)  Shard(0)
+    return group.all_gather(mine), m  # (n,)  Shard(0) -> Replicate
+
+
+def product(x: Tensor, w: Tensor) -> Tensor:
+    return x @ w
+
+
+def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
+    columns = shard(all_gather(x, group, 0), group, 1)
+    return reduce_scatter(columns @ w, group, 0)
+
+
+@exercise(
+    oracle=product,
+    inputs={"x": Input("batch in", Shard(0)), "w": Input("in out", Shard(0))},
+    returns={"the result": Shard(0)},
+    gradients=("x", "w"),
+    forward=(Talk(AllGather(0), "in out"),),
+    backward=(Talk(ReduceScatter(0), "in out"),),
+    slips={
+        "gather_from keeps your slice of the gradient of your own samples. Each device used the whole w on other "
+        "samples, so their terms must be added: all_gather(w, group, 0).": (
+            lambda group, x, w: x @ gather_from(w, group, 0)
+        ),
+        "the gradient of the whole w was added up for everyone, and each device kept its rows of it. A reduce-scatter "
+        "sends half of that.": lambda group, x, w: x @ copy_to(gather_from(w, group, 0), group),
+        "the gradient was added up, and then a mean was taken. A mean over samples belongs to the loss.": (
+            lambda group, x, w: (
+                x @ (all_gather(w / group.size, group, 0) + all_gather(w.detach(), group, 0) * (1 - 1 / group.size))
+            )
+        ),
+        "the samples travel here, and the weight stays. That is tensor parallelism: gather w, and keep the samples.": (
+            tensor_parallel_rows
+        ),
+    },
+    refused={"x has a column more than w has rows": {"x": "batch in+1"}},
+    hints=(
+        "Your samples need all rows of w, and you have some. Who must get the gradient of your rows, and from whom?",
+        "Gather w before its use. Every device then has a term of the gradient of all rows, from its own samples, and "
+        "the owner of a row needs the sum of these terms.",
+        "all_gather(w, group, 0) of lib.parallel gathers forward and reduce-scatters backward.",
+    ),
+)
+def gather_and_use(group: Group, x: Tensor, w: Tensor) -> Tensor:
+    """ZeRO stage 3 of one linear layer: x @ (the whole w), for this device's samples.
+
+    x (batch/P, in) are this device's samples; w (in/P, out) are the rows that it owns. Return (batch/P, out), so that
+    the gradients of x and of the own rows are right.
+    """
+    whole = all_gather(w, group, 0)  # (in, out)  Shard(0) -> Replicate; backward a reduce-scatter
+    return x @ whole  # (batch/P, out)  Shard(0); whole is freed when nobody needs it any more
+
+
+MOST = 4.0
+
+
+def clipped(g: Tensor) -> Tensor:
+    return g * (MOST / g.norm()).clamp(max=1)
+
+
+def clip_with(norm: Callable[[Group, Tensor], Tensor]) -> Callable[[Group, Tensor], Tensor]:
+    return lambda group, g: g * (MOST / norm(group, g)).clamp(max=1)
+
+
+def whole_norm(group: Group, g: Tensor) -> Tensor:
+    return group.all_reduce(g.square().sum()).sqrt()
+
+
+@exercise(
+    oracle=clipped,
+    inputs={"g": Input("rows columns", Shard(0))},
+    returns={"the clipped piece": Shard(0)},
+    forward=(Talk(AllReduce(), ""),),
+    limited=False,
+    slips={
+        "each device clipped by the norm of its own piece. Directions change, and no error is raised: ask for the norm "
+        "of all pieces.": clip_with(lambda group, g: g.norm()),
+        "norms were added. Squares add up, norms do not: all-reduce the sum of the squares, then take the root.": (
+            clip_with(lambda group, g: group.all_reduce(g.norm()))
+        ),
+        "the largest norm of a piece is not the norm of all pieces: add the squares, then take the root.": (
+            clip_with(lambda group, g: group.all_reduce(g.norm(), op="max"))
+        ),
+        "the mean of the squares, or of the norms, depends on the number of devices. Add the squares of all.": (
+            clip_with(lambda group, g: (group.all_reduce(g.square().sum()) / group.size).sqrt())
+        ),
+        "this is the norm squared: take the root of the sum.": clip_with(
+            lambda group, g: group.all_reduce(g.square().sum())
+        ),
+        "the root was taken before the sum over the devices, or twice.": clip_with(
+            lambda group, g: group.all_reduce(g.norm()).sqrt()
+        ),
+        "a norm below 4 stays as it is: the factor is never above 1.": (
+            lambda group, g: g * (MOST / whole_norm(group, g))
+        ),
+    },
+    mistakes={
+        "every element was clipped by itself. The whole gradient is scaled by one factor.": (
+            lambda parts, g: g.clamp(-MOST, MOST)
+        ),
+        "nothing was clipped.": lambda parts, g: g,
+        "the mean of the devices' norms is not the norm of all pieces: add the squares, then take the root.": (
+            lambda parts, g: g * (MOST * parts / sum(piece.norm() for piece in cut(g, parts, 0))).clamp(max=1)
+        ),
+    },
+    hints=(
+        "The norm is the root of the sum of all squares. Of this sum you have the terms of your piece. What must the "
+        "devices tell each other, and how long is it?",
+        "group.all_reduce(g.square().sum()) is the square of the whole norm, the same on every device.",
+        "factor = (4 / whole.sqrt()).clamp(max=1), then g * factor.",
+    ),
+)
+def clip_pieces(group: Group, g: Tensor) -> Tensor:
+    """The own piece of the gradient, scaled so that the norm of the WHOLE gradient is at most 4.
+
+    g (rows/P, columns) is this device's piece. If the norm of all pieces together is below 4, nothing changes.
+    """
+    norm = group.all_reduce(g.square().sum()).sqrt()  # ()  Partial -> Replicate
+    return g * (4 / norm).clamp(max=1)  # (rows/P, columns)  Shard(0)
+
+
+def by_formula(parameters: int, devices: int, stage: int, micro_batches: int) -> tuple[int]:
+    return (round(zero_volume(parameters, devices, stage, micro_batches)),)
+
+
+def _sent(trips: int, parameters: int, devices: int) -> int:
+    return trips * parameters * (devices - 1) // devices
+
+
+@counting(
+    oracle=by_formula,
+    returns=("elements sent",),
+    counted="the formula of lib/costs/zero.py says",
+    cases=((4_000, 4, 1, 1), (4_000, 4, 1, 8), (8_000, 8, 2, 1), (8_000, 8, 2, 4), (6_000, 2, 3, 1), (6_000, 2, 3, 4)),
+    slips={
+        "elements sent": {
+            "each trip round the ring moves (P-1)/P of the parameters: a device's own piece stays at home.": (
+                lambda n, p, stage, m: {1: 2, 2: m + 1, 3: 3 * m}[stage] * n
+            ),
+            "the gathered weights are freed after the forward: the backward gathers them again.": (
+                lambda n, p, stage, m: _sent({1: 2, 2: m + 1, 3: 2 * m}[stage], n, p)
+            ),
+            "stage 3 gathers and reduces in every micro-batch.": (
+                lambda n, p, stage, m: _sent({1: 2, 2: m + 1, 3: 3}[stage], n, p)
+            ),
+            "stage 2 frees the whole gradients in every micro-batch, so they travel in every one.": (
+                lambda n, p, stage, m: _sent({1: 2, 2: 2, 3: 3 * m}[stage], n, p)
+            ),
+            "the weights of stage 2 are gathered once a step; only its gradients travel in every micro-batch.": (
+                lambda n, p, stage, m: _sent({1: 2, 2: 2 * m, 3: 3 * m}[stage], n, p)
+            ),
+            "stage 1 keeps whole gradients, adds up over the micro-batches, and sends once.": (
+                lambda n, p, stage, m: _sent({1: 2 * m, 2: m + 1, 3: 3 * m}[stage], n, p)
+            ),
+            "stage 1 reduce-scatters gradients AND all-gathers what was stepped.": (
+                lambda n, p, stage, m: _sent({1: 1, 2: m + 1, 3: 3 * m}[stage], n, p)
+            ),
+            "these are bytes: elements were asked for.": (
+                lambda n, p, stage, m: 2 * _sent({1: 2, 2: m + 1, 3: 3 * m}[stage], n, p)
+            ),
+        }
+    },
+    hints=(
+        "One trip round the ring, an all-gather or a reduce-scatter, moves (P-1)/P of all parameters. How many trips "
+        "does each stage make in one step, and how many of them in every micro-batch?",
+        "Stage 1: gradients once, weights once. Stage 2: gradients in every micro-batch, weights once. Stage 3: two "
+        "gathers and a reduce-scatter in every micro-batch.",
+        "trips = {1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]",
+    ),
+)
+def sent_per_step(parameters: int, devices: int, stage: int, micro_batches: int) -> int:
+    """How many elements each device sends in one optimizer step, at stage 1, 2 or 3 of ZeRO.
+
+    One step adds up the gradients of `micro_batches` micro-batches.
+    """
+    trips = {1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]
+    return trips * parameters * (devices - 1) // devices

@@ -1,0 +1,331 @@
+"""The exercises on ZeRO: stubs wait, right answers of several styles pass, typical mistakes are rejected by name."""
+
+import exercise_checks as checks
+import pytest
+import torch
+from torch.autograd import Function
+
+from book.exercises import zero as tasks
+from book.exercises.check.runs import SEED
+from book.exercises.check.trials import trials
+from lib import all_gather, copy_to, gather_from, reduce_scatter, shard
+
+JUDGED = [tasks.zero_one, tasks.gather_and_use, tasks.clip_pieces]
+EVERY = [*JUDGED, tasks.sent_per_step]
+
+
+def all_reduced(group, w, g, m):
+    g = shard(group.all_reduce(g), group, 0)
+    m = 0.9 * m + g
+    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
+
+
+def not_gathered(group, w, g, m):
+    g = group.reduce_scatter(g)
+    m = 0.9 * m + g
+    return shard(w, group, 0) - 0.1 * m, m
+
+
+def mean_of_terms(group, w, g, m):
+    g = group.reduce_scatter(g) / group.size
+    m = 0.9 * m + g
+    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
+
+
+def own_gradient(group, w, g, m):
+    m = 0.9 * m + shard(g, group, 0)
+    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
+
+
+def whole_state(group, w, g, m):
+    g = group.all_gather(group.reduce_scatter(g))
+    m = 0.9 * group.all_gather(m) + g
+    return w - 0.1 * m, m
+
+
+def gathers_state(group, w, g, m):
+    g = group.reduce_scatter(g)
+    m = 0.9 * m + g
+    whole = group.all_gather(m)
+    return w - 0.1 * whole, m
+
+
+def zero_add_(group, w, g, m):
+    new = group.reduce_scatter(g, dim=0).add(m, alpha=0.9)
+    old = torch.tensor_split(w, group.size)[group.rank]
+    return group.all_gather(torch.sub(old, new, alpha=0.1), dim=0), new
+
+
+def zero_list(group, w, g, m):
+    m = m * 0.9 + group.reduce_scatter(g)
+    return [group.all_gather(shard(w, group, 0) - m / 10), m]
+
+
+def zero_by_gradient(group, w, g, m):
+    g = group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) - 0.1 * g), 0.9 * m + g
+
+
+def zero_by_old(group, w, g, m):
+    g = group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) - 0.1 * m), 0.9 * m + g
+
+
+# ---- gather_and_use ----
+
+
+class KeepsWhole(Function):
+    """By hand, and the gathered weight is kept for the backward."""
+
+    @staticmethod
+    def forward(ctx, x, piece, group):
+        w, ctx.group = group.all_gather(piece), group
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        return dy @ w.T, ctx.group.reduce_scatter(x.T @ dy), None
+
+
+class GathersAgain(KeepsWhole):
+    """As the chapter has it: once more than needed here, which is told."""
+
+    @staticmethod
+    def forward(ctx, x, piece, group):
+        ctx.group = group
+        ctx.save_for_backward(x, piece)
+        return x @ group.all_gather(piece)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, piece = ctx.saved_tensors
+        return dy @ ctx.group.all_gather(piece).T, ctx.group.reduce_scatter(x.T @ dy), None
+
+
+def use_by_hand(group, x, w):
+    return KeepsWhole.apply(x, w, group)
+
+
+def use_again(group, x, w):
+    return GathersAgain.apply(x, w, group)
+
+
+def use_einsum(group, x, w):
+    return torch.einsum("bi,io->bo", x, all_gather(w, group, dim=0))
+
+
+def use_transposed(group, x, w):
+    return (all_gather(w.T, group, dim=1) @ x.T).T
+
+
+def use_slice(group, x, w):
+    return x @ gather_from(w, group, 0)
+
+
+def use_all_reduced(group, x, w):
+    return x @ copy_to(gather_from(w, group, 0), group)
+
+
+def use_verb(group, x, w):
+    return x @ group.all_gather(w)
+
+
+def use_detached(group, x, w):
+    return x @ group.all_gather(w.detach())
+
+
+def use_wrong_dim(group, x, w):
+    return x @ all_gather(w, group, 1)
+
+
+def use_own_rows(group, x, w):
+    return shard(x, group, 1) @ w
+
+
+def use_as_tensor_parallel(group, x, w):
+    return reduce_scatter(shard(all_gather(x, group, 0), group, 1) @ w, group, 0)
+
+
+def use_all_samples(group, x, w):
+    return all_gather(x, group, 0) @ all_gather(w, group, 0)
+
+
+def use_mean(group, x, w):
+    whole = all_gather(w, group, 0)
+    return x @ (whole / group.size + whole.detach() * (1 - 1 / group.size))
+
+
+# ---- clip_pieces ----
+
+
+def clip_by_vector_norm(group, g):
+    squares = group.all_reduce(torch.linalg.vector_norm(g) ** 2)
+    return g * min(1.0, 4.0 / float(squares.sqrt()))
+
+
+def clip_with_if(group, g):
+    norm = float(group.all_reduce((g * g).sum())) ** 0.5
+    if norm > 4:
+        return g * 4 / norm
+    return g.clone()
+
+
+def clip_all_norms(group, g):
+    norms = group.all_gather(g.norm().reshape(1))
+    return g / (norms.norm() / 4).clamp(min=1)
+
+
+def clip_gathered(group, g):
+    return g * (4 / group.all_gather(g).norm()).clamp(max=1)
+
+
+def clip_own(group, g):
+    return g * (4 / g.norm()).clamp(max=1)
+
+
+def clip_by_torch(group, g):
+    p = torch.nn.Parameter(torch.zeros_like(g))
+    p.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_([p], 4)
+    return p.grad
+
+
+def clip_sum_of_norms(group, g):
+    return g * (4 / group.all_reduce(g.norm())).clamp(max=1)
+
+
+def clip_mean_of_squares(group, g):
+    return g * (4 / (group.all_reduce(g.square().sum()) / group.size).sqrt()).clamp(max=1)
+
+
+def clip_mean_of_norms(group, g):
+    return g * (4 / (group.all_reduce(g.norm()) / group.size)).clamp(max=1)
+
+
+def clip_largest(group, g):
+    return g * (4 / group.all_reduce(g.norm(), op="max")).clamp(max=1)
+
+
+def clip_squared(group, g):
+    return g * (4 / group.all_reduce(g.square().sum())).clamp(max=1)
+
+
+def clip_always(group, g):
+    return g * 4 / group.all_reduce(g.square().sum()).sqrt()
+
+
+def clip_elements(group, g):
+    return g.clamp(-4, 4)
+
+
+def clip_if_own_is_large(group, g):
+    if g.norm() > 4:
+        g = g * 4 / group.all_reduce(g.square().sum()).sqrt()
+    return g
+
+
+def clip_in_place(group, g):
+    norm = group.all_reduce(g.square().sum()).sqrt()
+    return g.mul_((4 / norm).clamp(max=1))
+
+
+# ---- sent_per_step ----
+
+
+def sent_in_floats(parameters, devices, stage, micro_batches):
+    once, each = {1: (2, 0), 2: (1, 1), 3: (0, 3)}[stage]
+    return (once + each * micro_batches) * parameters * (1 - 1 / devices)
+
+
+def sent_by_stages(parameters, devices, stage, micro_batches):
+    trip = parameters // devices * (devices - 1)
+    if stage == 1:
+        return trip + trip
+    if stage == 2:
+        return trip * micro_batches + trip
+    return sum(trip for _ in range(micro_batches) for _ in ("gather", "gather again", "reduce"))
+
+
+def sent_as_a_list(parameters, devices, stage, micro_batches):
+    gathers = [0, 1, 1, 2 * micro_batches][stage]
+    reductions = [0, 1, micro_batches, micro_batches][stage]
+    return [(gathers + reductions) * (parameters - parameters // devices)]
+
+
+RIGHT = [
+    (tasks.zero_one, zero_add_),
+    (tasks.zero_one, zero_list),
+    (tasks.zero_one, gathers_state),
+    (tasks.gather_and_use, use_by_hand),
+    (tasks.gather_and_use, use_einsum),
+    (tasks.gather_and_use, use_transposed),
+    (tasks.clip_pieces, clip_by_vector_norm),
+    (tasks.clip_pieces, clip_with_if),
+    (tasks.clip_pieces, clip_all_norms),
+]
+
+WRONG = [
+    (tasks.zero_one, zero_by_gradient, "w steps by the gradient; it is to step by the new momentum"),
+    (tasks.zero_one, zero_by_old, "w steps by the old momentum"),
+    (tasks.zero_one, all_reduced, "with all_reduce."),
+    (tasks.zero_one, not_gathered, "The whole is needed"),
+    (tasks.zero_one, mean_of_terms, "the terms are added. Nothing is to be divided"),
+    (tasks.zero_one, own_gradient, "own term alone is in the step"),
+    (tasks.zero_one, whole_state, "this is the whole; each device is to return only its own piece"),
+    (tasks.gather_and_use, use_slice, "gather_from keeps your slice of the gradient of your own samples"),
+    (tasks.gather_and_use, use_all_reduced, "A reduce-scatter sends half of that"),
+    (tasks.gather_and_use, use_verb, "all_gather"),
+    (tasks.gather_and_use, use_detached, "nothing connects w with the result"),
+    (tasks.gather_and_use, use_wrong_dim, "stops"),
+    (tasks.gather_and_use, use_own_rows, "wrong"),
+    (tasks.gather_and_use, use_as_tensor_parallel, "That is tensor parallelism: gather w, and keep the samples"),
+    (tasks.gather_and_use, use_all_samples, "this is the whole; each device is to return only its own piece"),
+    (tasks.gather_and_use, use_mean, "A mean over samples belongs to the loss"),
+    (tasks.gather_and_use, use_again, "too many bytes backward"),
+    (tasks.clip_pieces, clip_own, "by the norm of its own piece"),
+    (tasks.clip_pieces, clip_by_torch, "by the norm of its own piece"),
+    (tasks.clip_pieces, clip_sum_of_norms, "Squares add up, norms do not"),
+    (tasks.clip_pieces, clip_mean_of_squares, "depends on the number of devices"),
+    (tasks.clip_pieces, clip_mean_of_norms, "the mean of the devices' norms is not the norm"),
+    (tasks.clip_pieces, clip_largest, "the largest norm of a piece is not the norm of all pieces"),
+    (tasks.clip_pieces, clip_squared, "this is the norm squared"),
+    (tasks.clip_pieces, clip_always, "a norm below 4 stays as it is"),
+    (tasks.clip_pieces, clip_elements, "The whole gradient is scaled by one factor"),
+    (tasks.clip_pieces, clip_if_own_is_large, "no device can move"),
+    (tasks.clip_pieces, clip_in_place, "changes its input g in place"),
+]
+
+REMARKED = [
+    (tasks.clip_pieces, clip_gathered, "Right, but it sends more than it needs"),
+    (tasks.clip_pieces, clip_all_norms, "Right, but it sends more than it needs"),
+]
+
+test_the_stub_waits = checks.stubs_wait(EVERY)
+test_a_right_answer_passes = checks.right_answers_pass(JUDGED, RIGHT)
+test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
+test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for([(tasks.gather_and_use, "x w")])
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, shard=shard, all_gather=all_gather
+)
+test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
+
+
+@pytest.mark.parametrize("program", [sent_in_floats, sent_by_stages, sent_as_a_list])
+def test_a_right_formula_passes(program):
+    verdict = tasks.sent_per_step.verdict(program)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("sentence", "slip"), list(tasks.sent_per_step.slips["elements sent"].items()))
+def test_a_wrong_formula_is_rejected_by_name(sentence, slip):
+    verdict = tasks.sent_per_step.verdict(slip)
+    assert not verdict.passed
+    assert sentence in str(verdict), verdict
+
+
+def test_clipping_is_tried_above_and_below_the_limit():
+    norms = [float(t.inputs["g"].norm()) for t in trials(tasks.clip_pieces.inputs, tasks.clip_pieces.devices, SEED)]
+    assert min(norms) < tasks.MOST < max(norms), norms
