@@ -15,7 +15,7 @@ from book.exercises.check.verdict import Excess, Fault
 from lib.devices import Meters
 from lib.devices.collectives import AllGather, Collective, ReduceScatter
 from lib.devices.pieces import cut
-from lib.devices.rooted import Broadcast
+from lib.devices.rooted import Broadcast, Scatter
 from lib.devices.traffic import Traffic
 
 FORMULAS = {"all_reduce": "2(P-1)/P · N"}  # of a ring; the other verbs go round it once
@@ -41,6 +41,8 @@ class Talk:
         formula, shape = FORMULAS.get(self.verb.name, "(P-1)/P · N"), self.dims.replace(" ", ", ")
         if isinstance(self.verb, Broadcast):
             return f"(P-1) · N bytes in all, as a broadcast of ({shape}) sends"
+        if isinstance(self.verb, Scatter):
+            return f"(P-1)/P · N bytes from rank {self.verb.src}, as a scatter of ({shape}) sends"
         if not shape:
             return f"one {self.verb.name} of a single number"
         return f"{formula} bytes per device, as one ring {self.verb.name} of ({shape}) sends"
