@@ -1,8 +1,17 @@
 // A box whose content is wider than itself scrolls, so it must be reachable by keyboard, and must say what it is.
 // Boxes that fit stay out of the tab order.
 (() => {
-  const names = { "math-display": "Formula, scrolls sideways", "book-figure-box": "Figure, scrolls sideways" };
+  const names = {
+    "math-display": "Formula, scrolls sideways",
+    "book-figure-box": "Figure, scrolls sideways",
+    "omd-frame": "Picture, scrolls sideways",
+    "text_html": "Output, scrolls sideways",
+  };
   const update = () => {
+    // Drawn with letters of 13 px: shrunk to a phone they would have 8, so a picture stops at 11 and its box scrolls.
+    for (const picture of document.querySelectorAll("svg.omd-picture")) {
+      picture.style.minWidth = `${0.85 * picture.viewBox.baseVal.width}px`;
+    }
     for (const [name, label] of Object.entries(names)) {
       for (const box of document.getElementsByClassName(name)) {
         const scrolls = box.scrollWidth > box.clientWidth + 1;
@@ -15,6 +24,7 @@
   };
   window.addEventListener("load", update);
   window.addEventListener("resize", update);
+  document.addEventListener("input", update); // a widget shows another picture
 })();
 
 // Opened from the disk, a page may not read its neighbors: the search shows titles only, instead of failing.
