@@ -14,8 +14,8 @@ PAGES = [path for path in pages() if path not in REFERENCE or path in (SHORTEST,
 def test_axe_finds_nothing(visit, path):
     page = visit(path).page
     found = rules(page) + contrast(page, "light") + contrast(page, "dark")
-    page.set_viewport_size(PHONE)
-    assert found + narrow(page) == []
+    # Opened anew: after a change of the width, the theme decides a while later what the keyboard can reach.
+    assert found + narrow(visit(path, viewport=PHONE).page) == []
 
 
 def test_axe_finds_nothing_in_the_frame_of_a_phone(visit):
@@ -28,7 +28,7 @@ DARK_GRAY = "html[data-theme=dark] .bd-article p { color: #3a3f45 !important }"
 
 
 def test_what_is_broken_is_found(visit):
-    """One page, broken in four ways, each of which leaves the other checks alone."""
+    """A missing text of a picture, a contrast too low in the dark alone, links too small for a finger."""
     page = visit("glossary.html").page
     assert rules(page) == []
     page.evaluate("document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"data:,\">')")
@@ -37,7 +37,7 @@ def test_what_is_broken_is_found(visit):
     page.add_style_tag(content=DARK_GRAY)
     assert contrast(page, "light") == []
     assert any("color-contrast" in one for one in contrast(page, "dark"))
-    page.set_viewport_size(PHONE)
+    page = visit("glossary.html", viewport=PHONE).page
     assert narrow(page) == []
     links = '<p><a href="#a" class="tiny">a</a><a href="#b" class="tiny">b</a></p>'
     page.evaluate(f"document.querySelector('article').insertAdjacentHTML('beforeend', '{links}')")
