@@ -1,45 +1,53 @@
-"""axe-core on every page that an author wrote, on the longest and the shortest page of the reference, in every look."""
+"""axe-core on every page that an author wrote, and on the longest and the shortest page of the reference.
+
+Each is asked in two opposite looks: light on a desk, dark on a phone. A rule that depends on the width or on the theme
+has seen both of each. That no rule needs a special pair of them is asked of a page with everything: a chapter.
+"""
 
 import pytest
-from browser.accessibility import contrast, narrow, rules
-from browser.book import HTML, PHONE, pages
+from browser.accessibility import violations
+from browser.book import DESK, HTML, PHONE, pages
 
 REFERENCE = [path for path in pages() if path.startswith("reference/")]
 SHORTEST, *_, LONGEST = sorted(REFERENCE, key=lambda path: (HTML / path).stat().st_size)
 # The pages of the reference are made alike by one tool from one kind of text.
 PAGES = [path for path in pages() if path not in REFERENCE or path in (SHORTEST, LONGEST)]
+CHAPTER = "chapters/tensor_parallelism.html"
 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_axe_finds_nothing(visit, path):
-    page = visit(path).page
-    found = rules(page) + contrast(page, "light") + contrast(page, "dark")
-    # Opened anew: after a change of the width, the theme decides a while later what the keyboard can reach.
-    assert found + narrow(visit(path, viewport=PHONE).page) == []
+    assert violations(visit(path).page, "light") + violations(visit(path, viewport=PHONE).page, "dark") == []
 
 
-def test_axe_finds_nothing_in_the_frame_of_a_phone(visit):
-    # What only a phone shows, as its menu button, is the same on every page.
-    page = visit("glossary.html", viewport=PHONE).page
-    assert rules(page) + contrast(page, "light") + contrast(page, "dark") == []
+@pytest.mark.parametrize(("scheme", "viewport"), [("dark", DESK), ("light", PHONE)])
+def test_axe_finds_nothing_in_the_other_looks(visit, scheme, viewport):
+    assert violations(visit(CHAPTER, viewport=viewport).page, scheme) == []
 
 
 DARK_GRAY = "html[data-theme=dark] .bd-article p { color: #3a3f45 !important }"
+DARK_BOX = '<div style="position: relative; height: 3em; background: #555"></div>'
+MOVED = '<div style="position: relative; top: {}; height: 3em; color: #333">Words</div>'
+TINY = '<a href="#a" style="display: inline-block; width: 6px; height: 6px; overflow: hidden">a</a>'
 
 
 def test_what_is_broken_is_found(visit):
-    """A missing text of a picture, a contrast too low in the dark alone, links too small for a finger."""
-    page = visit("glossary.html").page
-    assert rules(page) == []
-    page.evaluate("document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"data:,\">')")
-    assert [one.split(":")[0] for one in rules(page)] == ["image-alt"]
-    page.evaluate("document.querySelector('article img:last-child').remove()")
-    page.add_style_tag(content=DARK_GRAY)
-    assert contrast(page, "light") == []
-    assert any("color-contrast" in one for one in contrast(page, "dark"))
-    page = visit("glossary.html", viewport=PHONE).page
-    assert narrow(page) == []
-    links = '<p><a href="#a" class="tiny">a</a><a href="#b" class="tiny">b</a></p>'
-    page.evaluate(f"document.querySelector('article').insertAdjacentHTML('beforeend', '{links}')")
-    page.add_style_tag(content=".tiny { display: inline-block; width: 6px; height: 6px; overflow: hidden }")
-    assert any(one.startswith("target-size") for one in narrow(page))
+    """A picture without a text, a contrast too low in the dark alone or on another box, links too small."""
+    page = visit("bibliography.html").page
+
+    def found(scheme: str, html: str = "", style: str = "") -> set[str]:
+        page.evaluate("(html) => document.querySelector('article').insertAdjacentHTML('beforeend', html)", html)
+        if style:
+            page.add_style_tag(content=style)
+        rules = {one.split(": ")[1] for one in violations(page, scheme)}
+        page.evaluate("(html) => { if (html) document.querySelector('article').lastElementChild.remove() }", html)
+        return rules
+
+    assert found("light") == set()
+    assert found("light", '<img src="data:,">') == {"image-alt"}
+    assert found("light", f"<div>{2 * TINY}</div>") == {"target-size"}
+    beside, onto_it = MOVED.format(0), MOVED.format("-3em")
+    assert found("light", f"<div>{beside}{DARK_BOX}{beside}</div>") == set()
+    assert found("light", f"<div>{beside}{DARK_BOX}{onto_it}</div>") == {"color-contrast"}
+    assert found("light", style=DARK_GRAY) == set()
+    assert found("dark") == {"color-contrast"}
