@@ -18,6 +18,7 @@ from lib.costs.context import (
 from lib.costs.experts import DEEPSEEK_V3, MIXTRAL_8X7B, ExpertModel, ExpertShape, least_inner, rows_to_keep_busy
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
 from lib.costs.measure import Measured, measure
+from lib.costs.pipeline import Bubble, bubble, pipeline_bytes, split_flops
 from lib.costs.tensor import data_parallel_costs, tensor_parallel_costs
 from lib.costs.zero import ModelState, model_state, zero_bytes, zero_volume
 from lib.devices.bandwidth import algorithm_bandwidth, bus_bandwidth
@@ -73,6 +74,35 @@ from lib.parallel.llama.rows import HubFolder
 from lib.parallel.llama.sequence import SequenceLlama, SequenceLlamaBlock
 from lib.parallel.llama.settings import llama_config
 from lib.parallel.llama.weights import from_llama, load_llama, read_llama, write_llama
+from lib.parallel.pipeline.check import check_schedule
+from lib.parallel.pipeline.clock import Slot, Times, timeline
+from lib.parallel.pipeline.halves import Later
+from lib.parallel.pipeline.held import held, in_flight
+from lib.parallel.pipeline.messages import with_messages
+from lib.parallel.pipeline.schedules import (
+    breadth_first,
+    gpipe,
+    interleaved,
+    naive,
+    one_f_one_b,
+    split_backward,
+    zb_h1,
+    zb_h2,
+)
+from lib.parallel.pipeline.search import search_schedule
+from lib.parallel.pipeline.stages import cut_gpt, cut_layers, reduce_tied
+from lib.parallel.pipeline.steps import (
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Forward,
+    Recv,
+    Schedule,
+    Send,
+    Step,
+)
+from lib.parallel.pipeline.v_shaped import dual_pipe_v, zb_v
+from lib.parallel.pipeline.worker import run_pipeline
 from lib.parallel.sequence.layers import SequenceLayerNorm, SequenceRMSNorm, gather_linear
 from lib.parallel.sequence.model import (
     SequenceBlock,
@@ -119,7 +149,11 @@ from lib.real.stopwatch import time_run
 from lib.real.torchrun import launch
 
 __all__ = [
+    "Backward",
+    "BackwardInput",
+    "BackwardWeight",
     "Block",
+    "Bubble",
     "Cluster",
     "ColumnParallelLinear",
     "Comparison",
@@ -136,6 +170,7 @@ __all__ = [
     "ExpertGrid",
     "ExpertModel",
     "ExpertShape",
+    "Forward",
     "FullySharded",
     "FusedHeads",
     "GPT",
@@ -148,6 +183,7 @@ __all__ = [
     "HubFolder",
     "KVCache",
     "LLAMAS",
+    "Later",
     "LayerShape",
     "LinearScaling",
     "Link",
@@ -179,11 +215,14 @@ __all__ = [
     "Partial",
     "Placement",
     "Processes",
+    "Recv",
     "Replicate",
     "RingAttention",
     "RoutingRule",
     "RowParallelLinear",
     "SIZES",
+    "Schedule",
+    "Send",
     "SequenceBlock",
     "SequenceColumnLinear",
     "SequenceEmbedding",
@@ -200,6 +239,9 @@ __all__ = [
     "ShardBlocks",
     "ShardedGradScaler",
     "ShardedOptimizer",
+    "Slot",
+    "Step",
+    "Times",
     "Trace",
     "UlyssesAttention",
     "VocabParallelEmbedding",
@@ -219,17 +261,23 @@ __all__ = [
     "averaging",
     "balance_loss",
     "blocks_between",
+    "breadth_first",
     "broadcast_parameters",
+    "bubble",
     "bus_bandwidth",
     "capacity_for",
     "check_same_parameters",
+    "check_schedule",
     "clip_gradients",
     "context_memory",
     "copy_to",
+    "cut_gpt",
     "cut_imbalance",
+    "cut_layers",
     "data_parallel_costs",
     "dense_state",
     "different_random",
+    "dual_pipe_v",
     "equal_to_one_device",
     "from_gpt2",
     "from_llama",
@@ -237,11 +285,15 @@ __all__ = [
     "gather_from",
     "gather_linear",
     "generate",
+    "gpipe",
     "gpt_parameters",
     "gpt_synchronizations",
     "gradient_norm",
     "gradient_norm_on",
+    "held",
     "imbalance",
+    "in_flight",
+    "interleaved",
     "keep_first",
     "launch",
     "least_inner",
@@ -253,27 +305,36 @@ __all__ = [
     "measure",
     "merge_parts",
     "model_state",
+    "naive",
+    "one_f_one_b",
     "overlapped_linear",
     "padded_vocabulary",
     "pairs_by_hop",
+    "pipeline_bytes",
     "plan_updates",
     "read_gpt2",
     "read_llama",
     "reduce_from",
     "reduce_scatter",
+    "reduce_tied",
     "rotate",
     "route",
     "rows_to_keep_busy",
+    "run_pipeline",
     "same_random",
     "saved_by_term",
     "scatter_to",
+    "search_schedule",
     "shard",
     "shard_batch",
     "shard_sizes",
+    "split_backward",
+    "split_flops",
     "sum_context_gradients",
     "sum_gradients",
     "tensor_parallel_costs",
     "time_run",
+    "timeline",
     "token_places",
     "tokens_to_hide",
     "train_asynchronously",
@@ -283,9 +344,13 @@ __all__ = [
     "vocab_parallel_cross_entropy",
     "whole_parameters",
     "whole_shape",
+    "with_messages",
     "write_gpt2",
     "write_llama",
     "z_loss",
+    "zb_h1",
+    "zb_h2",
+    "zb_v",
     "zero_bytes",
     "zero_volume",
 ]

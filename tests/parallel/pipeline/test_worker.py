@@ -1,0 +1,191 @@
+"""One worker, all schedules: the losses and gradients of one device; and what is refused before anything runs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from devices.messages import says
+from parallel.pipeline.pipelines import CONFIG, MAKERS, batch, build, check_equal, gradients, loss_of, one_device
+from parallel.small_gpt import one_thread  # noqa: F401
+
+from lib import (
+    Backward,
+    Cluster,
+    Forward,
+    Mesh,
+    Schedule,
+    average_gradients,
+    cut_gpt,
+    gpipe,
+    one_f_one_b,
+    pipeline_bytes,
+    reduce_tied,
+    run_pipeline,
+    shard_batch,
+    with_messages,
+    zb_h1,
+    zb_v,
+)
+
+TOKENS, TARGETS = batch()
+RIGHT = Cluster(1).run(one_device, TOKENS, TARGETS)[0]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gradients_are_those_of_one_device(name):
+    check_equal(Cluster(3).run(gradients, MAKERS[name](3, 6), TOKENS, TARGETS), RIGHT)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("interleaved", "dual pipe v")])
+def test_any_number_of_devices_and_micro_batches(name):
+    for p, m in [(1, 1), (3, 2), (2, 5)]:  # fewer micro-batches than stages, and not a multiple; texts in uneven parts
+        check_equal(Cluster(p).run(gradients, MAKERS[name](p, m), TOKENS, TARGETS), RIGHT)
+
+
+@pytest.mark.parametrize("how", ["paired", "beside", "batched"])
+def test_wherever_the_messages_stand(how):
+    check_equal(Cluster(3).run(gradients, with_messages(zb_v(3, 4), how), TOKENS, TARGETS), RIGHT)
+
+
+def test_stages_of_given_sizes():
+    check_equal(Cluster(4).run(gradients, one_f_one_b(4, 3), TOKENS, TARGETS, sizes=[1, 3, 2, 1]), RIGHT)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_layers_that_are_recomputed_in_both_halves(recompute):
+    outputs = Cluster(2).run(gradients, zb_h1(2, 3), TOKENS, TARGETS, recompute=recompute)
+    check_equal(outputs, RIGHT)
+
+
+def test_a_clock_changes_no_number():
+    outputs = Cluster(2, hardware="H100").run(gradients, zb_h1(2, 3), TOKENS, TARGETS)
+    check_equal(outputs, RIGHT)
+
+
+def test_a_schedule_that_a_reader_writes_in_ten_lines():
+    def mine(p, m):
+        lists = []
+        for r in range(p):
+            first = [Forward(r, k) for k in range(m // 2)]
+            rest = [step for k in range(m // 2) for step in (Backward(r, k), Forward(r, k + m // 2))]
+            lists.append(first + rest + [Backward(r, k) for k in range(m // 2, m)])
+        return Schedule("mine", lists)
+
+    check_equal(Cluster(4).run(gradients, mine(4, 6), TOKENS, TARGETS), RIGHT)
+
+
+def training(group, schedule, dp, tp, sequence_parallel, steps, seen):
+    """Some steps of SGD on data x pipeline x tensor parallel devices; the losses."""
+    mesh = Mesh(group, dp=dp, pp=group.size // dp // tp, tp=tp)
+    gpt = build(mesh.tp, sequence_parallel, replace(CONFIG, layers=4))
+    stages = cut_gpt(gpt, schedule, mesh.pp.rank)
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.02)
+    for step in range(steps):
+        tokens, targets = (shard_batch(x, mesh.dp) for x in batch(texts=4, seed=step))
+        some, follow = (x.tensor_split(schedule.micros) for x in (tokens, targets))
+        optimizer.zero_grad()
+        losses = run_pipeline(mesh.pp, schedule, stages, some, loss_of(gpt, follow, len(tokens)))
+        reduce_tied(mesh.pp, schedule, gpt)
+        average_gradients(gpt, mesh.dp)
+        optimizer.step()
+        if losses:
+            loss = mesh.dp.all_reduce(sum(losses.values())) / dp
+            if mesh.dp.rank == 0 and mesh.tp.rank == 0:
+                seen.append(float(loss))
+
+
+@pytest.mark.parametrize(("make", "dp", "sequence_parallel"), [(one_f_one_b, 2, False), (zb_v, 1, True)])
+def test_twenty_steps_with_data_and_tensor_parallelism_around_it(make, dp, sequence_parallel):
+    many, one = [], []
+    Cluster(4 * dp).run(training, make(2, 2), dp, 2, sequence_parallel, 20, many)
+    Cluster(1).run(training, gpipe(1, 1), 1, 1, False, 20, one)
+    assert len(one) == 20
+    assert abs(one[-1] - one[0]) > 0.1, "it must have learned something"
+    assert many == pytest.approx(one, rel=1e-12)
+
+
+def test_bytes_are_those_of_the_formula():
+    for make in (MAKERS["1f1b"], MAKERS["interleaved"], MAKERS["zb-v"]):
+        schedule = make(2, 2)
+        cluster = Cluster(2)
+        cluster.run(gradients, schedule, TOKENS[:2], TARGETS[:2])
+        sent = [cluster.meters.count(rank, "send").bytes_sent for rank in range(2)]
+        assert sent == pipeline_bytes(schedule, batch=1, sequence=8, hidden=CONFIG.hidden, itemsize=8)
+
+
+def test_the_trace_names_the_steps():
+    cluster = Cluster(2, hardware="H100")
+    cluster.run(gradients, gpipe(2, 2), TOKENS[:2], TARGETS[:2])
+    names = [span.name for span in cluster.trace.spans if span.rank == 1]
+    assert [name for name in names if "_" not in name] == ["1F0", "1F1", "1B0", "1B1"]
+
+
+def test_activations_in_flight_are_seen_in_the_memory_of_the_trace():
+    """Embedding and head aside, on a stage in the middle: m in GPipe, p - r in 1F1B."""
+
+    def peak(schedule):
+        cluster = Cluster(4, hardware="H100")
+        cluster.run(gradients, schedule, TOKENS, TARGETS, sizes=[1, 2, 2, 2])
+        return cluster.trace.peak(1, "activations") * schedule.micros  # as if micro-batches were all equally large
+
+    one = peak(gpipe(4, 1))
+    assert peak(gpipe(4, 6)) / one == pytest.approx(6, rel=0.05)
+    assert peak(one_f_one_b(4, 6)) / one == pytest.approx(3, rel=0.15)  # the step under way holds a little more
+
+
+# ---- what is refused ----
+
+
+def refused(message, *fragments, p=2, **changes):
+    def program(group):
+        given = {"schedule": gpipe(2, 2), "stages": {group.rank: lambda x: x}, "inputs": [torch.ones(1)] * 2}
+        given |= {"loss": lambda y, k: y.sum()} | {k: v(group) if callable(v) else v for k, v in changes.items()}
+        run_pipeline(group, **given)
+
+    cluster = Cluster(p)
+    with says(message, *fragments):
+        cluster.run(program)
+    assert cluster.meters.count(0).calls == 0, "before anything runs"
+
+
+def test_what_does_not_fit():
+    refused(ValueError, "rank 0 of 3", "GPipe is for 2 devices; make it for 3", p=3)
+    refused(ValueError, "3 micro-batches for a schedule of 2", "cut the batch into 2", inputs=[torch.ones(1)] * 3)
+    refused(ValueError, "was given the stages [5]", "puts [0] here", stages=lambda group: {5: torch.relu})
+    refused(ValueError, "0 backwards", schedule=Schedule.read("lost", "0F0", "1F0 1B0"))
+    refused(TypeError, "needs a Schedule, not list", schedule=[])
+
+
+def test_a_stage_that_cuts_the_graph_is_named():
+    layer = torch.nn.Linear(2, 2)
+
+    def run(cut):
+        stages = [lambda x: layer(x), lambda x: layer(x.detach()) if cut == "input" else layer(x).detach()]
+        Cluster(2).run(
+            lambda group: run_pipeline(
+                group, gpipe(2, 1), {group.rank: stages[group.rank]}, [torch.ones(1, 2)], lambda y, k: y.sum()
+            )
+        )
+
+    with says(ValueError, "rank 1", "stage 1 gives its input no gradient", "detach()"):
+        run("input")
+    with says(ValueError, "rank 1", "what stage 1 makes of micro-batch 0 has no gradient", "detach()"):
+        run("output")
+
+
+def test_layers_that_cannot_be_cut_so():
+    with says(ValueError, "7 layers cannot be cut into 12 stages", "more layers"):
+        Cluster(12).run(gradients, gpipe(12, 2), TOKENS, TARGETS)
+    with says(ValueError, "must add up"):
+        Cluster(2).run(gradients, gpipe(2, 2), TOKENS, TARGETS, sizes=[3, 3])
+
+
+def test_forgetting_the_tie_gives_other_gradients():
+    def untied(group):
+        gpt = build(group.split(group.size))
+        stages = cut_gpt(gpt, gpipe(2, 1), group.rank)
+        run_pipeline(group, gpipe(2, 1), stages, [TOKENS], loss_of(gpt, [TARGETS], len(TOKENS)))
+        return gpt.embedding.weight.grad
+
+    right = RIGHT[1]["embedding.weight"]
+    assert min(float((grad - right).norm() / right.norm()) for grad in Cluster(2).run(untied)) > 0.01
