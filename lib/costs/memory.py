@@ -239,14 +239,16 @@ def moments(shape: ModelShape, plan: TrainingPlan, stage: int = 0) -> list[Momen
     kept += mask / (plan.tensor if plan.sequence_parallel else 1)
     ends = 2 * whole if last_stage else 0.0  # the inputs of the last norm and of the head
     logit = tokens / plan.chunks * shape.vocabulary / plan.tensor if last_stage else 0.0
-    logits_kept, logits_working = logit * (each + 4), logit * (4 + 4)
+    # At the loss's forward: the logits, their softmax in float32, and in half precision that once more, rounded.
+    logits_kept, logits_working = logit * 2 * each, logit * 4 * (each < 4)
 
     # The backward of a layer: what goes before its attention begins, and what exists only while it runs.
     query = parts["attention's output"]
     key = (parts["queries, keys, values"] - query) / 2
     wide = tokens * shape.inner * shape.active_experts / plan.tensor * each
     mlp_gone = parts["MLP"] + 2 * whole + query + key  # the MLP, its input and norm, the projection's input, the values
-    mlp_working = (2 if shape.gated else 1) * wide + 2 * whole
+    # The gradient of its output, and its residual; a layer computed anew has no output.
+    mlp_working = (2 if shape.gated else 1) * wide + (1 if plan.recompute == "full" else 2) * whole
     if plan.fused_attention:
         attention_working = 2 * query + 2 * key + 2 * whole
     else:
@@ -260,6 +262,7 @@ def moments(shape: ModelShape, plan: TrainingPlan, stage: int = 0) -> list[Momen
     # The embedding's gradient is as large as itself. A tied one gets two, and their sum, before any is freed.
     tied = shape.tied and plan.pipeline == 1
     looked_up = shape.vocabulary * shape.hidden / plan.tensor * precision.gradient * share["G"] * (stage == 0)
+    embedding_to_come = 0.0 if tied else looked_up
     to_come = _attention_parameters(shape, plan) * precision.gradient * share["G"]
 
     def moment(name: str, activations: float, grads: float = 0.0, logits: float = 0.0, working: float = 0.0) -> Moment:
@@ -269,7 +272,9 @@ def moments(shape: ModelShape, plan: TrainingPlan, stage: int = 0) -> list[Momen
     found = []
     if last_stage:
         found.append(moment("the loss", kept + ends, logits=logits_kept, working=logits_working))
-        found.append(moment("the head", kept + ends, head_gradient, logit * 4, before and head_gradient))
+        # The gradient of the head's input; where the sequence is cut, that of all tokens, and the input gathered again.
+        inputs = 2 * whole * plan.tensor if plan.sequence_parallel else whole
+        found.append(moment("the head", kept + ends, head_gradient, logit * each, inputs + (before and head_gradient)))
     found += [
         moment("the last layer's MLP", kept + again, head_gradient + down, working=mlp_working + (before and down)),
         moment(
@@ -279,9 +284,15 @@ def moments(shape: ModelShape, plan: TrainingPlan, stage: int = 0) -> list[Momen
             working=attention_working,
         ),
         moment(
+            "the first layer's MLP",
+            keeps + again,
+            gradients - embedding_to_come - of_layer + down,
+            working=mlp_working + (before and down),
+        ),
+        moment(
             "the first layer's attention",
             keeps + again - mlp_gone * (plan.recompute != "full" or again > 0),
-            gradients - to_come,
+            gradients - embedding_to_come - to_come,
             working=attention_working,
         ),
         moment("the embedding", 0.0, gradients - looked_up * (not before), working=looked_up * (3 if tied else 1)),

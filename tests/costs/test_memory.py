@@ -43,6 +43,7 @@ def held(shape, plan):
             model = model.bfloat16()
             optimizer = MasterWeights(model.parameters(), torch.optim.AdamW)
         else:
+            model = model.bfloat16() if plan.precision == "bfloat16" else model
             optimizer = torch.optim.AdamW(model.parameters())
         tokens = torch.zeros(plan.micro_batch, plan.sequence, dtype=torch.long)
         for _ in range(2):
@@ -75,6 +76,8 @@ def gpt(shape):
         {"tensor": 4, "sequence_parallel": True},
         {"micro_batches": 3},
         {"dropout": True},
+        {"precision": "mixed"},
+        {"precision": "bfloat16", "micro_batches": 3},
     ],
     ids=str,
 )
@@ -85,13 +88,15 @@ def test_the_peak_of_a_step_is_predicted(options):
 
 
 def test_each_kind_of_moment_is_the_peak_somewhere():
-    options = [{}, {"recompute": "full"}, {"micro_batches": 3}]
+    options = [{}, {"recompute": "full"}, {"micro_batches": 3}, {"tensor": 4, "sequence_parallel": True}]
     found = {peak(gpt(shape), plan_for(shape, **some)).name for shape in SHAPES for some in options}
     assert found == {
         "the loss",
+        "the head",
         "the embedding",
         "the last layer's MLP",
         "the last layer's attention",
+        "the first layer's MLP",
         "the first layer's attention",
         "the optimizer's step",
     }

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lib.devices import Group
@@ -80,8 +82,9 @@ def vocab_parallel_cross_entropy(
     logits (batch, S, padded V/P) Shard(-1); targets (batch, S) integers, Replicate; `vocabulary` without padding.
     Where a target is `ignore_index`, the loss is 0 and nothing gets a gradient: see `mean_loss` for their mean. Under
     autocast the loss is computed in float32, as PyTorch's own.
-    -log softmax(z)[t] = max z + log sum exp(z - max z) - z[t], and the maximum, the sum and z[t] are one number per
-    token each. Communication: three all-reduces of (batch, S) forward, nothing backward.
+    -log softmax(z)[t] = log sum exp(z - max z) - (z[t] - max z), and the maximum, the sum and z[t] are one number per
+    token each. Communication: three all-reduces of (batch, S) forward, two of them in float32 at least; nothing
+    backward.
     """
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise TypeError(f"vocab_parallel_cross_entropy: targets are numbers of tokens, not {targets.dtype}")
@@ -103,24 +106,45 @@ def vocab_parallel_cross_entropy(
     real = max(0, min(width, vocabulary - group.rank * width))  # the columns behind it are padding
     if real < width:
         logits = logits[..., :real]
-    largest = logits.detach().amax(-1) if real else logits.new_full(targets.shape, -torch.inf)
-    largest = group.all_reduce(largest, "max")  # (batch, S)  Replicate; shifts all alike, so it has no gradient
-    total = (logits - largest.unsqueeze(-1)).exp().sum(-1)  # (batch, S)  Partial
-    mine, local = own_tokens(targets, width, group)
-    wanted = _pick(logits, local) * mine if real else total  # (batch, S)  Partial: one device has each target
-    total, wanted = reduce_from(total, group), reduce_from(wanted, group)  # (batch, S)  Replicate
-    losses = largest + total.log() - wanted
+    losses = _CrossEntropy.apply(logits, *own_tokens(targets, width, group), group)
     return losses.masked_fill(ignored, 0) if some else losses
+
+
+class _CrossEntropy(Function):
+    """Written with PyTorch's own operations, it would make three tensors as large as the logits for their gradient.
+    So it keeps the softmax alone, and makes the gradient out of it at once. Half precision is computed in float32 and
+    rounded once, as PyTorch does."""
+
+    @staticmethod
+    def forward(ctx, logits, mine, local, group):
+        at_least = torch.promote_types(logits.dtype, torch.float32)
+        real = logits.shape[-1]  # none where all columns of a device are padding
+        largest = logits.amax(-1) if real else logits.new_full(mine.shape, -torch.inf)
+        largest = group.all_reduce(largest, "max").to(at_least)  # (batch, S)  Replicate
+        # In place: a subtraction of two dtypes would make one copy more, on the CPU.
+        shifted = logits.to(at_least, copy=True).sub_(largest.unsqueeze(-1))  # (batch, S, V/P)  Shard(-1)
+        wanted = shifted.gather(-1, local.unsqueeze(-1)).squeeze(-1) if real else torch.zeros_like(largest)
+        wanted = group.all_reduce(wanted.where(mine, 0))  # (batch, S)  Partial, one device has each target -> Replicate
+        softmax = shifted.exp_()
+        total = group.all_reduce(softmax.sum(-1))  # (batch, S)  Partial -> Replicate
+        softmax = softmax.div_(total.unsqueeze(-1)).to(logits.dtype)
+        ctx.save_for_backward(softmax, mine, local)
+        return (total.log() - wanted).to(logits.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        softmax, mine, local = ctx.saved_tensors
+        gradient = softmax * grad.unsqueeze(-1)  # d loss / d z = softmax(z) - 1 where z is the target's
+        if gradient.shape[-1]:
+            gradient.scatter_add_(-1, local.unsqueeze(-1), -(grad * mine).unsqueeze(-1))
+        return gradient, None, None, None
 
 
 def mean_loss(losses: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """The mean of the losses of all tokens (batch, S) whose target is not `ignore_index`: a single number."""
     counted = targets.numel() if targets.is_meta else int((targets != ignore_index).sum())
     return losses.mean() if counted == targets.numel() else losses.sum() / counted  # of none: not a number
-
-
-def _pick(logits: Tensor, local: Tensor) -> Tensor:
-    return logits.gather(-1, local.unsqueeze(-1)).squeeze(-1)
 
 
 def own_tokens(tokens: Tensor, width: int, group: Group) -> tuple[Tensor, Tensor]:
