@@ -3,7 +3,7 @@
 For S tokens over P devices, with n = S/P tokens each, per layer and text:
 
                       sent per device, forward          and backward
-    ring              (P-1) n kv                        (P-1) n kv + P n kv    keys and values, and their gradients
+    ring              (P-1) n kv                        2 (P-1) n kv    keys and values, and their gradients
     gathered          (P-1) n kv                        (P-1) n kv
     Ulysses           (P-1)/P n (2q + kv)               the same again
 
@@ -58,7 +58,7 @@ def attention_bytes(shape: ModelShape, tokens: int, devices: int, way: Way, byte
         once = (devices - 1) / devices * n * (2 * queries + keys)
         return once, once
     trip = (devices - 1) * n * keys
-    return (trip, trip + devices * n * keys * (devices > 1)) if way == "ring" else (trip, trip)
+    return (trip, 2 * trip) if way == "ring" else (trip, trip)
 
 
 def attention_flops(shape: ModelShape, tokens: int, devices: int) -> float:

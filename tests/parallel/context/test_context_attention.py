@@ -159,7 +159,7 @@ def test_bytes_of_every_way(size, kv_heads):
     q, kv = (2 * heads * 16 * SIZE * 8 for heads in (HEADS, 2 * kv_heads))  # of the whole sequence; keys and values
     others = size - 1
     assert sent("ring", size, kv_heads, False) == {"send": (others, others * kv // size)}
-    assert sent("ring", size, kv_heads) == {"send": (others + others + size, (others + others + size) * kv // size)}
+    assert sent("ring", size, kv_heads) == {"send": (3 * others, 3 * others * kv // size)}
     assert sent("gathered", size, kv_heads, False) == {"all_gather": (1, others * kv // size)}
     gathered = sent("gathered", size, kv_heads)
     assert gathered == {"all_gather": (1, others * kv // size), "reduce_scatter": (1, others * kv // size)}
