@@ -12,6 +12,8 @@ _HOMES = {
     "book.pictures.batch": ["STAGES", "draw_batch", "draw_training_step"],
     "book.pictures.block": ["draw_block"],
     "book.pictures.chart": ["draw_chart"],
+    "book.pictures.context": ["draw_context"],
+    "book.pictures.context_ring": ["draw_ring"],
     "book.pictures.data_and_tensor": ["draw_data_and_tensor"],
     "book.pictures.head_scores": ["draw_head_scores"],
     "book.pictures.heads": ["draw_heads"],

@@ -34,7 +34,7 @@ def draw_ring(order: Order, devices: int, hop: int, phase: Literal["forward", "b
         label(8, 24, f"Ring attention, {order}: {title}", bold=True, size=15),
         label(BOX, 62, "keys, values", size=12),
         label(WORK, 62, "computed now", size=12),
-        label(SUMS, 62, "sum of dK, dV" if phase == "backward" else "", size=12),
+        label(SUMS, 62, "sum of dK, dV" if phase == "backward" else "merged so far", size=12),
     ]
     told = []
     for rank in range(devices):
@@ -55,12 +55,14 @@ def draw_ring(order: Order, devices: int, hop: int, phase: Literal["forward", "b
         if phase == "backward":
             who = [(source + step) % devices for step in range(1 if hop else 0, hop + 1)]
             now += f"; the sum of their gradients holds the terms of {', '.join(map(str, who))}"
-            for place, term in enumerate(who):
-                shade = paint(term)
-                x = SUMS + 20 * place
-                body.append(element("rect", x=x, y=y + 4, width=18, height=18, fill=shade.fill, stroke=shade.ink))
-                body.append(element("text", str(term), x=x + 9, y=y + 17, fill=shade.text, text_anchor="middle"))
             body.append(label(SUMS, y + 36, "stays at home" if hop == 0 else f"for rank {source}", size=12))
+        else:
+            who = [(rank - step) % devices for step in range(hop + 1) if work[rank][step]]
+            now += f"; it has merged what it sees of ranks {', '.join(map(str, who))}"
+        for place, term in enumerate(who):
+            shade, x = paint(term), SUMS + 20 * place
+            body.append(element("rect", x=x, y=y + 4, width=18, height=18, fill=shade.fill, stroke=shade.ink))
+            body.append(element("text", str(term), x=x + 9, y=y + 17, fill=shade.text, text_anchor="middle"))
         told.append(now)
     bottom = TOP + HIGH * devices
     if not last:
