@@ -210,11 +210,11 @@ def ring_forward(group: Group, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> T
 
 
 def attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = (q @ k.T / math.sqrt(q.shape[1]) - lse[:, None]).exp()
-    dscores = weights * (dout @ v.T - (dout * out).sum(1)[:, None]) / math.sqrt(q.shape[1])
-    return dscores @ k, dscores.T @ q, weights.T @ dout
+    dscores = weights * (dy @ v.T - (dy * out).sum(1)[:, None]) / math.sqrt(q.shape[1])
+    return dscores @ k, dscores.T @ q, weights.T @ dy
 
 
 def backward_with(
@@ -223,14 +223,14 @@ def backward_with(
     """The solution, with gradients that end elsewhere, or with another formula for a block."""
 
     def program(
-        group: Group, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor
+        group: Group, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dy: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for hop in range(group.size):
             scores = q @ k.T / math.sqrt(q.shape[1])
             weights = (scores - (scores.logsumexp(1) if own_lse else lse)[:, None]).exp()
-            dweights = dout @ v.T - ((dout * out).sum(1)[:, None] if delta else 0)
+            dweights = dy @ v.T - ((dy * out).sum(1)[:, None] if delta else 0)
             dscores = weights * dweights / (math.sqrt(q.shape[1]) if scale else 1)
             dq = dq + dscores @ k
             if ends == "own" and hop:
@@ -238,10 +238,10 @@ def backward_with(
             elif ends == "mine":  # sums over all keys, on the device of the queries
                 more = (
                     x[: len(dk)] if len(x) >= len(dk) else x.new_zeros(dk.shape)
-                    for x in (dscores.T @ q, weights.T @ dout)
+                    for x in (dscores.T @ q, weights.T @ dy)
                 )
             else:
-                more = dscores.T @ q, weights.T @ dout
+                more = dscores.T @ q, weights.T @ dy
             dk, dv = (x + y for x, y in zip((dk, dv), more, strict=True))
             last = hop == group.size - 1
             for x in (() if last else (k, v)) + (
@@ -265,7 +265,7 @@ def backward_with(
         "v": Input("tokens size", Shard(0)),
         "out": Input("tokens size", Shard(0)),
         "lse": Input("tokens", Shard(0)),
-        "dout": Input("tokens size", Shard(0)),
+        "dy": Input("tokens size", Shard(0)),
     },
     returns={"dq": Shard(0), "dk": Shard(0), "dv": Shard(0)},
     forward=(
@@ -288,7 +288,7 @@ def backward_with(
         "each block had a log-sum-exp of its own. Use lse, that of all keys: the weights are shares of the whole.": (
             backward_with(own_lse=True)
         ),
-        "the gradient of the softmax lacks its second term: from dout @ v.T, take (dout * out).sum(1) of each query.": (
+        "the gradient of the softmax lacks its second term: from dy @ v.T, take (dy * out).sum(1) of each query.": (
             backward_with(delta=False)
         ),
         "the gradient of the scores is not divided by the root of the size, as the scores were.": backward_with(
@@ -306,23 +306,23 @@ def backward_with(
     ),
 )
 def ring_backward(
-    group: Group, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor
+    group: Group, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients (dq, dk, dv) of attention without a mask, round the ring, with send and recv only.
 
     All inputs are of this device's tokens: q, k, v and out (tokens/P, size), lse (tokens/P,) the log-sum-exp over all
-    keys, and dout the gradient of out. For a block of keys: weights = exp(scores - lse);
-    dscores = weights * (dout @ v.T - (dout * out).sum(1)) / sqrt(size); dq = dscores @ k; dk = dscores.T @ q;
-    dv = weights.T @ dout.
+    keys, and dy the gradient of out. For a block of keys: weights = exp(scores - lse);
+    dscores = weights * (dy @ v.T - (dy * out).sum(1)) / sqrt(size); dq = dscores @ k; dk = dscores.T @ q;
+    dv = weights.T @ dy.
     """
     ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
-    delta = (dout * out).sum(1)[:, None]  # (tokens/P, 1)
+    delta = (dy * out).sum(1)[:, None]  # (tokens/P, 1)
     dq = torch.zeros_like(q)
     for hop in range(group.size):
         weights = (q @ k.T / math.sqrt(q.shape[1]) - lse[:, None]).exp()  # my queries, the keys that are here
-        dscores = weights * (dout @ v.T - delta) / math.sqrt(q.shape[1])
+        dscores = weights * (dy @ v.T - delta) / math.sqrt(q.shape[1])
         dq = dq + dscores @ k
-        dk, dv = dscores.T @ q, weights.T @ dout  # of these keys, through my queries
+        dk, dv = dscores.T @ q, weights.T @ dy  # of these keys, through my queries
         if hop == 0:
             home = dk, dv  # my own keys: their sums will come back to me
         if hop > 1:

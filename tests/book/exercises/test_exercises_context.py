@@ -159,58 +159,58 @@ def ring_by_gathering(group, q, k, v, at):
 # ---- the ring, backward ----
 
 
-def block(q, k, v, out, lse, dout):
+def block(q, k, v, out, lse, dy):
     weights = (q @ k.T / math.sqrt(q.shape[1]) - lse[:, None]).exp()
-    dscores = weights * (dout @ v.T - (dout * out).sum(1)[:, None]) / math.sqrt(q.shape[1])
-    return dscores @ k, dscores.T @ q, weights.T @ dout
+    dscores = weights * (dy @ v.T - (dy * out).sum(1)[:, None]) / math.sqrt(q.shape[1])
+    return dscores @ k, dscores.T @ q, weights.T @ dy
 
 
-def back_all_travel(group, q, k, v, out, lse, dout):
+def back_all_travel(group, q, k, v, out, lse, dy):
     """P hops for the gradients: right, and one message more than needed."""
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for _ in range(group.size):
-        more = block(q, k, v, out, lse, dout)
+        more = block(q, k, v, out, lse, dy)
         dq, dk, dv = dq + more[0], dk + more[1], dv + more[2]
         k, v, dk, dv = pass_on(group, k, v, dk, dv)
     return dq, dk, dv
 
 
-def back_one_hop_short(group, q, k, v, out, lse, dout):
+def back_one_hop_short(group, q, k, v, out, lse, dy):
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for hop in range(group.size):
-        more = block(q, k, v, out, lse, dout)
+        more = block(q, k, v, out, lse, dy)
         dq, dk, dv = dq + more[0], dk + more[1], dv + more[2]
         if hop < group.size - 1:
             k, v, dk, dv = pass_on(group, k, v, dk, dv)
     return dq, dk, dv
 
 
-def back_left_where_computed(group, q, k, v, out, lse, dout):
-    dq, dk, dv = block(q, k, v, out, lse, dout)
+def back_left_where_computed(group, q, k, v, out, lse, dy):
+    dq, dk, dv = block(q, k, v, out, lse, dy)
     for _ in range(group.size - 1):
         k, v = pass_on(group, k, v)
-        dq = dq + block(q, k, v, out, lse, dout)[0]
+        dq = dq + block(q, k, v, out, lse, dy)[0]
     return dq, dk, dv
 
 
-def back_own_log_sum_exp(group, q, k, v, out, lse, dout):
-    return tasks.backward_with(own_lse=True)(group, q, k, v, out, lse, dout)
+def back_own_log_sum_exp(group, q, k, v, out, lse, dy):
+    return tasks.backward_with(own_lse=True)(group, q, k, v, out, lse, dy)
 
 
-def back_no_second_term(group, q, k, v, out, lse, dout):
-    return back_all_travel(group, q, k, v, torch.zeros_like(out), lse, dout)
+def back_no_second_term(group, q, k, v, out, lse, dy):
+    return back_all_travel(group, q, k, v, torch.zeros_like(out), lse, dy)
 
 
-def back_no_scale(group, q, k, v, out, lse, dout):
-    return tasks.backward_with(scale=False)(group, q, k, v, out, lse, dout)
+def back_no_scale(group, q, k, v, out, lse, dy):
+    return tasks.backward_with(scale=False)(group, q, k, v, out, lse, dy)
 
 
-def back_summed_at_the_queries(group, q, k, v, out, lse, dout):
-    return tasks.backward_with("mine")(group, q, k, v, out, lse, dout)
+def back_summed_at_the_queries(group, q, k, v, out, lse, dy):
+    return tasks.backward_with("mine")(group, q, k, v, out, lse, dy)
 
 
-def back_by_reduce_scatter(group, q, k, v, out, lse, dout):
-    dq, dk, dv = block(q, group.all_gather(k), group.all_gather(v), out, lse, dout)
+def back_by_reduce_scatter(group, q, k, v, out, lse, dy):
+    dq, dk, dv = block(q, group.all_gather(k), group.all_gather(v), out, lse, dy)
     return dq, group.reduce_scatter(dk), group.reduce_scatter(dv)
 
 
