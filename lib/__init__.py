@@ -17,6 +17,7 @@ from lib.costs.context import (
 )
 from lib.costs.experts import DEEPSEEK_V3, MIXTRAL_8X7B, ExpertModel, ExpertShape, least_inner, rows_to_keep_busy
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
+from lib.costs.llama import kv_cache_bytes, llama_parameters, llama_synchronizations, simulate_step
 from lib.costs.measure import Measured, measure
 from lib.costs.pipeline import Bubble, bubble, pipeline_bytes, split_flops
 from lib.costs.tensor import data_parallel_costs, tensor_parallel_costs
@@ -295,9 +296,12 @@ __all__ = [
     "in_flight",
     "interleaved",
     "keep_first",
+    "kv_cache_bytes",
     "launch",
     "least_inner",
     "llama_config",
+    "llama_parameters",
+    "llama_synchronizations",
     "load_dense",
     "load_llama",
     "load_optimizer_state",
@@ -328,6 +332,7 @@ __all__ = [
     "shard",
     "shard_batch",
     "shard_sizes",
+    "simulate_step",
     "split_backward",
     "split_flops",
     "sum_context_gradients",

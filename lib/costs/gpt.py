@@ -12,17 +12,18 @@ from lib.parallel.tensor.vocabulary import padded_vocabulary
 
 @dataclass(frozen=True)
 class Synchronization:
-    """`calls` times, all devices meet in `verb` over a tensor that has `elements` when it is whole."""
+    """`calls` times, all devices, or `among` of them, meet in `verb` over a tensor that has `elements` when whole."""
 
     where: str
     direction: Literal["forward", "backward"]
     verb: Literal["all_reduce", "all_gather", "reduce_scatter"]
     calls: int
     elements: int
+    among: int | None = None
 
     def sent(self, devices: int) -> float:
         """Elements that each device sends in all calls, on a ring: 2 (P-1)/P of the tensor, or half of it."""
-        trips = 2 if self.verb == "all_reduce" else 1
+        trips, devices = 2 if self.verb == "all_reduce" else 1, self.among or devices
         return self.calls * trips * self.elements * (devices - 1) / devices
 
 

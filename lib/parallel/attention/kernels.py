@@ -52,6 +52,9 @@ def fused_attend(
     causal = causal and not ahead
     share = q.shape[1] != k.shape[1]  # heads that share keys and values
     if dropout is None or not dropout.training or dropout.p == 0:
+        if q.is_meta:  # there PyTorch would write the steps out, and scores would be kept that a device never has
+            mask = None if mask is None else mask.to(q.dtype)
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)[0]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=share)
     with dropout.random():
         return F.scaled_dot_product_attention(q, k, v, mask, dropout.p, causal, enable_gqa=share)
