@@ -15,6 +15,8 @@ _HOMES = {
     "book.pictures.context": ["draw_context"],
     "book.pictures.context_ring": ["draw_ring"],
     "book.pictures.data_and_tensor": ["draw_data_and_tensor"],
+    "book.pictures.experts": ["draw_experts"],
+    "book.pictures.experts_load": ["draw_load"],
     "book.pictures.gated": ["draw_gated"],
     "book.pictures.head_scores": ["draw_head_scores"],
     "book.pictures.heads": ["draw_heads"],

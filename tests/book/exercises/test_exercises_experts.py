@@ -1,0 +1,285 @@
+"""The exercises on experts: the stub waits, solutions pass, each typical mistake is rejected by its name."""
+
+import exercise_checks as checks
+import torch
+
+from book.exercises import experts as tasks
+from lib import all_gather, all_to_all, gather_from
+from lib.devices import Mesh
+
+EVERY = [tasks.dispatch_and_combine, tasks.capacity, tasks.router_gradient, tasks.reduce_gradients]
+
+
+# ---- dispatch and combine ----
+
+
+def way(group, expert, owner):
+    flat = expert.flatten()
+    order = owner[flat].argsort(stable=True)
+    table = group.table_of(torch.bincount(owner[flat], minlength=group.size).tolist())
+    return flat, order, table, int((owner < group.rank).sum())
+
+
+def dispatch_by_hand(
+    group, x, expert, gate, w, owner, first=None, back=True, order_back=True, weigh=lambda y, g: y * g
+):
+    flat, order, table, start = way(group, expert, owner)
+    first = start if first is None else first
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=table)
+    y = torch.tanh(there * w[group.all_to_all(flat[order], sizes=table) - first])
+    if back:
+        y = all_to_all(y, group, 0, 0, sizes=list(zip(*table, strict=True)))
+    if order_back:
+        y = torch.zeros_like(y).index_copy(0, order, y)
+    return weigh(y.view(*expert.shape, -1), gate[..., None]).sum(1)
+
+
+def dispatch_with_own_sizes(group, x, expert, gate, w, owner):
+    """Each call tells its own lengths: an all-gather each."""
+    flat, order, table, first = way(group, expert, owner)
+    sizes = list(table[group.rank])
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=sizes)
+    numbers = group.all_to_all(flat[order], sizes=sizes)
+    back = all_to_all(torch.tanh(there * w[numbers - first]), group, 0, 0, sizes=[row[group.rank] for row in table])
+    y = torch.zeros_like(back).index_copy(0, order, back).view(*expert.shape, -1)
+    return (y * gate[..., None]).sum(1)
+
+
+def dispatch_by_counts(group, x, expert, gate, w, owner):
+    """Sorted by expert, and counts in the place of numbers."""
+    flat = expert.flatten()
+    order = flat.argsort(stable=True)
+    everyone = group.all_gather(torch.bincount(flat, minlength=len(owner))[None])  # (P, experts)
+    mine = owner == group.rank
+    table = [[int(row[owner == r].sum()) for r in range(group.size)] for row in everyone]
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=table)
+    numbers = torch.cat([torch.arange(int(mine.sum())).repeat_interleave(row[mine]) for row in everyone])
+    y = all_to_all(torch.tanh(there * w[numbers]), group, 0, 0, sizes=list(zip(*table, strict=True)))
+    return torch.zeros_like(x).index_add(0, order // 2, y * gate.flatten()[order, None])
+
+
+def dispatch_no_gates(group, *inputs):
+    return dispatch_by_hand(group, *inputs, weigh=lambda y, g: y)
+
+
+def dispatch_averaged(group, *inputs):
+    return dispatch_by_hand(group, *inputs, weigh=lambda y, g: y / 2)
+
+
+def dispatch_order_lost(group, *inputs):
+    return dispatch_by_hand(group, *inputs, order_back=False)
+
+
+def dispatch_one_way(group, x, expert, gate, w, owner):
+    flat, order, table, first = way(group, expert, owner)
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=table)
+    y = torch.tanh(there * w[group.all_to_all(flat[order], sizes=table) - first])
+    y = torch.cat([y, y.new_zeros(len(flat), y.shape[1])])[: len(flat)]
+    return torch.zeros_like(x).index_add(0, order // 2, y * gate.flatten()[order, None])
+
+
+def dispatch_places(group, x, expert, gate, w, owner):
+    flat, order, table, _ = way(group, expert, owner)
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=table)
+    y = torch.tanh(there * w[group.all_to_all(flat[order], sizes=table) % len(w)])
+    back = all_to_all(y, group, 0, 0, sizes=list(zip(*table, strict=True)))
+    return torch.zeros_like(x).index_add(0, order // 2, back * gate.flatten()[order, None])
+
+
+def dispatch_gate_before(group, x, expert, gate, w, owner):
+    flat, order, table, first = way(group, expert, owner)
+    there = all_to_all((x[:, None] * gate[..., None]).flatten(0, 1)[order], group, 0, 0, sizes=table)
+    y = torch.tanh(there * w[group.all_to_all(flat[order], sizes=table) - first])
+    back = all_to_all(y, group, 0, 0, sizes=list(zip(*table, strict=True)))
+    return torch.zeros_like(x).index_add(0, order // 2, back)
+
+
+def dispatch_bare_verb(group, x, expert, gate, w, owner):
+    _, order, table, _ = way(group, expert, owner)
+    return group.all_to_all(x[order // 2], sizes=table)
+
+
+def dispatch_gathers_the_experts(group, x, expert, gate, w, owner):
+    return tasks.by_loop(x, expert, gate, all_gather(w, group, 0), owner)
+
+
+def dispatch_gathers_without_the_sum(group, x, expert, gate, w, owner):
+    return tasks.by_loop(x, expert, gate, gather_from(w, group, 0), owner)
+
+
+# ---- capacity ----
+
+
+def room(group, expert, gate, load, most=2, before=True, normalize=True):
+    counts = torch.bincount(expert.flatten(), minlength=len(load))
+    everyone = group.all_gather(counts[None])
+    taken = everyone[: group.rank].sum(0) if before else torch.zeros_like(counts)
+    left = gate.clone()
+    for t, row in enumerate(expert.tolist()):
+        for j, e in enumerate(row):
+            if taken[e] >= most:
+                left[t, j] = 0
+            taken[e] += 1
+    return left / left.sum(1, keepdim=True).clamp(min=1e-300) if normalize else left
+
+
+def room_of_each_device(group, *inputs):
+    return room(group, *inputs, before=False)
+
+
+def room_not_normalized(group, *inputs):
+    return room(group, *inputs, normalize=False)
+
+
+def room_for_three(group, *inputs):
+    return room(group, *inputs, most=3)
+
+
+def room_for_one(group, *inputs):
+    return room(group, *inputs, most=1)
+
+
+def room_first_choices_first(group, expert, gate, load):
+    whole, weights = group.all_gather(expert), group.all_gather(gate)
+    sizes = [n for (n,) in group.table_of([len(expert)])]
+    start = sum(sizes[: group.rank])
+    return tasks.first_choices_first(whole, weights, load)[start : start + len(expert)]
+
+
+def room_without_end(group, expert, gate, load):
+    group.barrier()
+    return gate.clone()
+
+
+# ---- the router's gradient ----
+
+
+def router_by_autograd(group, x, r, y, dout):
+    with torch.enable_grad():
+        r = r.clone().requires_grad_()
+        best, _ = (x @ r.T).topk(2, -1)
+        (y * best.softmax(-1)[..., None]).sum(1).backward(dout)
+    return group.all_reduce(r.grad)
+
+
+def router(group, x, r, y, dout, through=tasks.right_way, add=True):
+    mine = tasks.of_gates(x, r, y, dout, through)
+    return group.all_reduce(mine) if add else mine
+
+
+def router_averaged(group, *inputs):
+    return router(group, *inputs) / group.size
+
+
+def router_alone(group, *inputs):
+    return router(group, *inputs, add=False)
+
+
+def router_without_the_other(group, *inputs):
+    return router(group, *inputs, through=lambda g, d: g * d)
+
+
+def router_of_sigmoids(group, *inputs):
+    return router(group, *inputs, through=lambda g, d: g * (1 - g) * d)
+
+
+def router_of_gates(group, *inputs):
+    return router(group, *inputs, through=lambda g, d: d)
+
+
+# ---- the groups of each gradient ----
+
+
+def mesh_of(group):
+    ep = min(2, group.size)
+    return Mesh(group, replicas=group.size // ep, experts=ep)
+
+
+def groups_by_split(group, router, expert):
+    pairs = [list(range(r, group.size, 2)) for r in range(min(2, group.size))]
+    same = group.split(pairs)
+    return group.all_reduce(router / group.size), same.all_reduce(expert / group.size)
+
+
+def groups_own_average(group, router, expert):
+    replicas = mesh_of(group).replicas
+    return group.all_reduce(router) / group.size, replicas.all_reduce(expert) / replicas.size
+
+
+def groups_over_experts(group, router, expert):
+    return group.all_reduce(router) / group.size, mesh_of(group).experts.all_reduce(expert) / group.size
+
+
+def groups_over_all(group, router, expert):
+    return group.all_reduce(router) / group.size, group.all_reduce(expert) / group.size
+
+
+def groups_not_divided(group, router, expert):
+    return group.all_reduce(router) / group.size, mesh_of(group).replicas.all_reduce(expert)
+
+
+def groups_expert_alone(group, router, expert):
+    return group.all_reduce(router) / group.size, expert / group.size
+
+
+def groups_router_over_replicas(group, router, expert):
+    replicas = mesh_of(group).replicas
+    return replicas.all_reduce(router) / replicas.size, replicas.all_reduce(expert) / group.size
+
+
+RIGHT = [
+    (tasks.dispatch_and_combine, dispatch_by_hand),
+    (tasks.dispatch_and_combine, dispatch_by_counts),
+    (tasks.capacity, room),
+    (tasks.router_gradient, router_by_autograd),
+    (tasks.reduce_gradients, groups_by_split),
+]
+
+REMARKED = [
+    (tasks.dispatch_and_combine, dispatch_with_own_sizes, "Right, but it sends more than it needs"),
+]
+
+WRONG = [
+    (tasks.dispatch_and_combine, dispatch_no_gates, "the answers were added without their gates"),
+    (tasks.dispatch_and_combine, dispatch_averaged, "the two answers were averaged"),
+    (tasks.dispatch_and_combine, dispatch_order_lost, "the answers were not put back"),
+    (tasks.dispatch_and_combine, dispatch_one_way, "there is one all-to-all, and it takes two"),
+    (tasks.dispatch_and_combine, dispatch_gate_before, "the gate was multiplied into the token before the expert"),
+    (tasks.dispatch_and_combine, dispatch_bare_verb, "requires grad"),
+    (tasks.dispatch_and_combine, dispatch_gathers_without_the_sum, "the gradient of w"),
+    (tasks.capacity, room_of_each_device, "each device let 2 rows of its own through"),
+    (tasks.capacity, room_not_normalized, "gates are not normalized after dropping"),
+    (tasks.capacity, room_for_three, "3 rows got through"),
+    (tasks.capacity, room_for_one, "1 row got through"),
+    (tasks.capacity, room_first_choices_first, "all first choices came before all second ones"),
+    (tasks.capacity, room_without_end, "nothing was dropped"),
+    (tasks.router_gradient, router_averaged, "averaged over the devices"),
+    (tasks.router_gradient, router_alone, "each device has the gradient of its own tokens alone"),
+    (tasks.router_gradient, router_without_the_other, "raising one lowers the other"),
+    (tasks.router_gradient, router_of_sigmoids, "a softmax of two is no sigmoid of each"),
+    (tasks.router_gradient, router_of_gates, "this is the gradient of the gates"),
+    (tasks.reduce_gradients, groups_own_average, "EP times too large: divide by P"),
+    (tasks.reduce_gradients, groups_over_experts, "summed over the devices that divide the experts"),
+    (tasks.reduce_gradients, groups_over_all, "averaged over all devices"),
+    (tasks.reduce_gradients, groups_not_divided, "the sum over the replicas was not divided"),
+    (tasks.reduce_gradients, groups_expert_alone, "were not added over the replicas"),
+    (tasks.reduce_gradients, groups_router_over_replicas, "the router's gradient on rank"),
+]
+
+test_the_stub_waits = checks.stubs_wait(EVERY)
+test_right_answers_pass = checks.right_answers_pass(
+    EVERY, RIGHT, {"reduce_gradients": "is right on 1, 2, 4 and 6 devices"}
+)
+test_right_but = checks.right_but(REMARKED)
+test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(WRONG)
+test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for([(tasks.dispatch_and_combine, "x gate w")])
+test_pages_show_task_and_hints = checks.pages_show_task_and_hints(EVERY)
+test_solutions_can_be_copied = checks.solutions_can_be_copied(EVERY, torch=torch, Mesh=Mesh, all_to_all=all_to_all)
+
+
+def test_the_oracle_of_the_router_is_autograd():
+    x, r = torch.randn(5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    y, dout = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    best, _ = (x @ r.T).topk(2, -1)
+    (y * best.softmax(-1)[..., None]).sum(1).backward(dout)
+    assert float((tasks.by_hand(x, r.detach(), y, dout) - r.grad).abs().max()) < 1e-12
