@@ -60,7 +60,7 @@ from lib.parallel.experts.layer import MixtureOfExperts
 from lib.parallel.experts.model import ExpertGPT, ExpertGPTConfig
 from lib.parallel.experts.nodes import NodeFirstExperts
 from lib.parallel.experts.overlap import OverlappedExperts
-from lib.parallel.experts.router import ExpertChoiceRouter, RoutingRule, route
+from lib.parallel.experts.router import ExpertChoiceRouter, Router, RoutingRule, route
 from lib.parallel.gpt.block import ParallelBlock
 from lib.parallel.gpt.config import SIZES, GPTConfig
 from lib.parallel.gpt.generate import generate
@@ -219,6 +219,7 @@ __all__ = [
     "Recv",
     "Replicate",
     "RingAttention",
+    "Router",
     "RoutingRule",
     "RowParallelLinear",
     "SIZES",

@@ -312,11 +312,11 @@ def capacity(group: Group, expert: Tensor, gate: Tensor, load: Tensor) -> Tensor
 # ---- 3: the router's gradient ----
 
 
-def of_gates(x: Tensor, r: Tensor, y: Tensor, dout: Tensor, through: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def of_gates(x: Tensor, r: Tensor, y: Tensor, dz: Tensor, through: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The router's gradient, with `through` for the way through the gates."""
     logits = x @ r.T
     best, expert = logits.topk(2, -1)
-    d_gate = (y * dout[:, None]).sum(-1)
+    d_gate = (y * dz[:, None]).sum(-1)
     d_logits = torch.zeros_like(logits).scatter(1, expert, through(best.softmax(-1), d_gate))
     return d_logits.T @ x
 
@@ -325,8 +325,8 @@ def right_way(g: Tensor, d: Tensor) -> Tensor:
     return g * (d - (g * d).sum(-1, keepdim=True))
 
 
-def by_hand(x: Tensor, r: Tensor, y: Tensor, dout: Tensor) -> Tensor:
-    return of_gates(x, r, y, dout, right_way)
+def by_hand(x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
+    return of_gates(x, r, y, dz, right_way)
 
 
 @exercise(
@@ -335,12 +335,12 @@ def by_hand(x: Tensor, r: Tensor, y: Tensor, dout: Tensor) -> Tensor:
         "x": Input("tokens hidden", Shard(0)),
         "r": Input("experts hidden"),
         "y": Input("tokens 2 hidden", Shard(0)),
-        "dout": Input("tokens hidden", Shard(0)),
+        "dz": Input("tokens hidden", Shard(0)),
     },
     returns={"the router's gradient": Replicate()},
     forward=(Talk(AllReduce(), "experts hidden"),),
     slips={
-        "averaged over the devices. Each device's dout is its share of one loss already: the gradients are added.": (
+        "averaged over the devices. Each device's dz is its share of one loss already: the gradients are added.": (
             lambda group, *inputs: group.all_reduce(of_gates(*inputs, right_way)) / group.size
         ),
         "each device has the gradient of its own tokens alone. The router is the same everywhere: add them up.": (
@@ -359,26 +359,26 @@ def by_hand(x: Tensor, r: Tensor, y: Tensor, dout: Tensor) -> Tensor:
         ),
     },
     hints=(
-        "out = gate_0 y_0 + gate_1 y_1. What is the gradient of gate_0, for one token? Then go back through the "
+        "z = gate_0 y_0 + gate_1 y_1. What is the gradient of gate_0, for one token? Then go back through the "
         "softmax of the two chosen logits.",
-        "d_gate = (y * dout[:, None]).sum(-1) is (tokens/P, 2). Through a softmax g: d_best = g * (d_gate - (g * "
+        "d_gate = (y * dz[:, None]).sum(-1) is (tokens/P, 2). Through a softmax g: d_best = g * (d_gate - (g * "
         "d_gate).sum(-1, keepdim=True)). Logits that were not chosen get nothing.",
         "Scatter d_best into zeros like the logits, at the chosen experts: d_logits. Then d_logits.T @ x is this "
         "device's term of the gradient, and one all_reduce adds them.",
     ),
 )
-def router_gradient(group: Group, x: Tensor, r: Tensor, y: Tensor, dout: Tensor) -> Tensor:
+def router_gradient(group: Group, x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
     """The gradient of the router's weight r by hand, the same on every device: one all-reduce.
 
     x (tokens/P, hidden) are this device's tokens, r (experts, hidden) is whole. Forward was: logits = x @ r.T; the two
-    largest are chosen, and their softmax are the gates; out = gate_0 y_0 + gate_1 y_1. y (tokens/P, 2, hidden) are the
-    answers of the chosen experts, in the order of topk, and dout (tokens/P, hidden) is the gradient of out: that of one
+    largest are chosen, and their softmax are the gates; z = gate_0 y_0 + gate_1 y_1. y (tokens/P, 2, hidden) are the
+    answers of the chosen experts, in the order of topk, and dz (tokens/P, hidden) is the gradient of z: that of one
     loss over all tokens.
     """
     logits = x @ r.T  # (tokens/P, experts)
     best, expert = logits.topk(2, -1)
     gate = best.softmax(-1)  # (tokens/P, 2)
-    d_gate = (y * dout[:, None]).sum(-1)
+    d_gate = (y * dz[:, None]).sum(-1)
     d_best = gate * (d_gate - (gate * d_gate).sum(-1, keepdim=True))
     d_logits = torch.zeros_like(logits).scatter(1, expert, d_best)
     return group.all_reduce(d_logits.T @ x)  # (experts, hidden)  Partial -> Replicate

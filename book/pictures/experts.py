@@ -38,8 +38,8 @@ def draw_experts(
         raise ValueError(f"an expert has {longest} rows, and {MOST} can be drawn: take fewer tokens")
     dropped = sum(gone for queue in queues for _, gone in queue)
     rows = sum(map(len, queues))
-    room = "no limit" if capacity is None else f"room for {count(capacity, 'row')} each"
-    title = f"{count(len(chosen), 'token')}, {count(experts, 'expert')} on {count(devices, 'device')}: {room}"
+    room = "no limit" if capacity is None else f"capacity {capacity}"
+    title = f"{count(len(chosen), 'token')}, {count(experts, 'expert')}, {count(devices, 'device')}, {room}"
     body: list[Element] = [label(8, 24, title, bold=True, size=15)]
     body += _tokens(home)
     top, busiest = 92.0, 0

@@ -50,7 +50,7 @@ def draw_load(rows: Sequence[Sequence[float]], title: str) -> Picture:
         body.append(words)
     body.append(label((LEFT + RIGHT) / 2, BOTTOM + 20, f"steps 1 to {len(rows)}", "middle", size=12))
     first, last = (max(step) * devices for step in (shares[0], shares[-1]))
-    told = f"The busiest device has {first:.2f} times an even share at the first step, {last:.2f} at the last."
+    told = f"The busiest device: {first:.2f} times an even share at first, {last:.2f} at last."
     body.append(label(8, BOTTOM + 42, told, size=12))
     listed = "; ".join(f"rank {rank}: {100 * share:.0f} %" for rank, share in enumerate(shares[-1]))
     desc = f"{title}. Shares of the rows of {count(devices, 'device')} over {len(rows)} steps. {told} Last: {listed}."

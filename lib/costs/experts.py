@@ -1,13 +1,13 @@
 """What layers of experts cost: parameters held and used, bytes of the all-to-alls, rows per expert, what is hidden.
 
-For T tokens on each of P devices, k of E experts of inner size i each, hidden size h, in numbers of b bytes::
+For n tokens on each of P devices, k of E experts of inner size i each, hidden size h, in numbers of b bytes::
 
     parameters        m h i for each expert, m = 2 matrices or 3 with a gate; all E are held, k are used by a token
     FLOPs             2 m h i k for each token, forward
-    an all-to-all     k T h b (P-1)/P sent by each device, if loads are even; 2 forward, 2 backward
+    an all-to-all     k n h b (P-1)/P sent by each device, if loads are even; 2 forward, 2 backward
 
-Bytes and FLOPs both grow with k T h, so their ratio is m i / (2 b) FLOPs for each byte that is sent there and back: the
-inner size alone says whether links keep up with the arithmetic.
+Bytes and FLOPs both grow with k n h, so there are m i / b FLOPs for each byte that is sent there and back: the inner
+size alone says whether links keep up with the arithmetic.
 """
 
 from dataclasses import dataclass
@@ -146,7 +146,7 @@ def dropped_share(rows: Tensor, capacity: int) -> float:
 def rows_over_the_network(targets: Tensor, chosen: Tensor, here: int, per_node: int) -> tuple[int, int]:
     """Of the tokens of node `here`: rows that leave it when each goes straight to its expert, and node first.
 
-    targets (T, nodes) as of `nodes_of`, chosen (T, k) experts; `per_node` experts lie in a node.
+    targets (n, nodes) as of `nodes_of`, chosen (n, k) experts; `per_node` experts lie in a node.
     """
     straight = ((chosen >= 0) & (chosen // per_node != here)).sum()
     first = ((targets >= 0) & (targets != here)).sum()

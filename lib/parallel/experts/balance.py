@@ -32,7 +32,7 @@ def balance_loss(seen: Seen) -> Tensor:
     It is a mean over tokens, so it may be added to a loss that is one, and shared out as that is. Loads are those the
     router wanted, before any drop.
     """
-    scores = seen.routing.scores  # (T/P, E)
+    scores = seen.routing.scores  # (n/P, E)
     probabilities = scores / scores.sum(-1, keepdim=True)  # sigmoids do not sum to 1; softmax does
     share = load_share(seen.wanted).to(scores)  # counts: no gradient
     return scores.shape[-1] * (share * probabilities.mean(0)).sum()

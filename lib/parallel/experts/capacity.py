@@ -30,7 +30,7 @@ def capacity_for(tokens: int, k: int, experts: int, factor: float) -> int:
 
 
 def count_rows(chosen: Tensor, experts: int) -> Tensor:
-    """(T, k) -> (E,): how many of these choices are for each expert. On meta, where no one knows: even."""
+    """(n, k) -> (E,): how many of these choices are for each expert. On meta, where no one knows: even."""
     if chosen.is_meta:
         return torch.tensor(shard_sizes(chosen.numel(), experts), device="cpu")
     return torch.bincount(chosen.flatten() + 1, minlength=experts + 1)[1:]  # the first counts NOWHERE
@@ -44,7 +44,7 @@ def rows_of_all(counts: Tensor, group: Group) -> Tensor:
 def keep_first(chosen: Tensor, everyone: Tensor, rank: int, capacity: int) -> tuple[Tensor, Tensor]:
     """The first `capacity` rows of each expert, in the order of the whole batch.
 
-    chosen (T/P, k) of device `rank`, everyone (P, E) -> chosen with NOWHERE in the place of what is dropped, and the
+    chosen (n/P, k) of device `rank`, everyone (P, E) -> chosen with NOWHERE in the place of what is dropped, and the
     (P, E) rows that are kept.
     """
     before = everyone.cumsum(0) - everyone  # (P, E)  rows that stand before this device's own
@@ -55,7 +55,7 @@ def keep_first(chosen: Tensor, everyone: Tensor, rank: int, capacity: int) -> tu
 
 
 def places(chosen: Tensor, experts: int) -> Tensor:
-    """(T, k) -> (T, k): how many of these choices for the same expert come before this one."""
+    """(n, k) -> (n, k): how many of these choices for the same expert come before this one."""
     flat = chosen.flatten() + 1
     order = flat.argsort(stable=True)  # by expert; stable, so within it by token
     counts = torch.bincount(flat, minlength=experts + 1)

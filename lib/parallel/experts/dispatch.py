@@ -1,11 +1,11 @@
 """Dispatch and combine: every token to the devices of its experts, and the answers back. Two all-to-alls.
 
-    x (T/P, h)          this device's tokens
+    x (n/P, h)          this device's tokens
       copy, sort        a row for each choice, by expert: so by device, since a device holds consecutive experts
       all-to-all        rows go to the devices of their experts; how many differs from pair to pair
       sort              what arrives lies by sender, within it by expert; an expert wants its rows together
       experts           each one works on its rows
-      sort back, all-to-all back, weigh, sum: (T/P, h)
+      sort back, all-to-all back, weigh, sum: (n/P, h)
 
 Each step is linear in the rows, so the way back of the gradients is the same road in the other direction: dispatch's
 backward has the form of combine, and combine's that of dispatch. 4 all-to-alls per layer and step.
@@ -46,7 +46,7 @@ class Plan:
 
 
 def plan(chosen: Tensor, kept: Tensor, group: Group) -> Plan:
-    """chosen (T/P, k) and kept (P, E), the rows of each device for each expert -> this device's plan.
+    """chosen (n/P, k) and kept (P, E), the rows of each device for each expert -> this device's plan.
 
     Device j holds the j-th piece of the experts (`shard_sizes`); all of them know the whole table.
     """
@@ -65,14 +65,14 @@ def plan(chosen: Tensor, kept: Tensor, group: Group) -> Plan:
 
 
 def dispatch(x: Tensor, plan: Plan, group: Group) -> Tensor:
-    """(T/P, h), this device's tokens -> (A, h), the rows of this device's experts, one expert after the other."""
+    """(n/P, h), this device's tokens -> (A, h), the rows of this device's experts, one expert after the other."""
     rows = x.index_select(0, plan.rows // plan.k)  # (R, h)  a copy for each choice
     arrived = all_to_all(rows, group, 0, 0, sizes=plan.table)  # (A, h)  by sender
     return arrived.index_select(0, plan.by_expert)
 
 
 def combine(y: Tensor, plan: Plan, group: Group, gates: Tensor) -> Tensor:
-    """(A, h), the experts' answers, and gates (T/P, k) -> (T/P, h), for each token the weighted sum of its answers."""
+    """(A, h), the experts' answers, and gates (n/P, k) -> (n/P, h), for each token the weighted sum of its answers."""
     back = all_to_all(y.index_select(0, plan.by_sender), group, 0, 0, sizes=plan.table_back)  # (R, h)  as sent
     weighted = back * gates.reshape(-1, 1).index_select(0, plan.rows)
     return y.new_zeros(len(gates), y.shape[-1]).index_add(0, plan.rows // plan.k, weighted)

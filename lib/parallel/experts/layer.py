@@ -20,7 +20,7 @@ from lib.parallel.sharding.conjugates import copy_to, reduce_from
 
 @dataclass(frozen=True)
 class Seen:
-    """What the last forward did: the routing of this device's tokens, what of it was `chosen` (T/P, k) after drops,
+    """What the last forward did: the routing of this device's tokens, what of it was `chosen` (n/P, k) after drops,
     `wanted` and `kept` (P, E) rows of all devices of the batch, and the plan among those that divide the experts.
     """
 
@@ -42,8 +42,8 @@ class MixtureOfExperts(nn.Module):
     token. `group` may be an `ExpertGrid`: then data and tensor parallelism are combined with this.
 
     Communication over the devices that divide the experts, per pass: an all-to-all of the rows there and one back,
-    (P-1)/P k T/P h from each device if the loads are even. Over the batch, an all-gather of 8 E bytes. With tensor
-    parallelism, an all-reduce of (T/P, h) forward and another backward, and one of (T/P, k).
+    (P-1)/P k n/P h from each device if the loads are even. Over the batch, an all-gather of 8 E bytes. With tensor
+    parallelism, an all-reduce of (n/P, h) forward and another backward, and one of (n/P, k).
 
     Raises ValueError when there are more devices than experts.
     """
@@ -84,7 +84,7 @@ class MixtureOfExperts(nn.Module):
                 f"MixtureOfExperts on rank {self.grid.everyone.rank} of {self.grid.everyone.size} got an input of "
                 f"shape {tuple(x.shape)}; its last dim must be {self.hidden}"
             )
-        tokens = x.reshape(-1, self.hidden)  # (T/P, h)  Shard(0)
+        tokens = x.reshape(-1, self.hidden)  # (n/P, h)  Shard(0)
         routing = self.router.choose(tokens, self.grid.batch)
         self.seen = seen = self.find_way(routing)
         # Answers are combined before they are summed over the tensor group, which is k times fewer rows to sum. So
@@ -94,7 +94,7 @@ class MixtureOfExperts(nn.Module):
         return reduce_from(out, tensor).view_as(x)
 
     def answers(self, tokens: Tensor, gates: Tensor, seen: Seen) -> Tensor:
-        """(T/P, h) and gates (T/P, k) -> (T/P, h), Partial over the tensor group: of the experts and the shared one."""
+        """(n/P, h) and gates (n/P, k) -> (n/P, h), Partial over the tensor group: of the experts and the shared one."""
         rows = dispatch(tokens, seen.plan, self.grid.experts)  # (A, h)
         out = combine(self.experts(rows, seen.plan.counts), seen.plan, self.grid.experts, gates)
         return out if self.shared is None else out + self.shared(tokens, [len(tokens)])
@@ -111,11 +111,11 @@ class MixtureOfExperts(nn.Module):
         return Seen(routing, chosen, wanted, kept, plan(chosen, kept[first : first + experts.size], experts))
 
     def count_rows(self, chosen: Tensor) -> Tensor:
-        """(T/P, k) -> (E,): to be overridden where there is no data, to say how uneven the loads are."""
+        """(n/P, k) -> (E,): to be overridden where there is no data, to say how uneven the loads are."""
         return count_rows(chosen, self.rule.experts)
 
     def gates(self, routing: Routing, seen: Seen) -> Tensor:
-        """(T/P, k): those of the router, or what drops leave of them, scaled up to the same sum."""
+        """(n/P, k): those of the router, or what drops leave of them, scaled up to the same sum."""
         if not self.renormalize or routing.gates.is_meta:
             return routing.gates
         sent = torch.zeros_like(routing.gates).flatten().index_fill(0, seen.plan.rows, 1.0).view_as(routing.gates)

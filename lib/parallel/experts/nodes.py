@@ -41,13 +41,13 @@ class NodeFirstExperts(MixtureOfExperts):
         self.between, self.within = mesh.between, mesh.within
 
     def answers(self, tokens: Tensor, gates: Tensor, seen: Seen) -> Tensor:
-        """(T/P, h) and gates (T/P, k) -> (T/P, h)."""
+        """(n/P, h) and gates (n/P, k) -> (n/P, h)."""
         if tokens.is_meta:
             raise ValueError(
                 "NodeFirstExperts: without data no one knows to which nodes a token goes; leave the meta device"
             )
         each = self.rule.experts // self.rule.nodes  # experts of a node
-        targets = nodes_of(seen.chosen, self.rule)  # (T/P, nodes)
+        targets = nodes_of(seen.chosen, self.rule)  # (n/P, nodes)
         outer = plan(targets, rows_of_all(count_rows(targets, self.rule.nodes), self.between), self.between)
         rows, gates_here, chosen = (dispatch(x, outer, self.between) for x in (tokens, gates, seen.chosen))
         first = each * self.between.rank
@@ -61,7 +61,7 @@ class NodeFirstExperts(MixtureOfExperts):
 
 
 def nodes_of(chosen: Tensor, rule: RoutingRule) -> Tensor:
-    """(T, k) experts -> (T, nodes): node n where one of the token's experts lies in it, NOWHERE elsewhere."""
+    """(n, k) experts -> (n, nodes): node m where one of the token's experts lies in it, NOWHERE elsewhere."""
     numbers = torch.arange(rule.nodes, device=chosen.device)
-    node = torch.where(chosen < 0, NOWHERE, chosen // (rule.experts // rule.nodes))  # (T, k)
+    node = torch.where(chosen < 0, NOWHERE, chosen // (rule.experts // rule.nodes))  # (n, k)
     return torch.where((node[..., None] == numbers).any(1), numbers, NOWHERE)

@@ -17,7 +17,7 @@ class OverlappedExperts(MixtureOfExperts):
     """A `MixtureOfExperts` whose shared expert computes beside the first all-to-all. It must have one."""
 
     def answers(self, tokens: Tensor, gates: Tensor, seen: Seen) -> Tensor:
-        """(T/P, h) and gates (T/P, k) -> (T/P, h)."""
+        """(n/P, h) and gates (n/P, k) -> (n/P, h)."""
         if self.shared is None:
             raise ValueError("OverlappedExperts: there is nothing to do beside the dispatch; pass shared=1 or more")
         group, plan = self.grid.experts, seen.plan

@@ -64,7 +64,7 @@ class RoutingRule:
 
 @dataclass(frozen=True)
 class Routing:
-    """Of T tokens: `chosen` (T, k) the experts' numbers or NOWHERE, `gates` (T, k), `scores` and `logits` (T, E)."""
+    """Of n tokens: `chosen` (n, k) the experts' numbers or NOWHERE, `gates` (n, k), `scores` and `logits` (n, E)."""
 
     chosen: Tensor
     gates: Tensor
@@ -73,12 +73,12 @@ class Routing:
 
 
 def route(logits: Tensor, rule: RoutingRule, bias: Tensor | None = None) -> Routing:
-    """(T, E) -> which experts, by which gates. `bias` (E,) is added for the choice, and is no part of the gates."""
-    scores = logits.softmax(-1) if rule.score == "softmax" else logits.sigmoid()  # (T, E)
+    """(n, E) -> which experts, by which gates. `bias` (E,) is added for the choice, and is no part of the gates."""
+    scores = logits.softmax(-1) if rule.score == "softmax" else logits.sigmoid()  # (n, E)
     preferred = scores.detach() if bias is None else scores.detach() + bias
     if rule.node_limit is not None:
         preferred = _within_nodes(preferred, rule)
-    chosen = preferred.topk(rule.k, -1).indices  # (T, k)
+    chosen = preferred.topk(rule.k, -1).indices  # (n, k)
     gates = scores.gather(-1, chosen)
     if rule.normalize:
         gates = gates / gates.sum(-1, keepdim=True)
@@ -86,9 +86,9 @@ def route(logits: Tensor, rule: RoutingRule, bias: Tensor | None = None) -> Rout
 
 
 def _within_nodes(preferred: Tensor, rule: RoutingRule) -> Tensor:
-    by_node = preferred.unflatten(-1, (rule.nodes, -1))  # (T, nodes, E/nodes)
+    by_node = preferred.unflatten(-1, (rule.nodes, -1))  # (n, nodes, E/nodes)
     best = rule.best or max(1, rule.k // rule.node_limit)
-    strength = by_node.topk(min(best, by_node.shape[-1]), -1).values.sum(-1)  # (T, nodes)
+    strength = by_node.topk(min(best, by_node.shape[-1]), -1).values.sum(-1)  # (n, nodes)
     nearest = strength.topk(rule.node_limit, -1).indices
     allowed = torch.zeros_like(strength, dtype=torch.bool).scatter(-1, nearest, True)
     return by_node.masked_fill(~allowed.unsqueeze(-1), -torch.inf).flatten(-2)
@@ -107,23 +107,23 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(rule.experts))
 
     def choose(self, x: Tensor, batch: Group) -> Routing:
-        """(T/P, hidden) Shard(0) over `batch` -> the routing of these tokens. No communication."""
+        """(n/P, hidden) Shard(0) over `batch` -> the routing of these tokens. No communication."""
         return route(F.linear(x, self.weight), self.rule, self.bias)
 
 
 class ExpertChoiceRouter(Router):
-    """The other way round: each expert chooses its `k T / E` best tokens, so the loads are equal by construction.
+    """The other way round: each expert chooses its `k n / E` best tokens, so the loads are equal by construction.
 
     A token's experts then depend on the tokens behind it: a model that predicts the next one has seen it, and one that
     writes a text cannot do the same. Zhou et al. 2022, arXiv 2202.09368.
-    Communication: an all-gather of the scores (T, E), and one of their numbers.
+    Communication: an all-gather of the scores (n, E), and one of their numbers.
     """
 
     def choose(self, x: Tensor, batch: Group) -> Routing:
-        """(T/P, hidden) -> chosen (T/P, E): expert e where it took the token, NOWHERE elsewhere."""
+        """(n/P, hidden) -> chosen (n/P, E): expert e where it took the token, NOWHERE elsewhere."""
         logits = F.linear(x, self.weight)
-        scores = logits.softmax(-1)  # (T/P, E)
-        everyone = batch.all_gather(scores.detach())  # (T, E)  Replicate
+        scores = logits.softmax(-1)  # (n/P, E)
+        everyone = batch.all_gather(scores.detach())  # (n, E)  Replicate
         first = sum(length for (length,) in batch.table_of([len(x)])[: batch.rank])
         take = -(-self.rule.k * len(everyone) // self.rule.experts)  # rounded up
         taken = torch.zeros_like(everyone, dtype=torch.bool)

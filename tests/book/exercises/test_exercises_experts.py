@@ -154,16 +154,16 @@ def room_without_end(group, expert, gate, load):
 # ---- the router's gradient ----
 
 
-def router_by_autograd(group, x, r, y, dout):
+def router_by_autograd(group, x, r, y, dz):
     with torch.enable_grad():
         r = r.clone().requires_grad_()
         best, _ = (x @ r.T).topk(2, -1)
-        (y * best.softmax(-1)[..., None]).sum(1).backward(dout)
+        (y * best.softmax(-1)[..., None]).sum(1).backward(dz)
     return group.all_reduce(r.grad)
 
 
-def router(group, x, r, y, dout, through=tasks.right_way, add=True):
-    mine = tasks.of_gates(x, r, y, dout, through)
+def router(group, x, r, y, dz, through=tasks.right_way, add=True):
+    mine = tasks.of_gates(x, r, y, dz, through)
     return group.all_reduce(mine) if add else mine
 
 
@@ -279,7 +279,7 @@ test_solutions_can_be_copied = checks.solutions_can_be_copied(EVERY, torch=torch
 
 def test_the_oracle_of_the_router_is_autograd():
     x, r = torch.randn(5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    y, dout = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    y, dz = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     best, _ = (x @ r.T).topk(2, -1)
-    (y * best.softmax(-1)[..., None]).sum(1).backward(dout)
-    assert float((tasks.by_hand(x, r.detach(), y, dout) - r.grad).abs().max()) < 1e-12
+    (y * best.softmax(-1)[..., None]).sum(1).backward(dz)
+    assert float((tasks.by_hand(x, r.detach(), y, dz) - r.grad).abs().max()) < 1e-12

@@ -40,7 +40,7 @@ def test_loads_are_bands_as_high_as_shares():
         for step, (low, high) in enumerate(zip(around, reversed(around), strict=True)):
             if step < 3:
                 assert (low[1] - high[1]) / 160 == pytest.approx(rows[step][rank] / 4, abs=0.01)
-    assert "1.50 times an even share at the first step, 2.00 at the last" in draw_load(rows, "t").desc
+    assert "1.50 times an even share at first, 2.00 at last" in draw_load(rows, "t").desc
 
 
 @pytest.mark.parametrize(
