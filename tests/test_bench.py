@@ -51,6 +51,12 @@ def test_the_block_is_measured_in_all_ways(found):
     assert measured == wanted
 
 
+def test_experts_are_measured(found):
+    measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["experts"]}
+    ways = (("dense", 1), ("simulated", 8))
+    assert measured == {("experts", b, t, how, n) for b in (False, True) for t in (1, 2) for how, n in ways}
+
+
 def test_all_of_gpt2_is_measured(found):
     measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["gpt"]}
     ways = [("dense", 1), *(("TP", n) for n in QUICK.in_gpt)]

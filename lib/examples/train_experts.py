@@ -69,21 +69,28 @@ def train_experts(
     return Progress([x.item() for x in losses], [x.item() for x in norms], torch.stack(loads)), model
 
 
-def main(group: Group, config: ExpertGPTConfig, steps: int, expert_parallel: int | None, tensor_parallel: int) -> None:
-    """Trains on the book's text; rank 0 tells how it goes."""
+def tell(group: Group, steps: int, expert_parallel: int | None, tensor_parallel: int) -> None:
+    """Trains a small one on the book's text; rank 0 tells how it goes."""
     text = alice()
-    config = replace(config, vocabulary=text.vocabulary)
+    config = replace(SMALL, vocabulary=text.vocabulary)
     progress, _ = train_experts(group, config, text, steps, expert_parallel, tensor_parallel, dtype=torch.float64)
     if group.rank == 0:
         for step, (loss, uneven) in enumerate(zip(progress.losses, progress.imbalance(), strict=True)):
-            print(f"step {step}: loss {loss:.12f}, busiest expert {uneven:.2f} x the mean")
+            print(f"step {step}  loss {loss:.12f}  busiest expert {uneven:.2f} x the mean", flush=True)
 
 
-if __name__ == "__main__":
+SMALL = ExpertGPTConfig(2, 32, 4, positions=32, experts=8, k=2, deviation=0.1, balance=0.01)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Simulates 4 devices, or is one of those that torchrun started."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--expert-parallel", type=int, default=None, help="by how many devices the experts are divided")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="by how many devices each expert is cut")
-    chosen = parser.parse_args()
-    small = ExpertGPTConfig(2, 32, 4, positions=32, experts=8, k=2, deviation=0.1, balance=0.01)
-    launch(main, small, chosen.steps, chosen.expert_parallel, chosen.tensor_parallel)
+    chosen = parser.parse_args(words)
+    launch(tell, chosen.steps, chosen.expert_parallel, chosen.tensor_parallel)
+
+
+if __name__ == "__main__":
+    main()

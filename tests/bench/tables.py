@@ -7,6 +7,7 @@ TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("GPT-2 block", "TP", 4, True): 1.20,
     ("GPT-2 block", "TP + SP", 4, True): 1.12,
     ("GPT-2 block", "TP + SP", 12, True): 1.35,
+    ("experts", "simulated", 8, True): 1.30,
     ("GPT-2 small", "TP", 4, False): 1.15,
     ("GPT-2 small", "TP", 4, True): 1.25,
 }
@@ -22,6 +23,7 @@ def tables(found: dict) -> str:
         ratios(found["layers"]),
         ratios(found["block"]),
         ratios(found["gpt"]),
+        ratios(found["experts"]),
         faults(found),
         collectives(found),
         clock(found),
@@ -52,7 +54,7 @@ def spread(value: dict, digits: int = 2) -> str:
 
 def targets(found: dict) -> str:
     rows = []
-    for row in found["layers"] + found["block"] + found["gpt"]:
+    for row in found["layers"] + found["block"] + found["gpt"] + found["experts"]:
         wanted = TARGETS.get((row["work"], row["how"], row["devices"], row["backward"]))
         if wanted:
             how = "" if row["how"] == "simulated" else f" {row['how']}"
