@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 from lib import (
     ColumnParallelLinear,
+    GatheredAttention,
     ParallelBlock,
     ParallelMLP,
     ParallelSelfAttention,
+    RingAttention,
     RowParallelLinear,
+    UlyssesAttention,
     VocabParallelEmbedding,
     average_gradients,
     averaging,
@@ -139,6 +142,16 @@ def block(group, sequence=False, **options):
     return variant(ParallelBlock, sequence)(HIDDEN, HEADS, group, **options)
 
 
+def context(group, make):
+    """One layer's attention over a sequence that is cut, and everything that comes back from it."""
+    torch.manual_seed(4)
+    attention = make(group, 2 * S + 1)
+    pieces = [attention.own(x, 2).clone().requires_grad_() for x in torch.randn(3, B, 4, 2 * S + 1, 6).double()]
+    y = attention(*pieces)
+    y.square().sum().backward()
+    return [y.detach(), *(x.grad for x in pieces)]
+
+
 PROGRAMS = {
     "column": partial(layer, lambda group: ColumnParallelLinear(HIDDEN, 13, group, gather_output=True)),
     "row": partial(layer, lambda group: RowParallelLinear(HIDDEN, 7, group, scatter_input=True)),
@@ -158,6 +171,9 @@ PROGRAMS = {
     "ZeRO 2": partial(zero, stage=2),
     "ZeRO 3": partial(zero, stage=3),
     "asynchronous": asynchronous,
+    "ring": partial(context, make=RingAttention),
+    "gathered": partial(context, make=GatheredAttention),
+    "Ulysses": partial(context, make=partial(UlyssesAttention, heads=2)),
 }
 
 
