@@ -36,6 +36,8 @@ def run_part(plan, name: str, **options: int) -> object:
         from bench.gpt import measure
     elif name == "experts":
         from bench.experts import measure
+    elif name == "context":
+        from bench.context import measure
     elif name == "inference":
         from bench.gpt import measure_inference as measure
     elif name == "collectives":
@@ -70,6 +72,7 @@ def main() -> None:
     jobs += [("block", {"threads": n, "processes": n == 2}) for n in (1, 2)]
     jobs += [("gpt", {"threads": n}) for n in (1, 2)]
     jobs += [("experts", {"threads": n}) for n in (1, 2)]
+    jobs += [("context", {"threads": 1})]
     jobs += [("inference", {"devices": devices}) for devices in (0, *plan.in_gpt)]
     jobs += [("collectives", {}), ("clock", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
     # One after the other: side by side they would disturb each other. The quick bench does not care.
@@ -82,6 +85,7 @@ def main() -> None:
         "block": [row for name, rows in results if name == "block" for row in rows],
         "gpt": [row for name, rows in results if name == "gpt" for row in rows],
         "experts": [row for name, rows in results if name == "experts" for row in rows],
+        "context": [row for name, rows in results if name == "context" for row in rows],
         "inference": [row for name, row in results if name == "inference"],
         "collectives": next(rows for name, rows in results if name == "collectives"),
         "clock": next(rows for name, rows in results if name == "clock"),

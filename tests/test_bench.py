@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench.block import dense_block, device_block
+from bench.context import dense_attention, device_attention
 from bench.gpt import dense_gpt, device_gpt
 from bench.layers import WORKS, dense_work, device_work
 from bench.local_tensor import local_tensors, work_of_all
@@ -17,7 +18,7 @@ from bench.plan import QUICK, Reading, spent, summary
 from bench.rounds import step
 from bench.tables import tables
 
-from lib import Cluster
+from lib import Cluster, CutTokens
 
 BENCH = Path(__file__).parent / "bench.py"
 
@@ -65,8 +66,14 @@ def test_all_of_gpt2_is_measured(found):
     assert all(row["peak"] >= 0 for row in found["inference"])
 
 
+def test_the_ring_is_measured(found):
+    measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["context"]}
+    ways = [("dense", 1), *((f"ring, {order}", n) for order in ("zigzag", "contiguous") for n in QUICK.in_ring)]
+    assert measured == {("attention", b, 1, how, n) for b in (False, True) for how, n in ways}
+
+
 def test_ratios_can_be_true(found):
-    for row in found["layers"] + found["block"] + found["gpt"]:
+    for row in found["layers"] + found["block"] + found["gpt"] + found["context"]:
         ratio = row["ratio"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
         assert ratio["median"] == 1 or row["how"] != "dense"
@@ -114,6 +121,7 @@ def test_tables_show_target_and_reached(found):
         "GPT-2 block TP + SP forward + backward, 12 devices, 1 thread(s) | <= 1.35 x dense",
         "GPT-2 small TP forward, 4 devices, 1 thread(s) | <= 1.15 x dense",
         "GPT-2 small TP forward + backward, 4 devices, 2 thread(s) | <= 1.25 x dense",
+        "attention ring, zigzag forward + backward, 8 devices, 1 thread(s) | <= 1.3 x dense",
         "memory of GPT-2 small for inference, 4 devices | <= 1.15 x dense",
         "all_reduce, 8 devices | <= 50",
     ):
@@ -121,7 +129,7 @@ def test_tables_show_target_and_reached(found):
     beside = ["LocalTensor, TP | ", "processes, TP | "]
     assert all(re.search(rf"GPT-2 block .* {re.escape(way)}.*\d\.\d\d \(", text) for way in beside)
     widths = [len({line.count("|") for line in block.splitlines()}) for block in text.split("\n\n") if block[0] == "|"]
-    assert widths == [1] * 8, "eight tables, each with as many cells in every line"
+    assert widths == [1] * 10, "ten tables, each with as many cells in every line"
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -151,6 +159,16 @@ def test_the_block_that_is_timed_does_the_dense_work(sequence, backward):
     program = lambda group: step(*device_block(sequence, QUICK.heads, group, *dense), backward)  # noqa: E731
     for mine, expected in zip(Cluster(3).run(program), wanted, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("order", ["zigzag", "contiguous"])
+def test_the_ring_that_is_timed_does_the_dense_work(order, backward):
+    dense, cut = dense_attention(QUICK), CutTokens(order, -2)
+    wanted = step(*dense, backward)
+    program = lambda group: step(*device_attention(order, group, *dense), backward)  # noqa: E731
+    for rank, mine in enumerate(Cluster(3).run(program)):
+        torch.testing.assert_close(mine, cut.piece(wanted, 3, rank), rtol=1e-5, atol=1e-5)
 
 
 def test_the_gpt_that_is_timed_does_the_dense_work():

@@ -10,6 +10,7 @@ TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("experts", "simulated", 8, True): 1.30,
     ("GPT-2 small", "TP", 4, False): 1.15,
     ("GPT-2 small", "TP", 4, True): 1.25,
+    ("attention", "ring, zigzag", 8, True): 1.30,
 }
 TARGET_INFERENCE = 1.15  # times the memory that the dense model takes
 TARGET_COLLECTIVE = 50  # microseconds per device
@@ -24,6 +25,7 @@ def tables(found: dict) -> str:
         ratios(found["block"]),
         ratios(found["gpt"]),
         ratios(found["experts"]),
+        ratios(found["context"]),
         faults(found),
         collectives(found),
         clock(found),
@@ -54,7 +56,7 @@ def spread(value: dict, digits: int = 2) -> str:
 
 def targets(found: dict) -> str:
     rows = []
-    for row in found["layers"] + found["block"] + found["gpt"] + found["experts"]:
+    for row in found["layers"] + found["block"] + found["gpt"] + found["experts"] + found["context"]:
         wanted = TARGETS.get((row["work"], row["how"], row["devices"], row["backward"]))
         if wanted:
             how = "" if row["how"] == "simulated" else f" {row['how']}"
