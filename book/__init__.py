@@ -29,6 +29,8 @@ _HOMES = {
     "book.pictures.mlp": ["draw_mlp"],
     "book.pictures.model": ["draw_model"],
     "book.pictures.ownership": ["draw_ownership"],
+    "book.pictures.pipeline": ["draw_schedule"],
+    "book.pictures.pipeline_moment": ["draw_moment"],
     "book.pictures.qkv": ["draw_qkv"],
     "book.pictures.rotary": ["draw_rotary"],
     "book.pictures.tensor": ["draw_tensor"],

@@ -10,7 +10,7 @@ for GPipe and for 1F1B alike: the two have the same bubble.
 
 from dataclasses import dataclass
 
-from lib.parallel.pipeline.clock import Times, timeline
+from lib.parallel.pipeline.clock import Slot, Times, timeline
 from lib.parallel.pipeline.messages import with_messages
 from lib.parallel.pipeline.steps import Schedule, Send
 
@@ -45,7 +45,11 @@ def bubble(schedule: Schedule, times: Times | None = None, together: bool = Fals
     With stages of unequal work, the ideal is that of the device with the most.
     """
     times = times or Times()
-    lanes = timeline(schedule, times)
+    return bubble_of(timeline(schedule, times), times, together)
+
+
+def bubble_of(lanes: list[list[Slot]], times: Times, together: bool = False) -> Bubble:
+    """The same, of what `timeline` returned."""
     ideal = max(sum(times.of(slot.step) for slot in lane) for lane in lanes)
     if together:
         return Bubble(max(lane[-1].end for lane in lanes), ideal)

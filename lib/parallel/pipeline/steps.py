@@ -124,7 +124,7 @@ class Schedule:
         """How many."""
         return len(self.device_of)
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """The most stages that one device has."""
         return max(list(self.device_of.values()).count(device) for device in range(self.devices))

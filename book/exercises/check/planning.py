@@ -1,0 +1,78 @@
+"""Exercises whose answer is a plan, such as a schedule: it is judged by what it leads to, not by how it looks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from book.exercises.check.failed import kind
+from book.exercises.check.shown import Shown
+from book.exercises.check.trials import one_core
+from book.exercises.check.verdict import Fault, Verdict
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Planning(Shown):
+    """`judge(given, right, *case)` raises Fault when what the reader's function gives for `case` is no good answer;
+    `right` is what `oracle` gives. `slips` are known wrong functions: who gives the same is told the sentence."""
+
+    solution: Callable[..., Any]
+    oracle: Callable[..., Any]
+    judge: Callable[..., None]
+    hints: tuple[str, str, str]
+    cases: tuple[tuple[Any, ...], ...]
+    praise: str
+    slips: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    broken: Callable[..., Any] | None = None
+
+    def verdict(self, program: Callable[..., Any]) -> Verdict:
+        """What the judge says, of the first case that is wrong."""
+        if not callable(program):
+            return Verdict(
+                self.name, "wrong", "cannot be checked.", (f"check needs the function itself, given {kind(program)}",)
+            )
+        for case in self.cases:
+            try:
+                with one_core():
+                    given = self._given(program, case)
+                    self._judged(given, case)
+            except NotImplementedError:
+                return Verdict(self.name, "waiting", "is waiting for your code.")
+            except Fault as fault:
+                return Verdict(self.name, "wrong", fault.sentence, fault.details)
+        return Verdict(self.name, "correct", self.praise)
+
+    def _judged(self, given: Any, case: tuple[Any, ...]) -> None:
+        try:
+            self.judge(given, self.oracle(*case), *case)
+        except Fault as fault:
+            for sentence, slip in self.slips.items():
+                if slip(*case) == given:
+                    raise Fault(fault.sentence, *fault.details, f"Cause: {sentence}") from None
+            raise
+
+    def _given(self, program: Callable[..., Any], case: tuple[Any, ...]) -> Any:
+        try:
+            given = program(*case)
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            if "ellipsis" in str(error):
+                raise NotImplementedError from None  # a `...` of the stub is still in the way of the code
+            raise Fault(f"stops for {self.told(case)}.", f"{type(error).__name__}: {error}") from None
+        if given is None or given is ...:
+            raise NotImplementedError
+        return given
+
+    def told(self, case: tuple[Any, ...]) -> str:
+        """The case in words: "p=4, m=8"; what is long is left out."""
+        names = inspect.signature(self.solution).parameters
+        pairs = zip(names, case, strict=True)
+        return ", ".join(f"{name}={value}" for name, value in pairs if len(repr(value)) < 30) or "the first case"
+
+
+def planning(**parts: Any) -> Callable[[Callable[..., Any]], Planning]:
+    """Turns a solution into the exercise that it solves; `parts` are the fields of `Planning`."""
+    return lambda solution: Planning(solution=solution, **parts)
