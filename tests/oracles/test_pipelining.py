@@ -77,8 +77,10 @@ def with_torch(name):
     last = size * len(layers) - 1
     schedule.step(*[x] * (0 in layers), **({"target": y} if last in layers else {}))
     order = schedule._get_pipeline_order() if len(layers) == 1 else schedule.pipeline_order
-    lists = [" ".join(str(part) for action in order[r] if action for part in action.sub_actions or [action] if "REDUCE" not in str(part))
-             for r in range(size)]  # fmt: skip
+    lists = []
+    for actions in map(order.get, range(size)):
+        parts = [part for action in actions if action for part in action.sub_actions or [action]]
+        lists.append(" ".join(text for text in map(str, parts) if "REDUCE" not in text))
     return {stage: [p.grad for p in mine.parameters()] for stage, mine in layers.items()}, lists
 
 
