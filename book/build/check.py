@@ -18,7 +18,9 @@ from book.build.pages import build
 from book.build.record import ROOT, code, house, program
 
 TESTS = ROOT / "tests"
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "book.build.slowest", "-n", "2", "--dist", "loadfile"]
+PLUGINS = ["-p", "book.build.order", "-p", "book.build.slowest"]
+SHARED = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+PYTEST = [sys.executable, "-m", "pytest", "-q", *PLUGINS, *SHARED]
 
 
 @cache

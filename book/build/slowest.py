@@ -1,17 +1,33 @@
-"""A plugin of pytest: at the end of a run, the ten files that took most of its time. `-p book.build.slowest`."""
+"""A plugin of pytest: at the end of a run, the ten groups that took most of its time. `-p book.build.slowest`.
 
+A group is a file, or a page of the book with all that is asked of it: see `book.build.order`.
+"""
+
+import json
 from collections import Counter
+
+from book.build.order import SECONDS, measured
 
 SHOWN = 10
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def group_of(nodeid: str) -> str:
+    """Of the id that xdist reports: `tests/a.py::test_b[c]@group`, or without a group."""
+    before, _, group = nodeid.rpartition("@")
+    return group if before and "]" not in group else nodeid.split("::")[0]
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
     seconds = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
             if hasattr(report, "duration") and hasattr(report, "nodeid"):
-                seconds[report.nodeid.split("::")[0]] += report.duration
-    if seconds:
-        terminalreporter.section(f"the slowest files, of {sum(seconds.values()):.0f} s in all")
-        for name, time in seconds.most_common(SHOWN):
-            terminalreporter.write_line(f"{time:7.1f} s  {name}")
+                seconds[group_of(report.nodeid)] += report.duration
+    if not seconds:
+        return
+    terminalreporter.section(f"the slowest groups, of {sum(seconds.values()):.0f} s in all")
+    for name, time in seconds.most_common(SHOWN):
+        terminalreporter.write_line(f"{time:7.1f} s  {name}")
+    if SECONDS.parent.is_dir():  # else nothing was built here
+        known = measured() | {name: round(time, 1) for name, time in seconds.items()}
+        SECONDS.write_text(json.dumps(known, indent=0, sort_keys=True), "utf-8")

@@ -3,7 +3,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from browser.book import HTML, close, open_page
+from browser.book import DESK, HTML, PHONE, Opened, close, open_page
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -33,3 +33,50 @@ def visit(browser, site):
     yield go
     for one in opened:
         close(one)
+
+
+class Shared:
+    """A page in one look, opened once, and open while the next tests ask about the same page.
+
+    Each test leaves it as a reader may: folded parts open, widgets in any state. It stays on the page.
+    """
+
+    def __init__(self, browser, base: str, **look):
+        self.browser, self.base, self.look = browser, base, look
+        self.path: str | None = None
+        self.opened: Opened | None = None
+
+    def __call__(self, path: str) -> Opened:
+        if path != self.path:
+            self.close()
+            self.opened, self.path = open_page(self.browser, self.base + path, **self.look), path
+        return self.opened
+
+    def close(self) -> None:
+        if self.opened is not None:
+            close(self.opened)
+        self.opened = self.path = None
+
+
+@pytest.fixture(scope="session")
+def desk(browser, site):
+    """`desk(path)`: the page on a wide screen, light, over http."""
+    shared = Shared(browser, site, viewport=DESK)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(scope="session")
+def phone(browser):
+    """`phone(path)`: the page on a phone, dark, from the disk."""
+    shared = Shared(browser, HTML.as_uri() + "/", viewport=PHONE, scheme="dark", has_touch=True)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(scope="session")
+def scriptless(browser, site):
+    """`scriptless(path)`: the page in a browser that runs no JavaScript."""
+    shared = Shared(browser, site, java_script_enabled=False)
+    yield shared
+    shared.close()

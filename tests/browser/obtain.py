@@ -14,8 +14,9 @@ APPS = (  # where browsers live that are not on the PATH
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
-# Without these, Chromium calls its maker's hosts at every start.
+# Without these, Chromium calls its maker's hosts at every start. And no page finds another host than this machine.
 FLAGS = [
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
     "--headless",
     "--no-sandbox",
     "--disable-gpu",

@@ -16,8 +16,8 @@ CHAPTER = "chapters/tensor_parallelism.html"
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_axe_finds_nothing(visit, path):
-    assert violations(visit(path).page, "light") + violations(visit(path, viewport=PHONE).page, "dark") == []
+def test_axe_finds_nothing(desk, phone, path):
+    assert violations(desk(path).page, "light") + violations(phone(path).page, "dark") == []
 
 
 @pytest.mark.parametrize(("scheme", "viewport"), [("dark", DESK), ("light", PHONE)])

@@ -1,9 +1,10 @@
 """Every built page: nothing from another host, no error, a modest weight, no sideways scrolling."""
 
 import gzip
+from functools import cache
 
 import pytest
-from browser.book import HTML, PHONE, one_of_each
+from browser.book import HTML, one_of_each
 from fontTools.ttLib import TTFont
 
 PAGES = one_of_each()
@@ -15,6 +16,11 @@ LIMIT_KB = 500
 def test_the_book_has_its_pages():
     assert {"intro.html", "glossary.html", "bibliography.html", "reference.html", "search.html"} <= set(PAGES)
     assert [page for page in PAGES if page.startswith("chapters/")]
+
+
+@cache
+def drawable() -> set[str]:
+    return {chr(code) for font in FONTS.glob("*.ttf") for code in TTFont(font).getBestCmap()}
 
 
 def scroll_through(page) -> None:
@@ -29,8 +35,8 @@ def scroll_through(page) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_loads_cleanly_and_light(visit, path):
-    opened = visit(path)
+def test_loads_cleanly_and_light(desk, path):
+    opened = desk(path)
     scroll_through(opened.page)
     opened.clean()
     weights = {}
@@ -44,8 +50,8 @@ def test_loads_cleanly_and_light(visit, path):
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_opens_from_the_disk_on_a_phone_and_never_scrolls_sideways(visit, path):
-    opened = visit(path, base=HTML.as_uri() + "/", viewport=PHONE)
+def test_opens_from_the_disk_on_a_phone_and_never_scrolls_sideways(phone, path):
+    opened = phone(path)
     page = opened.page
     scroll_through(page)
     opened.clean()
@@ -61,20 +67,20 @@ def test_opens_from_the_disk_on_a_phone_and_never_scrolls_sideways(visit, path):
         .map(side => getComputedStyle(e, side))
         .filter(style => style.fontFamily.includes("Font Awesome")).map(style => style.content.replaceAll('"', "")))"""
     )
-    drawable = {chr(code) for font in FONTS.glob("*.ttf") for code in TTFont(font).getBestCmap()}
     assert icons
-    assert set("".join(icons)) - {"n", "o", "e"} <= drawable, "_ext/icons.py cut an icon away"  # "none": no icon there
+    assert set("".join(icons)) - {"n", "o", "e"} <= drawable(), "_ext/icons.py cut an icon away"  # "none": no icon there
 
 
-@pytest.mark.parametrize("path", one_of_each())
-def test_prints_without_the_frame(visit, path):
-    page = visit(path).page
+@pytest.mark.parametrize("path", PAGES)
+def test_prints_without_the_frame(desk, path):
+    page = desk(path).page
     page.emulate_media(media="print", color_scheme="dark")
     for part in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".prev-next-footer", ".bd-header-article"):
         for box in page.locator(part).all():
             assert not box.is_visible(), part
     color = page.evaluate("getComputedStyle(document.querySelector('main article, main h1')).color")
     assert color == "rgb(0, 0, 0)"
+    page.emulate_media(media="screen", color_scheme="light")
 
 
 def test_index_leads_to_the_book(visit):

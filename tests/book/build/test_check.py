@@ -1,4 +1,4 @@
-"""`make check` finds the tests of a chapter by the house's own order; `make test` ends with its slowest files."""
+"""`make check` finds the tests of a chapter by the house's own order; `make test` ends with its slowest groups."""
 
 import subprocess
 import sys
@@ -45,11 +45,11 @@ def test_an_unknown_chapter_is_told_which_there_are():
     assert "gpt" in run.stdout
 
 
-def test_the_slowest_files_are_named_slowest_first(tmp_path):
+def test_the_slowest_groups_are_named_slowest_first(tmp_path):
     (tmp_path / "test_slow.py").write_text("import time\n\ndef test_a():\n    time.sleep(0.3)\n")
     (tmp_path / "test_fast.py").write_text("def test_b():\n    assert 0\n")
     options = ["-q", "-p", "no:cacheprovider", "-p", "book.build.slowest", "-n", "2"]
     run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
-    end = run.stdout.partition("the slowest files")[2]
+    end = run.stdout.partition("the slowest groups")[2]
     assert end.index("test_slow.py") < end.index("test_fast.py")
     assert "0.3 s  test_slow.py" in end
