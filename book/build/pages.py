@@ -14,6 +14,8 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import yaml
+
 from book.build import address, reference
 from book.build.execute import execute_all, notebooks, read
 from book.build.record import ROOT, code, record_of, why_stale, write
@@ -26,6 +28,14 @@ ENVIRONMENT = KNOWN / "environment.pickle"
 GOOD = BUILD / "environment.good"  # ENVIRONMENT as the last good build left it
 KEY = BUILD / "made-with"  # what all pages of the last good build were made with
 UNFINISHED = BUILD / "unfinished"  # there while a build runs, and after one that did not end well
+
+# The book's address without a page's name. Jupyter Book writes no icon here, and the browser would ask for one in vain.
+INDEX = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<link rel="icon" href="_static/favicon.svg">
+<meta http-equiv="Refresh" content="0; url={first}.html"></head>
+<body><a href="{first}.html">{title}</a></body></html>
+"""
 
 # A change in any of these may change every page.
 FILES = ("_config.yml", "_toc.yml", "references.bib", "requirements.txt")
@@ -138,6 +148,7 @@ def sphinx() -> bool:
             confoverrides=overrides,
             warningiserror=True,
             keep_going=True,
+            tags=["published"] if address.repository() else [],  # of what is shown only where the book has an address
             jobs=min(processes, 4),
         )
     return not failed
@@ -151,6 +162,8 @@ def build() -> bool:
     if not sphinx():
         print("The book was not built; the messages above say why.")
         return False
+    title, first = address.settings()["title"], yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))["root"]
+    replace_with(HTML / "index.html", INDEX.format(title=title, first=first).encode())
     replace_with(GOOD, ENVIRONMENT.read_bytes())
     replace_with(KEY, key.encode())
     UNFINISHED.unlink()

@@ -40,8 +40,11 @@ class Opened:
         assert self.problems == []
 
 
-def open_page(browser: Browser, url: str, viewport=None, scheme="light", **context) -> Opened:
-    """Open `url` in a fresh context, and record what happens. The browser itself finds no host but this machine."""
+def open_page(browser: Browser, url: str, viewport=None, scheme="light", text=None, **context) -> Opened:
+    """Open `url` in a fresh context, and record what happens. The browser itself finds no host but this machine.
+
+    With `text`, the page is this one, as broken on purpose.
+    """
     home = urlsplit(url)
     page = browser.new_context(viewport=viewport or DESK, color_scheme=scheme, **context).new_page()
     opened = Opened(page)
@@ -55,6 +58,8 @@ def open_page(browser: Browser, url: str, viewport=None, scheme="light", **conte
         if message.type in ("error", "warning", "assert"):
             opened.problems.append(f"console {message.type}: {message.text} ({message.location.get('url')})")
 
+    if text is not None:
+        page.route(url, lambda route: route.fulfill(body=text, content_type="text/html; charset=utf-8"))
     page.on("request", asked)
     page.on("console", console)
     page.on("pageerror", lambda error: opened.problems.append(f"exception: {error}"))

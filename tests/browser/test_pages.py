@@ -1,6 +1,7 @@
 """Every built page: nothing from another host, no error, a modest weight, no sideways scrolling."""
 
 import gzip
+import re
 from functools import cache
 
 import pytest
@@ -68,7 +69,8 @@ def test_opens_from_the_disk_on_a_phone_and_never_scrolls_sideways(phone, path):
         .filter(style => style.fontFamily.includes("Font Awesome")).map(style => style.content.replaceAll('"', "")))"""
     )
     assert icons
-    assert set("".join(icons)) - {"n", "o", "e"} <= drawable(), "_ext/icons.py cut an icon away"  # "none": no icon there
+    signs = set("".join(icons)) - {"n", "o", "e"}  # "none": no icon there
+    assert signs <= drawable(), "_ext/icons.py cut an icon away"
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -84,6 +86,27 @@ def test_prints_without_the_frame(desk, path):
 
 
 def test_index_leads_to_the_book(visit):
-    page = visit("index.html").page
-    page.wait_for_url("**/intro.html")
-    assert page.locator("h1").count() >= 1
+    icon = re.search(r'rel="icon" href="(.+?)"', (HTML / "index.html").read_text("utf-8"))[1]
+    assert (HTML / icon).is_file(), "the browser would ask for /favicon.ico, in vain"
+    opened = visit("index.html")
+    opened.page.wait_for_url("**/intro.html")
+    assert opened.page.locator("h1").count() >= 1
+    opened.clean()
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ('<img src="https://example.org/a.png" alt="A picture from another host">', "https://example.org/a.png"),
+        ('<script>fetch("https://example.org/b")</script>', "https://example.org/b"),
+        ("<script>undefinedFunction()</script>", "undefinedFunction is not defined"),
+        ('<img src="nowhere.png" alt="A picture that is not there">', "404"),
+    ],
+)
+def test_what_is_broken_is_found(visit, broken, said):
+    text = (HTML / "bibliography.html").read_text("utf-8")
+    opened = visit("bibliography.html", text=text.replace("</article>", f"{broken}</article>"))
+    scroll_through(opened.page)
+    with pytest.raises(AssertionError) as found:
+        opened.clean()
+    assert said in str(found.value)

@@ -104,10 +104,7 @@ def test_a_snake_visits_every_point_in_single_steps():
     assert all(sum(abs(a - b) for a, b in zip(*pair, strict=True)) == 1 for pair in pairwise(points))
 
 
-@each_widget
-def test_arrow_keys_reach_every_point(desk, path, number):
-    opened = desk(path)
-    widget = Widget(opened.page, number)
+def walk_with_arrow_keys(widget: Widget) -> None:
     assert widget.turning, "a widget without a control"
     first = {name: values[0] for name, values in widget.axes.items()}
     widget.shows(**first)
@@ -123,7 +120,24 @@ def test_arrow_keys_reach_every_point(desk, path, number):
             steps.append((widget.turning[moved], frames[now] != frames[before]))
     # Two neighbors may look alike (on one device every split does), but no control may be without effect.
     assert {name for name, changed in steps if changed} == set(widget.turning)
+
+
+@each_widget
+def test_arrow_keys_reach_every_point(desk, path, number):
+    opened = desk(path)
+    walk_with_arrow_keys(Widget(opened.page, number))
     opened.clean()
+
+
+def test_a_dead_control_is_found(visit):
+    """The widget's script, which no longer listens to what a reader does."""
+    path, number = WIDGETS[0]
+    listens = 'input.addEventListener("input", show)'
+    text = (HTML / path).read_text("utf-8")
+    assert listens in text
+    widget = Widget(visit(path, text=text.replace(listens, "")).page, number)
+    with pytest.raises(AssertionError):
+        walk_with_arrow_keys(widget)
 
 
 @each_widget
