@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from oracles.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240  # a safety net: each takes a few, on a crowded machine many
@@ -34,14 +35,18 @@ def one_thread():
         torch.set_num_threads(before)
 
 
-def torchrun(**commands):
-    """Each command is a number of processes, and what they run; all at the same time, for most of it is the import of
-    PyTorch. Returns what each prints, by name. AssertionError when one fails."""
+def torchrun(typed=(), **commands):
+    """Each command is a number of processes, and what they run; all at the same time, for most of it is waiting. Those
+    that are `typed` are started as a reader does, the others forked. Returns what each prints, by name. AssertionError
+    when one fails."""
     started = {}
     for name, (size, *words) in commands.items():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size, *words]
+        words = [str(word) for word in words]
+        if name not in typed:
+            started[name] = Forked(size, *words)
+            continue
         started[name] = subprocess.Popen(
-            [str(word) for word in command],
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *words],
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

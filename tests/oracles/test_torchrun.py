@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from oracles.forked import Forked
 from oracles.real_script import SIZE, everything, rank_of
 
 from lib.devices import Cluster
@@ -19,17 +20,21 @@ FAILURES = {  # what is said about it, once
     "leaves_on_rank_1": "RuntimeError: rank 1 of 2 left the program by sys.exit(3)",
     "waits_for_ever": "DeadlockError: no device can move: 2 of 2 wait",
 }
+BY_COMMAND = "fails_on_rank_1"  # this one as a reader types it
 SECONDS = 150  # a safety net: all take some ten, on a busy machine more
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """All at the same time, for most of it is the import of PyTorch: by name, the exit code and what was said."""
+    """All at the same time, for most of it is waiting: by name, the exit code and what was said."""
     started = {}
     for name in ("well", "dies_on_rank_1", *FAILURES):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE)]
+        script = str(HERE / "real_script.py"), name
+        if name != BY_COMMAND:
+            started[name] = Forked(SIZE, *script, merged=True)
+            continue
         started[name] = subprocess.Popen(
-            [*command, str(HERE / "real_script.py"), name],
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE), *script],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -35,6 +35,7 @@ def real(folder):
     options = {name: [*SMALL, *more] for name, (_, more) in CASES.items()}
     script = Path(__file__).with_name("train_and_generate.py")
     return torchrun(
+        typed=["pair"],
         grid=(4, "-m", MODULE, *options["grid"], "--save", files["grid"]),
         zero=(4, "-m", MODULE, *options["zero"], "--save", files["zero"]),
         pair=(2, script, files["pair"], *options["pair"]),
