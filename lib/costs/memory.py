@@ -45,8 +45,10 @@ class TrainingPlan:
 
     A replica takes `micro_batches` micro-batches of `micro_batch` texts of `sequence` tokens for each step. `zero` is
     the stage of ZeRO over the replicas. `recompute`: "selective" computes the scores anew, "full" whole layers, from
-    the input of every `every`-th. `fused_attention` never stores scores (FlashAttention). `chunks` cuts the tokens for
-    the loss, so that only one chunk's logits exist at a time.
+    the input of every `every`-th. `fused_attention` never stores scores (FlashAttention). `cpu`: the kernels are
+    those of PyTorch on a CPU (and on `meta`), which keep more: of an RMSNorm, whose steps they write out in float32,
+    and of fused attention, whose output they copy. `chunks` cuts the tokens for the loss, so that only one chunk's
+    logits exist at a time.
 
     Raises ValueError for what cannot be, naming it.
     """
@@ -62,6 +64,7 @@ class TrainingPlan:
     recompute: Recomputed | None = None
     every: int = 1
     fused_attention: bool = True
+    cpu: bool = False
     dropout: bool = False
     chunks: int = 1
     precision: str = "mixed"
@@ -120,17 +123,31 @@ def layer_activations(shape: ModelShape, plan: TrainingPlan) -> dict[str, float]
     scores = 4 * tokens * heads if plan.fused_attention else weights * each  # fused: one float32 per row
     if plan.dropout and not plan.fused_attention:
         scores += weights * (1 + each)  # the mask, and the weights that it has left
-    statistics = (2 if shape.bias else 1) * 4 * whole / shape.hidden  # LayerNorm: mean and deviation; RMSNorm: one
+    # Where heads share keys and values, attention that is written out repeats these for all heads of queries.
+    common = keys if plan.fused_attention or shape.heads == shape.kv_heads else queries
+    norms = 2 * norm_activations(shape, plan, whole, whole / shape.hidden)
+    if shape.qk_norm:
+        norms += norm_activations(shape, plan, queries + keys, (queries + keys) / shape.head_size)
     wide = (4 if shape.gated else 2) * shape.active_experts
     return {
-        "norms": 2 * (whole * each + statistics),
+        "norms": norms,
         "inputs": 2 * whole * each,
-        "queries, keys, values": (queries + 2 * keys) * each,
+        "queries, keys, values": (queries + 2 * common) * each,
         "scores": scores,
-        "attention's output": queries * each,
+        "attention's output": queries * each * (2 if plan.cpu and plan.fused_attention else 1),
         "MLP": wide * tokens * shape.inner / plan.tensor * each,
         "dropout": 2 * whole if plan.dropout else 0,
     }
+
+
+def norm_activations(shape: ModelShape, plan: TrainingPlan, numbers: float, vectors: float) -> float:
+    """Bytes that a norm of so many `vectors`, `numbers` in all, keeps: its input, and in float32 what it found out
+    about each vector: a LayerNorm mean and deviation, an RMSNorm one of them."""
+    if shape.bias:
+        return numbers * PRECISIONS[plan.precision].activation + 2 * 4 * vectors
+    if plan.cpu:  # every step in float32: also the vectors divided by their deviation
+        return 2 * 4 * numbers + 4 * vectors
+    return numbers * PRECISIONS[plan.precision].activation + 4 * vectors
 
 
 def stage_layers(shape: ModelShape, plan: TrainingPlan, stage: int) -> int:
@@ -237,16 +254,19 @@ def moments(shape: ModelShape, plan: TrainingPlan, stage: int = 0) -> list[Momen
     kept = in_flight * layers * keeps
     mask = tokens * shape.hidden * (plan.dropout and stage == 0)  # of the embedding's dropout
     kept += mask / (plan.tensor if plan.sequence_parallel else 1)
-    ends = 2 * whole if last_stage else 0.0  # the inputs of the last norm and of the head
+    vectors = whole / each / shape.hidden
+    norm = norm_activations(shape, plan, whole / each, vectors)
+    ends = norm + whole if last_stage else 0.0  # what the last norm keeps, and the input of the head
     logit = tokens / plan.chunks * shape.vocabulary / plan.tensor if last_stage else 0.0
     # At the loss's forward: the logits, their softmax in float32, and in half precision that once more, rounded.
     logits_kept, logits_working = logit * 2 * each, logit * 4 * (each < 4)
 
     # The backward of a layer: what goes before its attention begins, and what exists only while it runs.
-    query = parts["attention's output"]
+    query = tokens * shape.heads / plan.tensor * shape.head_size * each
     key = (parts["queries, keys, values"] - query) / 2
     wide = tokens * shape.inner * shape.active_experts / plan.tensor * each
-    mlp_gone = parts["MLP"] + 2 * whole + query + key  # the MLP, its input and norm, the projection's input, the values
+    # The MLP, its input and norm, the projection's input, the values.
+    mlp_gone = parts["MLP"] + norm + whole + parts["attention's output"] + key
     # The gradient of its output, and its residual; a layer computed anew has no output.
     mlp_working = (2 if shape.gated else 1) * wide + (1 if plan.recompute == "full" else 2) * whole
     if plan.fused_attention:

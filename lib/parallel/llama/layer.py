@@ -55,6 +55,7 @@ class LlamaAttention(nn.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, turn), rotate(k, turn)
+        v = v.contiguous()  # as a view, it would keep all of the projection's output alive until the backward
         if cache is not None:  # keys are kept turned: their positions do not change
             k, v = cache.extend(k, v)
         if self.recompute:

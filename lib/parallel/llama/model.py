@@ -77,8 +77,9 @@ class Llama(nn.Module):
                 "layers; give each layer one of its own"
             )
         positions = self._positions(tokens, 0 if caches is None else caches[0].seen, positions)
-        turn = turn_of(positions, self.config.head_size, self.config.theta, self.config.scaling)
         x = self.embedding(tokens)  # (batch, S, hidden)  Replicate
+        cos, sin = turn_of(positions, self.config.head_size, self.config.theta, self.config.scaling)
+        turn = cos.to(x.dtype), sin.to(x.dtype)  # once, for all layers
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, turn, cache)  # (batch, S, hidden)  Replicate
         return x
