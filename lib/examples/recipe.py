@@ -15,12 +15,14 @@ STAGES = (0, 1, 2, 3)
 class Recipe:
     """`batch` counts the texts of a step, for all replicas and micro-batches together, each of `length` tokens.
 
+    A replica is cut into `pipeline_parallel` stages, which take the `accumulate` micro-batches in the order of 1F1B.
     `rate` is the highest learning rate. `zero` is the stage of ZeRO over the replicas. `clip` is the largest norm of
     the gradients, None for any. With `master_weights`, a model of bfloat16 is stepped in float32.
     """
 
     steps: int = 100
     data_parallel: int = 1
+    pipeline_parallel: int = 1
     batch: int = 16
     length: int = 64
     rate: float = 1e-2
@@ -39,6 +41,16 @@ class Recipe:
             raise ValueError(
                 f"{size} devices cannot be divided into {self.data_parallel} equal replicas; data_parallel must divide "
                 f"{size}"
+            )
+        if size // self.data_parallel % self.pipeline_parallel:
+            raise ValueError(
+                f"the {size // self.data_parallel} device(s) of a replica cannot be divided into "
+                f"{self.pipeline_parallel} equal stages; pipeline_parallel must divide them"
+            )
+        if self.pipeline_parallel > 1 and self.zero:
+            raise ValueError(
+                f"zero={self.zero} with pipeline_parallel={self.pipeline_parallel}: this trainer does not put the two "
+                "together. Take zero=0, or one stage"
             )
         if self.zero not in STAGES:
             raise ValueError(f"zero={self.zero}: the stages of ZeRO are 0 (none), 1, 2 and 3")

@@ -1,4 +1,4 @@
-r"""Trains a small GPT on the book's text or on yours, data x tensor parallel, on the devices you name.
+r"""Trains a small GPT on the book's text or on yours, data x pipeline x tensor parallel, on the devices you name.
 
     python -m lib.examples.train_gpt --size 4 --data-parallel 2 --steps 20                    4 simulated devices
     torchrun --nproc-per-node 4 -m lib.examples.train_gpt --data-parallel 2 --steps 20        4 processes
@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     number = partial(parser.add_argument, type=at_least_one, metavar="N")
     number("--size", help="devices to simulate (4); under torchrun they are its processes")
     number("--data-parallel", default=1, help="replicas of the model (%(default)s); the devices of each split it")
+    number("--pipeline-parallel", default=1, help="stages of a replica; micro-batches from --accumulate (%(default)s)")
     number("--steps", default=100, help="(%(default)s)")
     number("--layers", default=2, help="(%(default)s)")
     number("--hidden", default=64, help="(%(default)s)")
@@ -100,6 +101,11 @@ def check(options: argparse.Namespace) -> None:
     for name in ("save", "checkpoint"):
         if options.device == "meta" and getattr(options, name):
             raise ValueError(f"--{name}: on --device meta there are no weights. Train on cpu or cuda, or leave it out")
+    for name in ("save", "validation"):
+        if options.pipeline_parallel > 1 and getattr(options, name):
+            raise ValueError(
+                f"--{name}: with --pipeline-parallel no device has all layers. Leave it out; --checkpoint works"
+            )
     if options.text and options.tokens == "characters":
         raise ValueError("--tokens characters: only for the book's text. For your own take bytes or bpe")
     if not 0 <= options.validation < 1:
@@ -129,7 +135,19 @@ def check_save(file: Path) -> None:
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The options that are not of model, text or files."""
-    same = ("steps", "data_parallel", "batch", "length", "rate", "seed", "accumulate", "clip", "zero", "recompute")
+    same = (
+        "steps",
+        "data_parallel",
+        "pipeline_parallel",
+        "batch",
+        "length",
+        "rate",
+        "seed",
+        "accumulate",
+        "clip",
+        "zero",
+        "recompute",
+    )
     return Recipe(
         **{name: getattr(options, name) for name in same},
         sequence_parallel=options.sequence_parallel,

@@ -1,4 +1,4 @@
-"""Training a GPT as practitioners do, on one device of many: data x tensor parallel, ZeRO, micro-batches, clipping.
+"""Training a GPT as practitioners do, on one device of many: data x pipeline x tensor parallel, ZeRO, clipping.
 
 `training.py` is the same in forty lines, without the options.
 """
@@ -20,9 +20,13 @@ from lib.parallel.data.average import average_gradients, shard_batch
 from lib.parallel.data.clip import gradient_norm
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
+from lib.parallel.pipeline.schedules import one_f_one_b
+from lib.parallel.pipeline.stages import cut_gpt, reduce_tied
+from lib.parallel.pipeline.worker import run_pipeline
 from lib.parallel.sequence.model import SequenceGPT
 from lib.parallel.sharding.dense import layout_of
 from lib.parallel.sharding.placement import Replicate
+from lib.parallel.tensor.vocabulary import mean_loss, vocab_parallel_cross_entropy
 from lib.parallel.zero.fully_sharded import FullySharded
 from lib.parallel.zero.master import MasterWeights
 from lib.parallel.zero.optimizer import ShardedOptimizer
@@ -38,10 +42,13 @@ class Trainer:
     def __init__(self, group: Group, config: GPTConfig, recipe: Recipe):
         recipe.check(group.size)
         self.recipe = recipe
-        self.mesh = Mesh(group, dp=recipe.data_parallel, tp=group.size // recipe.data_parallel)
+        dp, pp = recipe.data_parallel, recipe.pipeline_parallel
+        self.mesh = Mesh(group, dp=dp, pp=pp, tp=group.size // dp // pp)
         torch.manual_seed(recipe.seed)  # every device draws the same dense weights, and keeps its shards
         kind = SequenceGPT if recipe.sequence_parallel else GPT
         self.model = kind(config, self.mesh.tp, recipe.recompute).to(recipe.dtype)
+        self.pipeline = one_f_one_b(pp, recipe.accumulate)
+        self.stages = cut_gpt(self.model, self.pipeline, self.mesh.pp.rank) if pp > 1 else {}
         names = dict(self.model.named_parameters())
         is_cut = [not isinstance(layout_of(self.model, name), Replicate) for name in names]
         self.sharded: FullySharded | None = None
@@ -53,13 +60,20 @@ class Trainer:
         else:
             stepped = list(self.model.parameters())
             self.optimizer = self._make_optimizer(stepped)
+        self._stepped = stepped
         over_dp = recipe.zero > 0
+        replica = Mesh(group, dp=dp, replica=group.size // dp).replica
+        # The last stage has a copy of the embedding: where the first is another device, its norm counts there.
+        copy = self.model.embedding.weight if pp > 1 and self.mesh.pp.rank == pp - 1 else None
         #: whose gradients are whole where: (parameters, the group over which they are cut), for the norm
         self._parts: list[tuple[list[nn.Parameter], Group]] = [
-            ([p for p, own in zip(stepped, is_cut, strict=True) if own], group if over_dp else self.mesh.tp),
+            (
+                [p for p, own in zip(stepped, is_cut, strict=True) if own and p is not copy],
+                group if over_dp else replica,
+            ),
             (
                 [p for p, own in zip(stepped, is_cut, strict=True) if not own],
-                self.mesh.dp if over_dp else group.split(group.size),
+                self.mesh.dp if over_dp else self.mesh.pp,
             ),
         ]
         self.schedule = self._make_schedule()
@@ -87,8 +101,10 @@ class Trainer:
         share = len(tokens) / self.recipe.batch
         self.optimizer.zero_grad()
         loss = torch.zeros((), dtype=torch.float64, device=tokens.device)
+        if self.stages:
+            loss += self._run_stages(tokens, targets)
         pieces = zip(cut(tokens, self.recipe.accumulate, 0), cut(targets, self.recipe.accumulate, 0), strict=True)
-        for some, follow in pieces:  # (B/dp/micro, S)
+        for some, follow in pieces if not self.stages else ():  # (B/dp/micro, S)
             weight = len(some) / len(tokens)
             with self._reducing(share):
                 part = self.model(some, follow) * weight
@@ -101,10 +117,23 @@ class Trainer:
             average_gradients(self.model, self.mesh.dp, share)
         norm = self._norm()
         if self.recipe.clip is not None:
-            clip_grads_with_norm_([p for some, _ in self._parts for p in some], self.recipe.clip, norm)
+            clip_grads_with_norm_(self._stepped, self.recipe.clip, norm)
         self.optimizer.step()
         self.schedule.step()
         return share * loss, norm
+
+    def _run_stages(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The micro-batches through the stages of this replica; the loss, () Replicate."""
+        some, follow = cut(tokens, self.recipe.accumulate, 0), cut(targets, self.recipe.accumulate, 0)
+
+        def loss(logits: Tensor, k: int) -> Tensor:
+            losses = vocab_parallel_cross_entropy(logits, follow[k], self.mesh.tp, self.model.config.vocabulary)
+            return mean_loss(losses, follow[k]) * (len(follow[k]) / len(targets))
+
+        parts = run_pipeline(self.mesh.pp, self.pipeline, self.stages, some, loss)
+        reduce_tied(self.mesh.pp, self.pipeline, self.model)
+        total = torch.stack([part.double() for part in parts.values()]).sum() if parts else None
+        return self.mesh.pp.broadcast(total, src=self.mesh.pp.size - 1)
 
     @contextmanager
     def _reducing(self, share: float) -> Iterator[None]:
