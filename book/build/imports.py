@@ -23,9 +23,10 @@ class House:
 
     def file(self, module: str) -> Path | None:
         """The file of a module or a package; None if it is not one of ours."""
-        if module.split(".")[0] not in OURS:
+        parts = module.split(".")
+        if parts[0] not in OURS or not all(part.isidentifier() for part in parts):  # "lib." is the name of no module
             return None
-        path = self.root.joinpath(*module.split("."))
+        path = self.root.joinpath(*parts)
         return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
     def named(self, source: str, folder: Path) -> set[Path]:
