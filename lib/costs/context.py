@@ -127,7 +127,7 @@ def context_memory(
 
     With `tensor` devices beside, tokens are cut over them too between the layers (sequence parallelism). Without
     `keep_all`, only the input of each layer is kept and the rest computed anew ("full" recomputation); the layer in
-    work is then counted once. "keys and values of others": what a device holds beside its own pieces, in one layer.
+    work is then counted once. "visiting keys": what a device holds beside its own pieces, in one layer.
     """
     _check(shape, devices, way)
     if tokens % (devices * tensor):
@@ -147,7 +147,7 @@ def context_memory(
     else:
         kept = {"inputs of the layers": shape.layers * layer["inputs"] / 2, **each}
     logits = {"logits": 4 * tokens / devices * shape.vocabulary / tensor}
-    return {**kept, "keys and values of others": others, **logits}
+    return {**kept, "visiting keys": others, **logits}
 
 
 def _check(shape: ModelShape, devices: int, way: Way) -> None:

@@ -146,15 +146,15 @@ def test_memory_is_what_autograd_keeps(way):
     own = sum(layer[name] for name in ("queries, keys, values", "attention's output", "scores"))
     memory = context_memory(shape, tokens, devices, way)
     assert memory["queries, keys, values"] == own
-    kept_of_others = memory["keys and values of others"] if way == "gathered" else 0  # a ring lets them go
+    kept_of_others = memory["visiting keys"] if way == "gathered" else 0  # a ring lets them go
     assert found == own + kept_of_others
 
 
 def test_memory_shrinks_with_the_devices():
     shape = ModelShape.preset("llama-3-8b")
     one, eight = (context_memory(shape, 2**17, devices) for devices in (1, 8))
-    assert one.pop("keys and values of others") == 0
-    moving = eight.pop("keys and values of others")
+    assert one.pop("visiting keys") == 0
+    moving = eight.pop("visiting keys")
     assert moving == 2 * (2 * 2 * 8 * 128 * 2**14), "two pieces of keys and values under way"
     assert {name: size / 8 for name, size in one.items()} == eight
     less = context_memory(shape, 2**17, 8, keep_all=False)
