@@ -51,7 +51,7 @@ def draw_bars(
     room = WIDTH - MARGIN - left - 7.6 * longest - 8
     largest = most or max(map(_total, named.values())) or 1
     body = [label(MARGIN, 24, title, bold=True, size=15)]
-    top = 52
+    top, at = 52, None
     if limit is not None:
         at = left + room * min(limit[0] / largest, 1)
         body.append(label(at, 48, limit[1], "middle" if at < WIDTH - 80 else "end", size=12))
@@ -68,7 +68,7 @@ def draw_bars(
             x += length
         if _total(value) > largest:  # torn off: a white slit near its end
             body.append(element("path", d=f"M{x - 12} {middle - 11}l5 22", stroke="currentColor", stroke_width=2))
-        body.append(label(x + 8, middle + 4.5, texts[key]))
+        body.append(label(_beside(x + 8, texts[key], at), middle + 4.5, texts[key]))
     bottom = top + 28 * len(named) - 4
     if limit is not None:
         line = {"stroke": "currentColor", "stroke_width": 1.5, "stroke_dasharray": "5 4"}
@@ -77,6 +77,11 @@ def draw_bars(
     listed = "; ".join(f"{key}: {texts[key]}{_in_words(value)}" for key, value in named.items())
     desc = f"Bars of {title}. {listed}." + (f" The line: {limit[1]}." if limit is not None else "")
     return Picture(WIDTH, bottom + height, title, desc, [*body, *explained])
+
+
+def _beside(x: float, text: str, line: float | None) -> float:
+    """Where a bar's number begins: at x, or behind the line of the limit if that would cross it."""
+    return line + 6 if line is not None and x - 4 < line < x + 7.6 * len(text) else x
 
 
 def _parts(value: Value) -> Mapping[str, float]:

@@ -58,3 +58,14 @@ def test_a_bar_beyond_the_scale_is_cut_off():
 def test_refuses(value):
     with pytest.raises(ValueError, match="finite and not negative"):
         draw_bars({"a": value}, "T")
+
+
+def test_the_line_of_the_limit_crosses_no_number():
+    picture = draw_bars({"long": 400, "just below": 60, "at": 80, "short": 3}, "T", "GB", limit=(80, "80 GB"))
+    nodes = list(ElementTree.fromstring(picture.svg()).iter())
+    (line,) = [float(n.get("d")[1:].split()[0]) for n in nodes if "data-limit" in n.attrib]
+    numbers = {
+        n.text: float(n.get("x")) for n in nodes if n.text in ("400 GB", "60 GB", "80 GB", "3 GB") and n.get("x")
+    }
+    assert numbers["60 GB"] > line > drawn(picture)[1][2]  # moved behind it
+    assert not [text for text, x in numbers.items() if x < line < x + 7.6 * len(text) and text != "80 GB"], numbers
