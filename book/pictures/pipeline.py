@@ -67,7 +67,7 @@ def draw_schedule(
 
 
 def _steps(lane: Sequence[Slot], schedule: Schedule, device: int, top: float, scale: float) -> list[Element | None]:
-    """One path for all boxes of a kind, and one text for all their digits: pictures stay small."""
+    """One path for all boxes of a kind: pictures stay small."""
     color, mine = paint(device), schedule.stages_of(device)
     lane = _visible(lane, 1 / scale)
     boxes: dict[str, list[str]] = defaultdict(list)
@@ -88,7 +88,7 @@ def _steps(lane: Sequence[Slot], schedule: Schedule, device: int, top: float, sc
             continue
         path = element("path", d="".join(boxes[kind]), stroke=color.ink, stroke_width=0.8, **look)
         ink = color.text if kind == "F" else None
-        drawn.append(element("g", path, *_digits(words[kind], top, ink), data_rank=device, data_kind=kind))
+        drawn.append(element("g", path, _digits(words[kind], top, ink), data_rank=device, data_kind=kind))
     if marks:
         drawn.append(element("path", d="".join(marks), stroke="currentColor", stroke_width=2, data_chunk=device))
     return drawn
@@ -109,16 +109,11 @@ def _looks(color: Paint) -> dict[str, dict[str, object]]:
     return {"F": {"fill": color.fill}, "B": {"fill": "none"}, "W": {"fill": color.ink, "fill_opacity": ".25"}}
 
 
-def _digits(words: list[tuple[float, str, float]], top: float, ink: str | None) -> list[Element]:
-    """The numbers that fit into their boxes; single digits share one element, which knows the place of each."""
+def _digits(words: list[tuple[float, str, float]], top: float, ink: str | None) -> Element | None:
+    """The numbers that fit into their boxes."""
     fitting = [(x, text) for x, text, wide in words if len(text) * DIGIT + 1 <= wide]
-    look = {"y": top + 14, "font_size": 11, "text_anchor": "middle", "fill": ink}
-    single = [(x, text) for x, text in fitting if len(text) == 1]
-    made = [element("text", text, x=number(x), **look) for x, text in fitting if len(text) > 1]
-    if single:
-        places = " ".join(number(x) for x, _ in single)
-        made.append(element("text", "".join(text for _, text in single), x=places, **look))
-    return made
+    texts = [element("text", text, x=number(x), y=number(top + 14)) for x, text in fitting]
+    return element("g", *texts, font_size=11, text_anchor="middle", fill=ink) if texts else None
 
 
 def _area(points: list[tuple[float, float]], device: int, top: float, scale: float, most: float) -> list[Element]:

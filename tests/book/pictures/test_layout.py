@@ -16,13 +16,17 @@ from book import (
     draw_load,
     draw_mlp,
     draw_model,
+    draw_moment,
     draw_ownership,
     draw_qkv,
+    draw_schedule,
     draw_weighted_average,
 )
 from book.pictures.kit.legend import MEANING
 from lib.costs.activations import LayerShape
 from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.pipeline.schedules import gpipe, one_f_one_b, zb_h1
+from lib.parallel.pipeline.v_shaped import zb_v
 
 WORDS = "the cat sat because it slept".split()
 MASKED = torch.ones(6, 6).tril() / torch.ones(6, 6).tril().sum(-1, keepdim=True)
@@ -53,6 +57,11 @@ PICTURES = {
     "model": lambda: draw_model(GPTConfig.preset("gpt2"), 4),
     "model on 1": lambda: draw_model(GPTConfig.preset("gpt3-175b"), 1),
     "model on 2": lambda: draw_model(GPTConfig(2, 16, 4, 50, 8), 2),
+    "moment": lambda: draw_moment(one_f_one_b(4, 8), 9),
+    "moment, all that fits": lambda: draw_moment(gpipe(8, 8), 15),
+    "schedule": lambda: draw_schedule(one_f_one_b(4, 8)),
+    "schedule, a V": lambda: draw_schedule(zb_v(4, 8)),
+    "schedule, long and wide": lambda: draw_schedule(zb_h1(9, 24)),
     "Q, K, V": lambda: draw_qkv(4),
 }
 MEASURE = """() => {
