@@ -36,8 +36,8 @@ class Opened:
     responses: list = field(default_factory=list)
 
     def clean(self) -> None:
-        assert self.foreign == []
-        assert self.problems == []
+        assert self.foreign == [], self.foreign
+        assert self.problems == [], self.problems
 
 
 def open_page(browser: Browser, url: str, viewport=None, scheme="light", text=None, **context) -> Opened:
