@@ -1,5 +1,7 @@
 """Our pipelines against torch.distributed.pipelining, in real processes: its lists of actions and its gradients."""
 
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -81,6 +83,9 @@ def with_torch(name):
     for actions in map(order.get, range(size)):
         parts = [part for action in actions if action for part in action.sub_actions or [action]]
         lists.append(" ".join(text for text in map(str, parts) if "REDUCE" not in text))
+    if name == "Schedule1F1B" and "F0" not in lists[-1]:
+        # The list that it shows, and does not use, counts the forwards of the last stage from 1 (PyTorch 2.13).
+        lists[-1] = re.sub(r"F(\d+)", lambda forward: f"F{int(forward[1]) - 1}", lists[-1])
     return {stage: [p.grad for p in mine.parameters()] for stage, mine in layers.items()}, lists
 
 
