@@ -55,6 +55,20 @@ def _layer(tokens: int, hidden: int, heads: int, kv_heads: int, inner: int, matr
             "the scores count whole, and twice: queries times keys, and weights times values.": (
                 lambda tokens, hidden, *rest: _layer(tokens, hidden, *rest) - 2 * tokens**2 * hidden
             ),
+            "the output projection is forgotten.": (
+                lambda tokens, hidden, *rest: _layer(tokens, hidden, *rest) - 2 * tokens * hidden**2
+            ),
+            "every query head has scores, also where heads share keys.": (
+                lambda tokens, hidden, heads, kv_heads, inner: (
+                    _layer(tokens, hidden, heads, kv_heads, inner)
+                    - 4 * tokens**2 * (hidden - hidden // heads * kv_heads)
+                )
+            ),
+            "keys and values are two matrices; one of them is missing.": (
+                lambda tokens, hidden, heads, kv_heads, inner: (
+                    _layer(tokens, hidden, heads, kv_heads, inner) - 2 * tokens * hidden * (hidden // heads * kv_heads)
+                )
+            ),
             "this is the whole step: the forward alone was asked for.": lambda *sizes: 3 * _layer(*sizes),
         }
     },
@@ -150,6 +164,12 @@ def by_trying(memory: int, state: int, per_text: int, logits: int) -> tuple[int]
             "half a text does not fit: round down.": (
                 lambda memory, state, per_text, logits: -(-(memory - state) // (per_text + logits))
             ),
+            "half a text does not fit: round down to a whole number.": (
+                lambda memory, state, per_text, logits: max(0, (memory - state) / (per_text + logits))
+            ),
+            "where not one text fits, the answer is 0.": (
+                lambda memory, state, per_text, logits: max(1, (memory - state) // (per_text + logits))
+            ),
             "fewer than no text cannot be: return 0.": (
                 lambda memory, state, per_text, logits: (memory - state) // (per_text + logits)
             ),
@@ -180,7 +200,13 @@ def _hours(flops: int, parameters: int, tokens: int, devices: int, teraflops: in
     oracle=priced,
     returns=("hours", "dollars"),
     counted="the formula of lib/costs/money.py says",
-    cases=((7, 140, 64, 300, 200), (70, 1_400, 512, 400, 250), (1, 20, 8, 120, 100)),
+    cases=(
+        (7, 140, 64, 300, 200),
+        (70, 1_400, 512, 400, 250),
+        (1, 20, 8, 120, 100),
+        (3, 24, 4, 100, 200),  # a whole number of hours: 300
+        (1, 20, 3, 125, 133),  # cents are left over
+    ),
     slips={
         "hours": {
             "the backward is left out: it is two forwards more, 6 FLOPs per parameter and token in all.": (
@@ -188,12 +214,23 @@ def _hours(flops: int, parameters: int, tokens: int, devices: int, teraflops: in
             ),
             "this counts the recomputation of every layer; there is none.": lambda p, t, d, f, c: _hours(8, p, t, d, f),
             "this is what one device would take.": lambda p, t, d, f, c: _hours(6, p, t, 1, f),
-            "round up: an hour that has begun is paid.": lambda p, t, d, f, c: _hours(6, p, t, d, f) - 1,
+            "a whole hour needs no other: rounding up leaves it as it is.": (
+                lambda p, t, d, f, c: 6 * p * t * 10**6 // (d * f * 3600) + 1
+            ),
+            "these are dollars: the two results are swapped.": (
+                lambda p, t, d, f, c: _hours(6, p, t, d, f) * d * c // 100
+            ),
+            "round up to whole hours.": lambda p, t, d, f, c: 6 * p * t * 10**6 / (d * f * 3600),
+            "round up: an hour that has begun is paid.": lambda p, t, d, f, c: 6 * p * t * 10**6 // (d * f * 3600),
             "these are seconds.": lambda p, t, d, f, c: -(-6 * p * t * 10**6 // (d * f)),
             "these are days.": lambda p, t, d, f, c: -(-_hours(6, p, t, d, f) // 24),
         },
         "dollars": {
             "all devices are paid for, not one.": lambda p, t, d, f, c: _hours(6, p, t, d, f) * c // 100,
+            "these are of the hours before they were rounded up.": (
+                lambda p, t, d, f, c: 6 * p * t * 10**6 * c // (f * 3600 * 100)
+            ),
+            "these are hours: the two results are swapped.": lambda p, t, d, f, c: _hours(6, p, t, d, f),
             "these are cents.": lambda p, t, d, f, c: _hours(6, p, t, d, f) * d * c,
         },
     },
@@ -205,6 +242,9 @@ def _hours(flops: int, parameters: int, tokens: int, devices: int, teraflops: in
     ),
 )
 def hours_and_dollars(parameters: int, tokens: int, devices: int, teraflops: int, cents: int) -> tuple[int, int]:
-    """Whole hours, rounded up, and dollars for all devices. `parameters` and `tokens` are in billions."""
+    """Whole hours, rounded up, and dollars for all devices. `parameters` and `tokens` are in billions.
+
+    `cents` is the price of one device for an hour. What is left of a dollar is cut off.
+    """
     hours = -(-6 * parameters * tokens * 10**6 // (devices * teraflops * 3600))
     return hours, hours * devices * cents // 100

@@ -242,6 +242,18 @@ def _sent(trips: int, parameters: int, devices: int) -> int:
             "stage 1 reduce-scatters gradients AND all-gathers what was stepped.": (
                 lambda n, p, stage, m: _sent({1: 1, 2: m + 1, 3: 3 * m}[stage], n, p)
             ),
+            "stage 3 gathers twice in every micro-batch, and reduces once.": (
+                lambda n, p, stage, m: _sent({1: 2, 2: m + 1, 3: 2 + m}[stage], n, p)
+            ),
+            "stage 3 gathers twice in every micro-batch: nothing of the whole weights is kept.": (
+                lambda n, p, stage, m: _sent({1: 2, 2: m + 1, 3: 2 * m + 1}[stage], n, p)
+            ),
+            "parameters // devices is one piece; P-1 pieces travel in each trip.": (
+                lambda n, p, stage, m: {1: 2, 2: m + 1, 3: 3 * m}[stage] * n // p
+            ),
+            "gradients of stage 1 travel once a step, not in every micro-batch.": (
+                lambda n, p, stage, m: _sent({1: m + 1, 2: m + 1, 3: 3 * m}[stage], n, p)
+            ),
             "these are bytes: elements were asked for.": (
                 lambda n, p, stage, m: 2 * _sent({1: 2, 2: m + 1, 3: 3 * m}[stage], n, p)
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from book.exercises.check.compare import judge_gradients, judge_values
 from book.exercises.check.cost import (
@@ -19,8 +20,9 @@ from book.exercises.check.cost import (
 from book.exercises.check.failed import check_callable, is_stub
 from book.exercises.check.runs import SEED, is_right, run, several, spent, spent_backward
 from book.exercises.check.task import Program, Task
-from book.exercises.check.trials import Trial, attempt, one_core, trials
+from book.exercises.check.trials import Outcome, Trial, attempt, one_core, trials
 from book.exercises.check.verdict import Excess, Fault, Verdict
+from lib.parallel.sharding.placement import Replicate
 
 MORE = "Right, but it sends more than it needs."
 
@@ -57,7 +59,7 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
     for trial, outcome in runs:
         check_verbs(task.only, trial, spent(outcome)[0])
     for trial, outcome in runs:
-        check_work(task.oracle, trial, outcome.work)
+        _work(task, program, trial, outcome, remarks)
     for trial, _ in runs:
         _parts(task, program, trial)
     for trial, outcome in runs:
@@ -79,6 +81,23 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
             check_steps(task.steps(trial.devices), trial, outcome.steps)
     _refusal(task, program, remarks)
     return tuple(remarks)
+
+
+def _work(task: Task, program: Program, trial: Trial, outcome: Outcome, remarks: dict[str, None]) -> None:
+    """Judges that nothing is multiplied twice, where there is something to divide."""
+    everywhere = [given.at for given in task.inputs.values()] + list(task.returns.values())
+    if not task.forward and all(isinstance(at, Replicate) for at in everywhere):
+        return  # all devices do the same: it is asked for
+
+    def alone() -> int:
+        try:
+            return sum(attempt(program, replace(trial, devices=1), task.inputs, task.gradients).work)
+        except Exception:
+            return 0
+
+    remark = check_work(task.oracle, trial, outcome.work, alone)
+    if remark:
+        remarks[remark] = None
 
 
 def _parts(task: Task, program: Program, trial: Trial) -> None:

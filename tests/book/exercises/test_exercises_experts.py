@@ -227,7 +227,17 @@ def groups_router_over_replicas(group, router, expert):
     return replicas.all_reduce(router) / replicas.size, replicas.all_reduce(expert) / group.size
 
 
+def gates_by_product(group, x, r, y, dz):
+    logits = x @ r.T
+    best, expert = logits.topk(2, dim=-1)
+    gate = best.softmax(-1)
+    d_gate = (y @ dz[:, :, None])[:, :, 0]
+    d_best = gate * (d_gate - (gate * d_gate).sum(-1, keepdim=True))
+    return group.all_reduce(torch.zeros_like(logits).scatter(1, expert, d_best).T @ x)
+
+
 RIGHT = [
+    (tasks.router_gradient, gates_by_product),
     (tasks.dispatch_and_combine, dispatch_by_hand),
     (tasks.dispatch_and_combine, dispatch_by_counts),
     (tasks.capacity, room),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from book.exercises import one_device as tasks
@@ -129,3 +130,39 @@ def program_value(program, case, place):
 def test_nonsense_is_refused(task):
     for nonsense in (lambda *n: "many", lambda *n: [1, 2, 3, 4, 5], lambda *n: 1 / 0, lambda: 1, lambda *n: -1):
         assert not task.verdict(nonsense).passed
+
+
+def scores_of_one_head(tokens, hidden, heads, kv_heads, inner):
+    head = hidden // heads
+    return tasks.layer_flops.solution(tokens, hidden, heads, kv_heads, inner) - 4 * tokens**2 * (hidden - head)
+
+
+def one_hour_more(parameters, tokens, devices, teraflops, cents):
+    hours = 6 * parameters * tokens * 10**6 // (devices * teraflops * 3600) + 1
+    return hours, hours * devices * cents // 100
+
+
+def only_where_it_fits(memory, state, per_text, logits):
+    if memory >= state:
+        return (memory - state) // (per_text + logits)
+
+
+def test_a_cause_must_explain_every_case():
+    assert "return 0" in str(tasks.largest_batch.verdict(lambda m, s, p, g: (m - s) // (p + g)))
+    verdict = str(tasks.layer_flops.verdict(scores_of_one_head))
+    assert "is wrong" in verdict
+    assert "three matrices" not in verdict
+    assert "a whole hour needs no other" in str(tasks.hours_and_dollars.verdict(one_hour_more))
+
+
+def test_none_in_some_cases_is_no_stub():
+    verdict = tasks.largest_batch.verdict(only_where_it_fits)
+    assert "returns None for memory=80" in str(verdict)
+    assert "is a return missing?" in str(verdict)
+
+
+def test_an_array_is_as_good_as_a_tuple():
+    def in_an_array(*numbers):
+        return np.array(tasks.state_bytes.solution(*numbers))
+
+    assert tasks.state_bytes.verdict(in_an_array).passed
