@@ -188,7 +188,7 @@ def check_work(
             f"One device needs {enough:,} multiplications; these {trial.devices} did {sum(work):,} together.",
             "Cause: a product of more than the own piece. Cut first, then multiply.",
         )
-    return "Right, but with more products of matrices than it needs: without them it multiplies less."
+    return "Right, with a product of matrices that it can do without."
 
 
 def praise(phases: Mapping[str, Sequence[Talk]]) -> tuple[str, ...]:

@@ -379,7 +379,7 @@ RIGHT = [
 ]
 
 REMARKED = [
-    (tasks.embed, embed_one_hot_product, "more products of matrices than it needs"),
+    (tasks.embed, embed_one_hot_product, "a product of matrices that it can do without"),
     (tasks.mlp, mlp_accepts_anything, "accepts what cannot be right: b has one row more than a has columns"),
     (tasks.mlp_backward, backward_accepts_anything, "accepts what cannot be right: dz has one row more than x"),
     (tasks.cross_entropy, loss_accepts_anything, "accepts what cannot be right: there is one target more"),
