@@ -48,7 +48,7 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 test: $(BUILT)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
 	@$(BIN)/python -m pytest -p book.build.order -p book.build.slowest -n logical --maxprocesses=4 --max-worker-restart=0 \
-		--dist loadgroup --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
+		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
 
 check: $(INSTALLED)  ## CHAPTER=name: the tests of one idea, in a minute: its rooms, pictures, exercises, cells and page
 	@$(BIN)/python tests/browser/obtain.py

@@ -19,8 +19,7 @@ from book.build.record import ROOT, code, house, program
 
 TESTS = ROOT / "tests"
 PLUGINS = ["-p", "book.build.order", "-p", "book.build.slowest"]
-SHARED = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
-PYTEST = [sys.executable, "-m", "pytest", "-q", *PLUGINS, *SHARED]
+PYTEST = [sys.executable, "-m", "pytest", "-q", *PLUGINS, "-n", "2"]
 
 
 @cache

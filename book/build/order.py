@@ -1,4 +1,4 @@
-"""A plugin of pytest: which tests belong together, and which of them begin. `-p book.build.order --dist loadgroup`.
+"""A plugin of pytest: which tests belong together, and which of them begin. `-p book.build.order`, with `-n 2`.
 
 All tests of one page of the book are a group, so that the page is opened once; so are the cells of a notebook, and the
 tests of a file. Processes take whole groups from one list. The longest stand first in it, as the last run measured
@@ -6,6 +6,7 @@ them, so that at the end no process works on while the others wait.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ import pytest
 SECONDS = Path("_build/seconds-of-tests.json")  # by group; the controlling process writes it when a run ends
 
 
-def group_of(item: pytest.Item) -> str:
-    path = getattr(item, "callspec", None) and item.callspec.params.get("path")
-    return f"page {path}" if isinstance(path, str) and path.endswith(".html") else item.nodeid.split("::")[0]
+def group_of(nodeid: str) -> str:
+    """`tests/a.py::test_b[c]` belongs to its file, `tests/a.py::test_b[chapters/c.html-0]` to a page."""
+    page = re.search(r"\[([\w./-]+\.html)", nodeid)
+    return f"page {page[1]}" if page else nodeid.split("::")[0]
 
 
 def measured() -> dict[str, float]:
@@ -25,16 +27,25 @@ def measured() -> dict[str, float]:
         return {}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        name = group_of(item)
-        item.add_marker(pytest.mark.xdist_group(name))
-        groups.setdefault(name, []).append(item)
+        groups.setdefault(group_of(item.nodeid), []).append(item)
     seconds = measured()
     # What is new may be long: a chapter's cells and its page mostly are.
     expected = {
         name: seconds.get(name, 30.0 if name.startswith(("page chapters/", "chapters/")) else 5.0) for name in groups
     }
     items[:] = [item for name in sorted(groups, key=lambda name: -expected[name]) for item in groups[name]]
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of xdist
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of the items
+    return Groups(config, log)

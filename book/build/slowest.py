@@ -6,15 +6,9 @@ A group is a file, or a page of the book with all that is asked of it: see `book
 import json
 from collections import Counter
 
-from book.build.order import SECONDS, measured
+from book.build.order import SECONDS, group_of, measured
 
 SHOWN = 10
-
-
-def group_of(nodeid: str) -> str:
-    """Of the id that xdist reports: `tests/a.py::test_b[c]@group`, or without a group."""
-    before, _, group = nodeid.rpartition("@")
-    return group if before and "]" not in group else nodeid.split("::")[0]
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:

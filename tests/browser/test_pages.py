@@ -91,7 +91,6 @@ def test_index_leads_to_the_book(visit):
     opened = visit("index.html")
     opened.page.wait_for_url("**/intro.html")
     assert opened.page.locator("h1").count() >= 1
-    opened.clean()
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,9 @@ def test_the_mouse_works_every_control(desk, path, number):
     widget = Widget(opened.page, number)
     point = {name: values[0] for name, values in widget.axes.items()}
     for name in widget.turning:
-        frames = set()
-        for index in reversed(range(len(widget.axes[name]))):
+        frames, stops = set(), range(len(widget.axes[name]))
+        # Far apart: on a slider of many stops the next one lies under the thumb, which a click does not move.
+        for index in (*(stop for first in range(4) for stop in reversed(stops[first::4])), 0):
             widget.click(name, index)
             widget.shows(**{**point, name: widget.axes[name][index]})
             frames.add(widget.shown())

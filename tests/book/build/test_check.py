@@ -1,5 +1,6 @@
 """`make check` finds the tests of a chapter by the house's own order; `make test` ends with its slowest groups."""
 
+import re
 import subprocess
 import sys
 
@@ -53,3 +54,31 @@ def test_the_slowest_groups_are_named_slowest_first(tmp_path):
     end = run.stdout.partition("the slowest groups")[2]
     assert end.index("test_slow.py") < end.index("test_fast.py")
     assert "0.3 s  test_slow.py" in end
+
+
+def test_a_group_stays_together_and_the_longest_begins(tmp_path):
+    """Two processes: the cells of a notebook, and all that is asked of a page, must see each other's state."""
+    head = "import os, pytest\n\nSEEN = []\n\n"
+    of_a_page = (
+        '@pytest.mark.parametrize("path", ["a.html", "b.html"])\n'
+        'def test_NAME(path):\n    print("ran", path, os.getpid())\n'
+    )
+    for name in ("one", "two"):
+        (tmp_path / f"test_{name}.py").write_text(head + of_a_page.replace("NAME", name))
+    (tmp_path / "test_file.py").write_text(
+        head + '@pytest.mark.parametrize("count", range(6))\ndef test_in_order(count):\n'
+        "    SEEN.append(count)\n    assert SEEN == list(range(count + 1))\n"
+    )
+    (tmp_path / "_build").mkdir()
+    (tmp_path / "_build" / "seconds-of-tests.json").write_text('{"test_file.py": 9, "page b.html": 7}')
+    order = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "book.build.order"],
+        cwd=tmp_path, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert order.index("test_file.py") < order.index("b.html") < order.index("a.html")
+    options = ["-q", "-rP", "-p", "no:cacheprovider", "-p", "book.build.order", "-p", "book.build.slowest", "-n", "2"]
+    run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
+    assert "10 passed" in run.stdout, run.stdout
+    ran = re.findall(r"^ran (\w\.html) (\d+)$", run.stdout, re.M)
+    assert len(ran) == 4
+    assert len(set(ran)) == 2, "a page was asked in two processes"
