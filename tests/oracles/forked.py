@@ -14,6 +14,8 @@ import traceback
 import uuid
 from pathlib import Path
 
+import torch
+
 
 class Forked:
     """`torchrun --nproc-per-node size *words`, started; with the methods of `subprocess.Popen` that the tests use."""
@@ -62,6 +64,7 @@ def _agent(size: int, words: tuple[str, ...], out: str, err: str) -> None:
 
 def _worker(*words: str) -> None:
     """What `python *words` does."""
+    torch.set_num_threads(1)  # as torchrun has it; PyTorch has read OMP_NUM_THREADS before
     module = words[0] == "-m"
     sys.argv = list(words[1:] if module else words)
     try:
