@@ -123,6 +123,10 @@ class MixtureOfExperts(nn.Module):
         total = routing.gates.sum(-1, keepdim=True)
         return left * (total / left.sum(-1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny))
 
+    def __getstate__(self) -> dict:
+        """What a copy or a file gets: not `seen`, which holds the graph of the last forward."""
+        return self.__dict__ | {"seen": None}
+
     def extra_repr(self) -> str:
         held = len(self.experts.up)
         return f"hidden={self.hidden}, k={self.rule.k}, experts={held} of {self.rule.experts}"

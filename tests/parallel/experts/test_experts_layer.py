@@ -1,5 +1,7 @@
 """A layer of experts on any grid of devices equals one device, and that a plain loop over tokens and choices."""
 
+import copy
+
 import pytest
 import torch
 from parallel.expert_layer import GRIDS, HIDDEN, INNER, assert_same, inputs, one_step, plain_loop, together
@@ -162,3 +164,21 @@ def test_initialized_alike_on_every_grid():
 
     whole = Cluster(1).run(weights, 1, 1)[0]
     assert torch.equal(torch.cat(Cluster(3).run(weights, 3, 1)), whole)
+
+
+def test_a_layer_that_has_worked_is_copied_like_a_fresh_one():
+    """An average of weights copies a layer in the middle of a training: what it saw last holds a graph."""
+
+    def program(group):
+        torch.manual_seed(0)
+        layer = MixtureOfExperts(8, 16, RoutingRule(4, 2), group)
+        x = torch.randn(6, 8)
+        y = layer(x)
+        copied = copy.deepcopy(layer)
+        assert copied.seen is None
+        assert layer.seen is not None
+        with torch.no_grad():
+            layer.experts.up.zero_()
+        return torch.equal(copied(x), y)
+
+    assert Cluster(2).run(program) == [True, True]
