@@ -67,6 +67,7 @@ from lib.parallel.gpt.generate import generate
 from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.overlap import OverlappedBlock, OverlappedGPT
 from lib.parallel.gpt.weights import from_gpt2, read_gpt2, write_gpt2
+from lib.parallel.grid.config import ParallelConfig, valid_configs
 from lib.parallel.llama.config import LLAMAS, LlamaConfig
 from lib.parallel.llama.layer import GatedMLP, LlamaAttention, LlamaBlock
 from lib.parallel.llama.model import Llama
@@ -209,6 +210,7 @@ __all__ = [
     "OverlappedMLP",
     "PaddedShard",
     "ParallelBlock",
+    "ParallelConfig",
     "ParallelDropout",
     "ParallelMLP",
     "ParallelQKV",
@@ -347,6 +349,7 @@ __all__ = [
     "turn_of",
     "unshard",
     "update_bias",
+    "valid_configs",
     "vocab_parallel_cross_entropy",
     "whole_parameters",
     "whole_shape",

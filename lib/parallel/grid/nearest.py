@@ -1,0 +1,26 @@
+"""The sizes that are allowed, and those next to one that is not."""
+
+from collections.abc import Iterable
+
+
+def is_count(value: object) -> bool:
+    """Whether it is an integer of at least 1; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, in ascending order."""
+    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def nearest(value: int, allowed: Iterable[int]) -> str:
+    """The allowed values next below and above: "4 or 8"."""
+    allowed = sorted(set(allowed))
+    below, above = [n for n in allowed if n < value][-1:], [n for n in allowed if n > value][:1]
+    return " or ".join(map(str, below + above)) or "none"
+
+
+def nearest_multiple(value: int, of: int) -> str:
+    """The multiples next below and above."""
+    return nearest(value, [n for n in (value // of * of, (value // of + 1) * of) if n])
