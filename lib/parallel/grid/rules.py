@@ -7,19 +7,16 @@ where the axis cannot be changed alone, the sentence says what else to change.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import lcm
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lib.parallel.grid.nearest import divisors, nearest, nearest_multiple
-
-if TYPE_CHECKING:
-    from lib.parallel.grid.config import ParallelConfig
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a rule looks at. `model`, `sequence` and `batch` are those of `ParallelConfig.problems`."""
+    """What a rule looks at. `config` is a `ParallelConfig`; `model`, `sequence` and `batch` are those of `ParallelConfig.problems`."""
 
-    config: "ParallelConfig"
+    config: Any
     devices: int
     model: Any
     sequence: int | None
