@@ -14,7 +14,7 @@ from lib.parallel.grid.nearest import divisors, nearest, nearest_multiple
 
 @dataclass(frozen=True)
 class Case:
-    """What a rule looks at. `config` is a `ParallelConfig`; `model`, `sequence` and `batch` are those of `ParallelConfig.problems`."""
+    """What a rule looks at: a `ParallelConfig`, and what it is asked about (see `ParallelConfig.problems`)."""
 
     config: Any
     devices: int
