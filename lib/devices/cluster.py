@@ -76,7 +76,7 @@ class Cluster:
         def device(rank: int) -> None:
             with clock.memory.saving(rank) if clock else nullcontext(), Charge(clock, rank) if clock else nullcontext():
                 outputs[rank] = run_program(program, Group(exchange, rank, range(self.size)), args, kwargs)
-            exchange.ended.add(rank)
+            exchange.ended(rank)
 
         watch = shared.look_after if self.size > 1 else None
         turns = exchange.turns = Turns(self.size, with_modes(device), exchange.stuck, watch)

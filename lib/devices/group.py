@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lib.devices import collectives as c
 from lib.devices import rooted
+from lib.devices.engine import arguments
 from lib.devices.engine.meeting_place import MeetingPlace
-from lib.devices.engine.partners import advice
 from lib.devices.engine.wording import short_ranks
 from lib.devices.handle import Handle
 
@@ -20,7 +20,8 @@ class Group:
     """Some devices that talk, seen from one of them.
 
     `rank` is this device's number in the group and `size` how many there are; `ranks` are the members' ranks in the
-    cluster, in the order of the group. On a device that is not a member, `rank` is None and every verb is refused.
+    cluster, in the order of the group, and `me` is this device's. On a device that is not a member, `rank` is None and
+    every verb is refused.
 
     The verbs are named as in `torch.distributed` and mean the same, but they are functional: each returns a new tensor
     and never writes into the one it was given. `src` and `dst` are ranks in the group. All devices of the group must
@@ -34,21 +35,20 @@ class Group:
         self.ranks = tuple(ranks)
         self.size = len(self.ranks)
         self.rank = self.ranks.index(me) if me in self.ranks else None
-        self.place, self._me, self._key = place, me, key
-        self._shown = short_ranks(self.ranks)
+        self.place, self.me, self._key = place, me, key
         self._times_made: dict[tuple[int, ...], int] = {}
 
     def at(self, place: MeetingPlace) -> "Group":
         """The same group, and all that it will be split into, with another meeting place behind it than `self.place`:
         one that passes the calls on to it and notes the time, or loses messages."""
-        return Group(place, self._me, self.ranks, self._key)
+        return Group(place, self.me, self.ranks, self._key)
 
     def __deepcopy__(self, memo: dict) -> "Group":
         """A copy of a layer talks to the same devices."""
         return self
 
     def __repr__(self) -> str:
-        return f"Group(rank={self.rank}, size={self.size}, ranks={self._shown})"
+        return f"Group(rank={self.rank}, size={self.size}, ranks={short_ranks(self.ranks)})"
 
     # ---- collectives: every device of the group takes part ----
     # With async_op=True, the device goes on at once and gets the result from the Handle's wait().
@@ -76,7 +76,8 @@ class Group:
         """
         split, concat = self._dim(x, split_dim, "all_to_all"), self._dim(x, concat_dim, "all_to_all")
         if sizes is not None:
-            sizes = self._table_for(x, split, concat, sizes)
+            mine, table = arguments.lengths(self, x, split, concat, sizes)
+            sizes = table or self.table_of(mine)
         return self._meet(c.AllToAll(split, concat, sizes), x, async_op=async_op)
 
     def table_of(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -114,7 +115,7 @@ class Group:
     def send(self, x: Tensor, dst: int, tag: int = 0) -> None:
         """Sends `x` to device `dst`. Does not wait until it is received, unless the cluster has rendezvous."""
         self._member(dst, "dst", "send")
-        self._check(x, "send")
+        arguments.tensor(self, x, "send")
         self.place.send(self._key, self.ranks, self.rank, dst, tag, x.detach())
 
     def recv(self, src: int, tag: int = 0, async_op: bool = False) -> Tensor | Handle:
@@ -128,14 +129,14 @@ class Group:
 
     def now(self) -> float:
         """Seconds: the virtual time of this device where the cluster has hardware, else that of the wall clock."""
-        return self.place.now(self._me)
+        return self.place.now(self.me)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """`with group.span("forward"):` gives what happens inside a name in the trace."""
         start = self.now()
         yield
-        self.place.note(self._me, name, start)
+        self.place.note(self.me, name, start)
 
     # ---- smaller groups ----
 
@@ -145,109 +146,29 @@ class Group:
         `parts` is a number (so many groups of consecutive ranks, which must divide evenly) or a list of lists of ranks
         of this group, e.g. [[0, 2], [1, 3]]. A device in none of the lists gets a group whose verbs are refused.
         """
-        if isinstance(parts, int) and not isinstance(parts, bool):
-            lists = self._consecutive(parts)
-        elif isinstance(parts, Sequence) and all(isinstance(part, Sequence) for part in parts):
-            lists = [list(part) for part in parts]
-        else:
-            raise TypeError(
-                f"split({parts!r}) on rank {self.rank}: pass a number of groups, or a list of lists of ranks"
-            )
-        named = [rank for part in lists for rank in part]
-        for rank in named:
-            self._member(rank, "rank", "split")
-        if len(set(named)) < len(named):
-            raise ValueError(f"split({lists}): a rank is named twice; each may be in one sub-group at most")
+        lists = arguments.parts_of(self, parts)
         ranks = tuple(self.ranks[r] for r in next((part for part in lists if self.rank in part), ()))
         # The same devices may be asked for again: each time is a group of its own, with its own meetings.
         times = self._times_made[ranks] = self._times_made.get(ranks, 0) + 1
-        return Group(self.place, self._me, ranks, self.place.key_for(self._key, ranks, times))
-
-    def _consecutive(self, parts: int) -> list[range]:
-        if parts < 1 or self.size % parts:
-            raise ValueError(
-                f"{self.size} devices cannot be split into {parts} equal groups: {parts} must divide {self.size}"
-            )
-        each = self.size // parts
-        return [range(start, start + each) for start in range(0, self.size, each)]
-
-    # ---- checks: a mistake is named before anything runs ----
+        return Group(self.place, self.me, ranks, self.place.key_for(self._key, ranks, times))
 
     def _meet(
         self, verb: c.Collective, x: Tensor | None, needed: bool = True, async_op: bool = False
     ) -> Tensor | Handle | None:
-        self._member(self.rank, "rank", verb.name)
-        if getattr(verb, "op", "sum") not in tuple(c.COMBINE):
-            raise ValueError(
-                f"{verb.name} on rank {self.rank} of group {self._shown}: op={verb.op!r} is not one of "
-                f"{', '.join(map(repr, c.COMBINE))}"
-            )
-        if x is not None or needed:
-            self._check(x, verb.name)
-            if hasattr(verb, "op") and not c.can_combine(x.dtype, verb.op):
-                raise TypeError(
-                    f"{verb} on rank {self.rank} of group {self._shown}: PyTorch cannot combine {x.dtype} by "
-                    f"{verb.op!r}. Convert first, e.g. with .to(torch.float32)"
-                )
+        arguments.member(self, self.rank, "rank", verb.name)
+        given = x is not None or needed
+        if hasattr(verb, "op"):
+            arguments.operation(self, verb, x if isinstance(x, Tensor) else None)
+        if given:
+            arguments.tensor(self, x, verb.name)
             x = x.detach()
-        meeting = self.place.join(self._key, self.ranks, self.rank, verb, x)
+        joined = self.place.join(self._key, self.ranks, self.rank, verb, x)
         if async_op:
-            return self.place.hand_out(meeting, self.ranks, self.rank, verb)
-        return self.place.collect(meeting, self.ranks, self.rank, verb)
-
-    def _check(self, x: Tensor, verb: str) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{verb} on rank {self.rank} of group {self._shown} needs a torch.Tensor, not {type(x).__name__}"
-            )
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{verb} on rank {self.rank} of group {self._shown}: this {tuple(x.shape)} tensor requires grad, and "
-                f"{verb} would lose its gradient. Instead {advice(verb)}pass x.detach() if no gradient is wanted"
-            )
+            return self.place.hand_out(joined, self.ranks, self.rank, verb)
+        return self.place.collect(joined, self.ranks, self.rank, verb)
 
     def _dim(self, x: Tensor, dim: int, verb: str) -> int:
-        if not isinstance(x, Tensor):
-            return dim  # refused later, or no tensor is needed here
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            hint = "; the lengths of the pieces are sizes=[...]" if verb == "all_to_all" else ""
-            raise TypeError(f"{verb} on rank {self.rank} of group {self._shown}: dim={dim!r} must be an integer{hint}")
-        if not -x.ndim <= dim < x.ndim:
-            has = (
-                f"it has dims {-x.ndim} to {x.ndim - 1}" if x.ndim else "a single number has no dims: pass x.reshape(1)"
-            )
-            raise IndexError(
-                f"{verb} on rank {self.rank} of group {self._shown}: dim {dim} is out of range for a tensor of shape "
-                f"{tuple(x.shape)}; {has}"
-            )
-        return dim % x.ndim
+        return arguments.dim_of(self, x, dim, verb)
 
-    def _table_for(self, x: Tensor, split: int, concat: int, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
-        who = f"all_to_all on rank {self.rank} of group {self._shown}"
-        if split != concat:
-            raise ValueError(f"{who}: with sizes, split_dim={split} and concat_dim={concat} must be the same dim")
-        rows = [sizes] if all(isinstance(n, int) for n in sizes) else sizes
-        if len(rows) not in (1, self.size) or any(len(row) != self.size or min(row) < 0 for row in rows):
-            raise ValueError(
-                f"{who}: sizes={sizes} must be {self.size} lengths of at least 0, one for each device, or a table of "
-                f"{self.size} such rows, sizes[i][j] from device i to device j"
-            )
-        mine = rows[0] if rows[0] is sizes else rows[self.rank]
-        if isinstance(x, Tensor) and sum(mine) != x.shape[split]:
-            raise ValueError(
-                f"{who}: sizes {list(mine)} add up to {sum(mine)}, but this tensor of shape {tuple(x.shape)} has "
-                f"{x.shape[split]} along dim {split}"
-            )
-        return self.table_of(mine) if rows[0] is sizes else tuple(tuple(map(int, row)) for row in rows)
-
-    def _member(self, rank: int | None, what: str, verb: str) -> None:
-        if self.rank is None:
-            raise ValueError(
-                f"{verb}: rank {self._me} is not a member of this group. Only members may call its verbs: "
-                "guard the call with `if group.rank is not None`"
-            )
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < self.size:
-            raise ValueError(
-                f"{verb} on rank {self.rank} of group {self._shown}: {what}={rank!r} is not in the group; "
-                f"its ranks are 0 to {self.size - 1}"
-            )
+    def _member(self, rank: int, what: str, verb: str) -> None:
+        arguments.member(self, rank, what, verb)

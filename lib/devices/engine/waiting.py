@@ -1,0 +1,69 @@
+"""Who waits for what: the devices that stand still, and the asynchronous calls that nobody has waited for yet."""
+
+import sys
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lib.devices.engine.turns import Turns
+from lib.devices.engine.wording import short_ranks, table_of_the_stuck, where
+from lib.devices.errors import DeadlockError, MismatchError
+from lib.devices.handle import Handle
+
+
+class Waiting:
+    """Of one run. Ranks are those of the cluster, but `ranks`, a group's members in their order, says what a call
+    means."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.turns: Turns | None = None  # set while the run lasts
+        self.ended: set[int] = set()  # ranks whose program is over
+        self._waits_for: dict[int, tuple[object, tuple[int, ...]]] = {}  # rank -> its call, and the group's ranks
+        self._open: dict[Handle, str] = {}  # asynchronous calls nobody has waited for: where they were started
+
+    def wait(self, rank: int, call: object, ranks: tuple[int, ...]) -> None:
+        """Device `rank` stands still until another makes it ready."""
+        self._waits_for[rank] = call, ranks
+        self.turns.wait(rank)
+        del self._waits_for[rank]
+
+    def later(
+        self, call: object, ranks: tuple[int, ...], rank: int, line: str, collect: Callable[[], Tensor | None]
+    ) -> Handle:
+        """A handle that collects when it is waited for. It is remembered until then, with the line that started it."""
+
+        def close() -> Tensor | None:
+            del self._open[handle]
+            return collect()
+
+        handle = Handle(f"{call} in group {short_ranks(ranks)}", close)
+        self._open[handle] = f"rank {rank} in {line}"
+        return handle
+
+    def check_caller(self, rank: int, call: object) -> None:
+        """RuntimeError unless the run lasts and the caller is the thread of device `rank`."""
+        if self.turns is None:
+            raise RuntimeError(
+                f"rank {rank} called {call} after its run had ended. Groups live as long as the run: call backward() "
+                "and all verbs inside the program that Cluster.run() was given"
+            )
+        if not self.turns.is_current_thread(rank):
+            raise RuntimeError(
+                f"the group of rank {rank} was used by somebody else, to call {call}. "
+                "Each device must use the group that its own program was given"
+            )
+        self.turns.stop_if_failed()
+
+    def check_all_waited_for(self) -> None:
+        """At the end of a run: MismatchError names a handle that nobody waited for."""
+        for handle, started in self._open.items():
+            raise MismatchError(f"{started}: started {handle}. Call wait() on it, or leave out async_op=True")
+
+    def deadlock(self) -> DeadlockError:
+        """The error for the moment when nobody can move: who waits for what, and in which line."""
+        frames = sys._current_frames()
+        places = {rank: where(self.turns.frame_of(rank, frames)) for rank in self._waits_for}
+        del frames  # this frame is among them: such a cycle would keep the devices' tensors alive
+        calls = {rank: f"{call} in group {short_ranks(ranks)}" for rank, (call, ranks) in self._waits_for.items()}
+        return DeadlockError(table_of_the_stuck(self.size, calls, places, self.ended))
