@@ -1,10 +1,11 @@
 """Menu, search, previous and next, light and dark: what a reader uses to find the way."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import yaml
-from browser.book import HTML, PHONE, one_of_each
+from browser.book import HTML, PHONE, pages
 
 ROOT = HTML.parents[1]
 
@@ -17,22 +18,48 @@ def order() -> list[str]:
 
 
 def test_next_and_previous_walk_through_the_whole_book(visit, site):
+    """The links of every page, read; two of them followed."""
+    next_of, before = {}, {}
+    for path in order():
+        text = (HTML / path).read_text("utf-8")
+        for found, side in (next_of, "right-next"), (before, "left-prev"):
+            for href in re.findall(rf'class="{side}"\s+href="([^"]*)"', text):
+                found[path] = str((HTML / path).parent.joinpath(href).resolve().relative_to(HTML))
+    assert next_of == dict(pairwise(order()))
+    assert before == dict(pairwise(reversed(order())))
     opened = visit(order()[0])
     page = opened.page
-    walked = [page.url.removeprefix(site)]
-    while page.locator("a.right-next").count():
-        page.locator("a.right-next").click()
-        page.wait_for_load_state()
-        walked.append(page.url.removeprefix(site))
-    assert walked == order()
-    for before in reversed(order()[:-1]):
-        page.locator("a.left-prev").click()
-        page.wait_for_load_state()
-        assert page.url.removeprefix(site) == before
+    page.locator("a.right-next").click()
+    page.wait_for_url(site + order()[1])
+    page.locator("a.left-prev").click()
+    page.wait_for_url(site + order()[0])
     opened.clean()
 
 
-@pytest.mark.parametrize("path", one_of_each())
+# A page of each kind: the root, a chapter, one without a source of its own, a module of the reference.
+KINDS = ["intro.html", "chapters/tensor_parallelism.html", "search.html", "reference/lib.devices.group.html"]
+
+
+def frame(path: str) -> tuple:
+    """What makes the frame of a page work: its scripts and styles, its buttons and its menus."""
+    text = (HTML / path).read_text("utf-8")
+    files = re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?:\.\./)*([^"]*\.(?:js|css)\b[^"]*)"', text)
+    parts = (
+        "primary-toggle",
+        'id="pst-primary-sidebar"',
+        "bd-docs-nav",
+        "theme-switch-button",
+        "search-button__button",
+    )
+    return (*files, *(text.split("<article")[0].count(part) for part in parts))
+
+
+def test_every_page_has_the_frame_of_the_pages_that_are_tried():
+    assert len(frame(KINDS[0])) > 20
+    assert {frame(path) for path in pages()} == {frame(path) for path in KINDS}
+
+
+@pytest.mark.parametrize("path", KINDS)
 def test_the_menu_opens_on_a_phone(phone, path):
     opened = phone(path)
     page = opened.page

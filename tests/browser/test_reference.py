@@ -54,7 +54,7 @@ def page(path: Path) -> str:
 def test_programs_and_tables_in_docstrings_keep_their_lines():
     assert sum(len(blocks(path)) for path in MODULES) > 15
     missing = []
-    for path in MODULES:
+    for path in filter(blocks, MODULES):
         shown = [dedent(text).strip() for text in Programs(page(path)).texts]
         missing += [block for block in blocks(path) if block not in shown]
     assert missing == []

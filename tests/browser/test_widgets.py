@@ -1,10 +1,24 @@
-"""Every widget of every page, with no kernel: keyboard, mouse, no JavaScript, from the disk, on a phone."""
+"""Every widget of every page, with no kernel: keyboard, mouse, no JavaScript, from the disk, on a phone.
+
+A widget is asked everything on one visit. One call to the browser does a step, another reads all that can be seen.
+"""
 
 import json
+import re
 from itertools import pairwise, product
 
 import pytest
 from browser.book import HTML, PHONE, pages
+
+# One widget in a page's file, up to the words about the first picture, and its script.
+BUILT = re.compile(
+    r'<div class="omd-explore".*?(?P<style><style>.*?</style>)<p class="omd-question">.+?</p>'
+    r'<div class="omd-controls" hidden>(?P<controls>.*?)</div>'
+    r'<div class="omd-frame" data-point=".+?">(?P<picture>.*?)</div>'
+    r'<p class="omd-status"[^>]*>(?P<says>[^<]{10,})</p>.*?'
+    r'<script type="application/json" class="omd-data">.*?</script>(?P<script><script>.*?</script>)',
+    re.DOTALL,
+)
 
 
 def widgets() -> list[tuple[str, int]]:
@@ -27,6 +41,45 @@ TO_THE_FIRST_POINT = """root => {
         else input.checked = input.hasAttribute("data-first");
     }
     root.querySelector("input").dispatchEvent(new Event("input", {bubbles: true}));
+    root.scrollIntoView({block: "center"});
+}"""
+
+SEE = """root => {
+    const frame = root.querySelector(".omd-frame"), box = frame.getBoundingClientRect();
+    window.omdSeen ??= new Map();  // pictures may be long: each gets a number
+    const html = frame.innerHTML;
+    if (!omdSeen.has(html)) omdSeen.set(html, omdSeen.size);
+    return {
+        point: frame.dataset.point, says: root.querySelector(".omd-status").innerText, picture: omdSeen.get(html),
+        visible: frame.checkVisibility({visibilityProperty: true}),
+        left: box.left, right: box.right, height: box.height,
+        focused: root.contains(document.activeElement) ? document.activeElement.dataset.axis : null,
+    };
+}"""
+
+# Every control of one axis: a slider, or radio buttons, each with the word beside it.
+CONTROLS = """(root, name) => [...root.querySelectorAll(`input[data-axis="${name}"]`)].map((one) => {
+    const box = one.getBoundingClientRect();
+    return {
+        slider: one.type === "range", width: box.width, height: box.height, disabled: one.disabled,
+        visible: one.checkVisibility({opacityProperty: true, visibilityProperty: true}),
+    };
+})"""
+
+FOCUS = """(root, name) => root.querySelector(
+    `input[type=range][data-axis="${name}"], input[data-axis="${name}"]:checked`
+).focus({preventScroll: true})"""
+
+# Where a mouse has to go for the stop `index` of a slider or for the word beside a radio button; scrolled to, because a
+# tall picture may have pushed it out of the window. The middle of a thumb travels the slider's width less the thumb's.
+PLACE = """(root, [name, index, last]) => {
+    const controls = root.querySelectorAll(`input[data-axis="${name}"]`);
+    const slider = controls[0].type === "range", one = slider ? controls[0] : controls[index].closest("label");
+    let box = one.getBoundingClientRect();
+    if (box.top < 100 || box.bottom > innerHeight) one.scrollIntoView({block: "center", behavior: "instant"});
+    box = one.getBoundingClientRect();
+    const thumb = 16, x = slider ? thumb / 2 + index / last * (box.width - thumb) : box.width / 2;
+    return [box.left + x, box.top + box.height / 2];
 }"""
 
 
@@ -34,11 +87,9 @@ class Widget:
     """One `.omd-explore` on an open page, operated as a reader does."""
 
     def __init__(self, page, number: int):
-        self.root = page.locator(".omd-explore").nth(number)
-        self.root.scroll_into_view_if_needed()
         self.page = page
-        self.frame = self.root.locator(".omd-frame")
-        data = json.loads(self.root.locator("script.omd-data").text_content())
+        self.root = page.query_selector_all(".omd-explore")[number]
+        data = json.loads(self.root.query_selector("script.omd-data").text_content())
         self.said = dict(zip(data["points"], data["says"], strict=True))
         self.axes: dict[str, list[str]] = {}
         for point in data["points"]:
@@ -47,43 +98,31 @@ class Widget:
                     self.axes[name].append(value)
         self.turning = [name for name, values in self.axes.items() if len(values) > 1]
         self.root.evaluate(TO_THE_FIRST_POINT)
+        self.focused = None
 
-    def controls(self, name: str):
-        return self.root.locator(f"input[data-axis='{name}']")
-
-    def is_slider(self, name: str) -> bool:
-        return self.controls(name).first.get_attribute("type") == "range"
+    def controls(self, name: str) -> list[dict]:
+        return self.root.evaluate(CONTROLS, name)
 
     def step(self, name: str, forward: bool) -> None:
-        """One arrow key on the control of this axis."""
-        if self.is_slider(name):
-            self.controls(name).press("ArrowRight" if forward else "ArrowLeft")
-        else:
-            self.root.locator(f"input[data-axis='{name}']:checked").press("ArrowDown" if forward else "ArrowUp")
+        """One arrow key on the control of this axis. The keyboard's focus must be able to go there, and stay."""
+        if self.focused != name:
+            self.root.evaluate(FOCUS, name)
+        self.page.keyboard.press("ArrowRight" if forward else "ArrowLeft")
+        self.focused = name
 
     def click(self, name: str, index: int) -> None:
         """The mouse on the stop `index` of a slider, or on the word beside a radio button."""
-        if not self.is_slider(name):
-            self.controls(name).nth(index).locator("xpath=ancestor::label").click()
-            return
-        self.controls(name).scroll_into_view_if_needed()  # a tall picture may have pushed it out of the window
-        box = self.controls(name).bounding_box()
-        share = index / (len(self.axes[name]) - 1)
-        thumb = 16  # the middle of the thumb travels the slider's width less the thumb's
-        x = box["x"] + thumb / 2 + share * (box["width"] - thumb)
-        self.page.mouse.click(x, box["y"] + box["height"] / 2)
+        self.page.mouse.click(*self.root.evaluate(PLACE, [name, index, len(self.axes[name]) - 1]))
 
-    def shown(self) -> str:
-        return self.frame.inner_html()
-
-    def shows(self, **point: str) -> None:
-        """The frame and the status say that they are this point."""
+    def shows(self, **point: str) -> dict:
+        """The frame and the status say that they are this point. Returns all that can be seen."""
         expected = ";".join(f"{name}={value}" for name, value in point.items())
-        assert self.frame.get_attribute("data-point") == expected
-        assert self.root.locator(".omd-status").inner_text() == self.said[expected]
-        box = self.frame.bounding_box()
-        assert self.frame.is_visible()
-        assert box["height"] > 10
+        seen = self.root.evaluate(SEE)
+        assert seen["point"] == expected
+        assert seen["says"] == self.said[expected]
+        assert seen["visible"]
+        assert seen["height"] > 10
+        return seen
 
 
 def snake(lengths: list[int]):
@@ -108,16 +147,17 @@ def walk_with_arrow_keys(widget: Widget) -> None:
     assert widget.turning, "a widget without a control"
     first = {name: values[0] for name, values in widget.axes.items()}
     widget.shows(**first)
-    frames, steps = {}, []
+    pictures, steps = {}, []
     for before, now in pairwise([None, *snake([len(widget.axes[name]) for name in widget.turning])]):
         if before is not None:
             moved = next(i for i in range(len(now)) if now[i] != before[i])
             widget.step(widget.turning[moved], forward=now[moved] > before[moved])
         values = {name: widget.axes[name][at] for name, at in zip(widget.turning, now, strict=True)}
-        widget.shows(**{**first, **values})
-        frames[now] = widget.shown()
+        seen = widget.shows(**{**first, **values})
+        pictures[now] = seen["picture"]
         if before is not None:
-            steps.append((widget.turning[moved], frames[now] != frames[before]))
+            assert seen["focused"] == widget.turning[moved], "an arrow key takes the focus away"
+            steps.append((widget.turning[moved], pictures[now] != pictures[before]))
     # Two neighbors may look alike (on one device every split does), but no control may be without effect.
     assert {name for name, changed in steps if changed} == set(widget.turning)
 
@@ -140,46 +180,32 @@ def test_a_dead_control_is_found(visit):
         walk_with_arrow_keys(widget)
 
 
+def stops(widget: Widget, name: str) -> list[int]:
+    """Every radio button; of a slider, whose stops arrow keys have reached, both ends and one between; then the first.
+
+    The stops are far apart: on a slider of many, the next one lies under the thumb, which a click does not move.
+    """
+    last = len(widget.axes[name]) - 1
+    between = range(1, last + 1) if not widget.controls(name)[0]["slider"] else {last // 2, last}
+    return [*sorted(between, reverse=True), 0]
+
+
 @each_widget
 def test_the_mouse_works_every_control(desk, path, number):
     opened = desk(path)
     widget = Widget(opened.page, number)
     point = {name: values[0] for name, values in widget.axes.items()}
     for name in widget.turning:
-        frames, stops = set(), range(len(widget.axes[name]))
-        # Far apart: on a slider of many stops the next one lies under the thumb, which a click does not move.
-        for index in (*(stop for first in range(4) for stop in reversed(stops[first::4])), 0):
+        controls = widget.controls(name)
+        assert controls
+        for control in controls:
+            assert control["visible"]
+            assert not control["disabled"]
+            assert min(control["width"], control["height"]) >= 24, "too small for a finger"
+        for index in stops(widget, name):
             widget.click(name, index)
             widget.shows(**{**point, name: widget.axes[name][index]})
-            frames.add(widget.shown())
-        assert len(frames) > 1, f"{name} changes nothing"
     opened.clean()
-
-
-@each_widget
-def test_every_control_has_a_name_and_can_be_reached(desk, path, number):
-    widget = Widget(desk(path).page, number)
-    for name in widget.turning:
-        for control in widget.controls(name).all():
-            assert control.is_visible()
-            assert control.is_enabled()
-            box = control.bounding_box()
-            assert min(box["width"], box["height"]) >= 24, "too small for a finger"
-        widget.step(name, forward=True)
-        focused = widget.page.evaluate("document.activeElement.dataset.axis")
-        assert focused == name, "an arrow key takes the focus away"
-
-
-@each_widget
-def test_the_first_frame_shows_without_javascript(scriptless, path, number):
-    page = scriptless(path).page
-    widget = page.locator(".omd-explore").nth(number)
-    frame = widget.locator(".omd-frame")
-    assert frame.is_visible()
-    assert frame.bounding_box()["height"] > 10
-    assert widget.locator(".omd-status").inner_text()
-    for control in widget.locator("input, select").all():
-        assert not control.is_visible(), "a control that cannot work"
 
 
 @each_widget
@@ -188,8 +214,36 @@ def test_reacts_from_the_disk_and_on_a_phone(phone, path, number):
     widget = Widget(opened.page, number)
     name = widget.turning[-1]
     widget.click(name, len(widget.axes[name]) - 1)
-    widget.shows(**{axis: values[-1 if axis == name else 0] for axis, values in widget.axes.items()})
-    box = widget.frame.bounding_box()
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= PHONE["width"]
+    seen = widget.shows(**{axis: values[-1 if axis == name else 0] for axis, values in widget.axes.items()})
+    assert seen["left"] >= 0
+    assert seen["right"] <= PHONE["width"]
     opened.clean()
+
+
+def most_kinds() -> str:
+    """The page whose widgets have the most controls of both kinds."""
+    return max({path for path, _ in WIDGETS}, key=lambda path: (HTML / path).read_text("utf-8").count("data-axis="))
+
+
+def test_the_first_frame_shows_without_javascript(visit):
+    page = visit(most_kinds(), java_script_enabled=False).page
+    widgets = page.locator(".omd-explore").all()
+    assert widgets
+    for widget in widgets:
+        frame = widget.locator(".omd-frame")
+        assert frame.is_visible()
+        assert frame.bounding_box()["height"] > 10
+        assert widget.locator(".omd-status").inner_text()
+        for control in widget.locator("input, select").all():
+            assert not control.is_visible(), "a control that cannot work"
+
+
+def test_all_widgets_are_built_alike():
+    """As on the page that was opened without JavaScript: all controls hidden, a first picture, what it says."""
+    built = [one for path in {path for path, _ in WIDGETS} for one in BUILT.finditer((HTML / path).read_text("utf-8"))]
+    assert len(built) == len(WIDGETS)
+    assert len({(one["style"], one["script"]) for one in built}) == 1
+    for one in built:
+        assert "<input" in one["controls"]
+        assert "<input" not in one["picture"] + one["says"]
+        assert re.match(r"<img alt=|<svg |<div", one["picture"]), one["picture"][:100]
