@@ -42,6 +42,7 @@ from lib.parallel.context.gathered import GatheredAttention
 from lib.parallel.context.gpt import ContextGPT, sum_context_gradients
 from lib.parallel.context.ring import RingAttention
 from lib.parallel.context.softmax import attend_blocks, attend_part, attend_part_backward, merge_parts
+from lib.parallel.context.tiles import TiledBlock, TiledContextGPT
 from lib.parallel.context.ulysses import UlyssesAttention
 from lib.parallel.data.average import (
     average_gradients,
@@ -245,6 +246,8 @@ __all__ = [
     "ShardedOptimizer",
     "Slot",
     "Step",
+    "TiledBlock",
+    "TiledContextGPT",
     "Times",
     "Trace",
     "UlyssesAttention",

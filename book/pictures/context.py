@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree.ElementTree import Element
+
+import torch
 
 from book.pictures.kit.blocks import label
 from book.pictures.kit.holders import check_devices, count
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
-from lib.costs.context import cut_imbalance, pairs_by_hop
+from lib.costs.context import pairs_by_hop
 from lib.parallel.context.cut import Order, token_places
 
 WIDTH, LEFT, TOP, SIDE = 480, 34, 82, 400  # of the square of the mask
@@ -16,33 +19,42 @@ LANE = 24
 MOST_TOKENS = 32
 
 
-def draw_context(order: Order, devices: int, tokens: int = 16, hop: int | None = None) -> Picture:
+def draw_context(
+    order: Order, devices: int, tokens: int = 16, hop: int | None = None, documents: Sequence[int] = ()
+) -> Picture:
     """The causal mask of `tokens` tokens: rows are queries, columns keys, each cell in the color of the device that
     computes it, with the hop at which it does. Below, the work of each device, hop by hop, and its idle time.
 
-    With `hop`, what is computed at that hop stands out, and what comes later is empty.
+    With `hop`, what is computed at that hop stands out, and what comes later is empty. `documents` are the lengths of
+    texts that are packed into one sequence: a token sees only its own.
 
-    Errors: ValueError for more than 8 devices, more than 32 tokens, or fewer tokens than devices.
+    Errors: ValueError for more than 8 devices, more than 32 tokens, fewer tokens than devices, or documents of another
+    length.
     """
     check_devices(devices, 8)
     if tokens > MOST_TOKENS:
         raise ValueError(f"a picture shows up to {MOST_TOKENS} tokens, got tokens={tokens}")
+    lengths = tuple(documents) or (tokens,)
+    if sum(lengths) != tokens:
+        raise ValueError(f"documents of {lengths} tokens are not a sequence of tokens={tokens}")
+    document = [which for which, length in enumerate(lengths) for _ in range(length)]
     pieces = [token_places(tokens, devices, rank, order) for rank in range(devices)]
     owner = {i: rank for rank, piece in enumerate(pieces) for part in piece for i in part}
     cell = SIDE / tokens
-    title = f"{order}, {count(devices, 'device')}" + ("" if hop is None else f", hop {hop}")
+    name = order if isinstance(order, str) else "each document in zigzag"
+    title = f"{name}, {count(devices, 'device')}" + ("" if hop is None else f", hop {hop}")
     body: list[Element | None] = [label(8, 24, title, bold=True, size=15)]
     body += [label(LEFT, 48, "keys, and who has them", size=12), *_owners(owner, tokens, cell)]
-    body += _cells(owner, tokens, devices, cell, hop)
+    body += _cells(owner, document, devices, cell, hop)
     bottom = TOP + SIDE + 26
-    work = pairs_by_hop(tokens, devices, order)
+    work = pairs_by_hop(tokens, devices, order, documents=torch.tensor(document))
     body += _lanes(work, bottom, hop)
     bottom += LANE * devices + 18
     busiest = max(map(sum, work))
     idle = 1 - sum(map(sum, work)) / devices / busiest
     body.append(label(8, bottom, f"Idle while the busiest device works: {idle:.0%} of all time.", size=12))
     return Picture(
-        WIDTH, bottom + 12, title, _says(order, devices, tokens, work, hop), [x for x in body if x is not None]
+        WIDTH, bottom + 12, title, _says(name, devices, lengths, work, hop), [x for x in body if x is not None]
     )
 
 
@@ -56,13 +68,16 @@ def _owners(owner: dict[int, int], tokens: int, cell: float) -> list[Element]:
     return strips
 
 
-def _cells(owner: dict[int, int], tokens: int, devices: int, cell: float, hop: int | None) -> list[Element | None]:
+def _cells(
+    owner: dict[int, int], document: list[int], devices: int, cell: float, hop: int | None
+) -> list[Element | None]:
     """One path for each device and look; the hops stand in the cells, a text for each row."""
+    tokens = len(document)
     paths: dict[tuple[int, str], str] = {}
     rows = []
     for i in range(tokens):
         at, digits = [], ""
-        for j in range(i + 1):
+        for j in range(document.index(document[i]), i + 1):
             when = (owner[i] - owner[j]) % devices
             look = "now" if hop in (None, when) else "done" if when < hop else "later"
             square = (
@@ -111,11 +126,12 @@ def _lanes(work: list[list[int]], top: float, hop: int | None) -> list[Element]:
     return drawn
 
 
-def _says(order: Order, devices: int, tokens: int, work: list[list[int]], hop: int | None) -> str:
-    told = f"The causal mask of {tokens} tokens over {count(devices, 'device')}, {order}. "
+def _says(name: str, devices: int, lengths: tuple[int, ...], work: list[list[int]], hop: int | None) -> str:
+    packed = f" in documents of {', '.join(map(str, lengths))}" if len(lengths) > 1 else ""
+    told = f"The causal mask of {sum(lengths)} tokens{packed} over {count(devices, 'device')}, {name}. "
     if hop is not None:
         now = "; ".join(f"rank {rank} computes {count(hops[hop], 'pair')}" for rank, hops in enumerate(work))
         return f"{told}At hop {hop}: {now}."
     totals = "; ".join(f"rank {rank}: {sum(hops)} ({' + '.join(map(str, hops))})" for rank, hops in enumerate(work))
-    slower = cut_imbalance(tokens, devices, order)
+    slower = max(map(sum, work)) * devices / sum(map(sum, work))
     return f"{told}Pairs of each device, hop by hop: {totals}. The busiest has {slower:.2f} times the mean."

@@ -16,6 +16,8 @@ Liu et al. 2023, arXiv 2310.01889 (ring); Jacobs et al. 2023, arXiv 2309.14509 (
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from lib.costs.compute import forward_flops
 from lib.costs.memory import TrainingPlan, layer_activations
 from lib.costs.shapes import ModelShape
@@ -26,25 +28,32 @@ from lib.parallel.context.cut import Order, token_places
 Way = Literal["ring", "gathered", "Ulysses"]
 
 
-def pairs_by_hop(length: int, devices: int, order: Order, causal: bool = True) -> list[list[int]]:
-    """`table[rank][hop]`: how many (query, key) pairs device `rank` computes at that hop of a ring. Counted."""
+def pairs_by_hop(
+    length: int, devices: int, order: Order, causal: bool = True, documents: Tensor | None = None
+) -> list[list[int]]:
+    """`table[rank][hop]`: how many (query, key) pairs device `rank` computes at that hop of a ring. Counted.
+
+    `documents` (length,) are numbers: a token sees only those of its own.
+    """
     pieces = [token_places(length, devices, rank, order) for rank in range(devices)]
     return [
         [
-            sum(block.pairs for block in blocks_between(mine, pieces[(rank - hop) % devices], causal))
+            sum(block.pairs for block in blocks_between(mine, pieces[(rank - hop) % devices], causal, documents))
             for hop in range(devices)
         ]
         for rank, mine in enumerate(pieces)
     ]
 
 
-def cut_imbalance(length: int, devices: int, order: Order, causal: bool = True) -> float:
+def cut_imbalance(
+    length: int, devices: int, order: Order, causal: bool = True, documents: Tensor | None = None
+) -> float:
     """The time of a ring whose messages are free, over that of one with equal work for all: 1 is best.
 
     A device waits for the keys of the one before it, and computes at its own pace otherwise, so what counts is the
     busiest device. Contiguous and causal it is (2P - 1) / P, next to 2.
     """
-    work = [sum(hops) for hops in pairs_by_hop(length, devices, order, causal)]
+    work = [sum(hops) for hops in pairs_by_hop(length, devices, order, causal, documents)]
     return max(work) * devices / sum(work)
 
 

@@ -192,3 +192,14 @@ def test_the_long_context_run_of_llama_3():
 def test_refused(words, call):
     with says(ValueError, words):
         call()
+
+
+def test_packed_documents_are_balanced_when_each_is_cut():
+    """The work of a token is its position in its document, so a cut of the whole sequence balances nothing."""
+    lengths = (2048, 512, 1024, 256, 256)
+    documents = torch.arange(5).repeat_interleave(torch.tensor(lengths))
+    pairs = sum(n * (n + 1) // 2 for n in lengths)
+    for order, least, most in (("contiguous", 2, 4), ("zigzag", 1.4, 2), ("striped", 1, 1.01), (lengths, 1, 1.01)):
+        work = pairs_by_hop(4096, 4, order, documents=documents)
+        assert sum(map(sum, work)) == pairs
+        assert least <= cut_imbalance(4096, 4, order, documents=documents) <= most

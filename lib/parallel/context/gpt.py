@@ -57,16 +57,20 @@ class ContextGPT(GPT):
         With `targets` (batch, S): the mean loss over the tokens of `everyone`, a single number, Replicate. They must be
         shifted before: the token that follows may be on another device.
         """
-        logits = self.head(self.trunk(tokens, caches))
+        x = self.trunk(tokens, caches)
         if targets is None:
-            return logits
+            return self.head(x)
         targets = self.attention.own(targets)  # (batch, n)
-        losses = vocab_parallel_cross_entropy(logits, targets, self.group, self.config.vocabulary)
+        losses = self.losses(x, targets)
         # The sum of all by the number of all. The mean of the devices' means would be another number.
         counted = torch.full((), targets.numel(), dtype=losses.dtype, device=losses.device)
         if not targets.is_meta:
             counted = (targets != IGNORED).sum().to(losses.dtype)
         return reduce_from(losses.sum(), self.everyone) / self.everyone.all_reduce(counted)
+
+    def losses(self, x: Tensor, targets: Tensor) -> Tensor:
+        """What the last block leaves, and the targets (batch, n) of this device's tokens -> the loss of each."""
+        return vocab_parallel_cross_entropy(self.head(x), targets, self.group, self.config.vocabulary)
 
     def trunk(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         """(batch, S) -> (batch, n, hidden) of this device's tokens."""

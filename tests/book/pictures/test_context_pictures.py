@@ -29,6 +29,18 @@ def test_cells_are_the_pairs_of_each_device(order, devices):
         assert f"rank {rank}: {sum(hops)} ({' + '.join(map(str, hops))})" in picture.desc
 
 
+@pytest.mark.parametrize("order", ["zigzag", (8, 5, 3)], ids=str)
+def test_packed_documents_have_a_triangle_each(order):
+    picture = draw_context(order, 4, documents=(8, 5, 3))
+    assert sum(cells(picture).values()) == 8 * 9 / 2 + 5 * 6 / 2 + 3 * 4 / 2
+    assert "16 tokens in documents of 8, 5, 3" in picture.desc
+
+
+def test_documents_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"documents of \(8, 5\) tokens are not a sequence of tokens=16"):
+        draw_context("zigzag", 4, documents=(8, 5))
+
+
 def test_a_hop_stands_out():
     work = pairs_by_hop(16, 4, "contiguous")
     for hop in range(4):

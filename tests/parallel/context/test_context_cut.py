@@ -71,3 +71,31 @@ def test_two_cuts_one_in_the_other():
 def test_refused(arguments, words):
     with says(ValueError, words):
         token_places(*arguments)
+
+
+DOCUMENTS = st.lists(st.integers(1, 20), min_size=1, max_size=6).map(tuple)
+
+
+@given(DOCUMENTS, st.integers(1, 5))
+def test_documents_are_cut_each_by_itself(lengths, parts):
+    length = sum(lengths)
+    if length < parts:
+        return
+    each = [token_places(length, parts, rank, lengths) for rank in range(parts)]
+    rows = [[i for part in piece for i in part] for piece in each]
+    assert sorted(i for piece in rows for i in piece) == list(range(length))
+    assert all(piece == sorted(piece) for piece in rows)
+    x, cut = torch.randn(length, 2), CutTokens(lengths, 0)
+    assert torch.equal(cut.whole([cut.piece(x, parts, rank) for rank in range(parts)]), x)
+
+
+def test_two_documents_on_two_devices():
+    each = [token_places(10, 2, rank, (5, 5)) for rank in range(2)]
+    # Of 5 tokens over 4 stretches the first is longer: it is on rank 0 in the first document, on rank 1 in the second.
+    assert [[i for part in piece for i in part] for piece in each] == [[0, 1, 4, 7, 8], [2, 3, 5, 6, 9]]
+
+
+@pytest.mark.parametrize("lengths", [(), (3, 4), (8, 0)], ids=str)
+def test_documents_of_other_lengths_are_refused(lengths):
+    with says(ValueError, f"documents of these lengths have {sum(lengths)} tokens", "the 8 of the sequence"):
+        token_places(8, 2, 0, lengths)
