@@ -83,7 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", type=Path, metavar="FILE", help="a .safetensors file; config.json comes beside it")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder for what a training can go on from")
     number("--every", default=100, help="steps between checkpoints (%(default)s); there is one at the end, too")
-    parser.add_argument("--resume", action="store_true", help="go on from the last one in --checkpoint DIR")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last one in --checkpoint DIR, on any devices"
+    )
     return parser
 
 
@@ -215,9 +217,10 @@ def learn(
         print(f"{machine}: {what}, {options.data_parallel} replica(s)", flush=True)
     done = 0
     if options.resume:
-        done, place = checkpoint.latest(options.checkpoint)
-        checkpoint.load(place, done, trainer, config, group)
+        done, wrong = checkpoint.load(options.checkpoint, trainer, config, group)
         if group.rank == 0:
+            for fault in wrong:
+                print(f"not used: {fault}", flush=True)
             print(f"resumed after {done} of {recipe.steps} steps", flush=True)
     log = Log(config, recipe, peak)
     for step, batch in enumerate(text.batches(recipe.steps, recipe.batch, recipe.length, recipe.seed)):

@@ -1,0 +1,1 @@
+"""Failing and recovering: checkpoints that any number of devices can read."""

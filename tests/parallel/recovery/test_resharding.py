@@ -1,0 +1,119 @@
+"""A training saved on one grid of devices goes on on any other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.devices import Cluster
+from lib.examples import checkpoint
+from lib.examples.recipe import Recipe
+from lib.examples.text import Characters, alice_text, coded
+from lib.examples.trainer import Trainer
+from lib.parallel.gpt.config import GPTConfig
+from lib.parallel.recovery import checkpoint as files
+from lib.parallel.recovery.blocks import Block
+from lib.parallel.recovery.state import all_held, parameters_held
+
+TEXT = coded(alice_text()[:4000], Characters("".join(sorted(set(alice_text())))))
+CONFIG = GPTConfig(layers=2, hidden=16, heads=4, vocabulary=TEXT.vocabulary, positions=8)
+SAME = Recipe(steps=4, batch=8, length=8, clip=0.5, dtype=torch.float64)
+# devices, replicas, stages, ZeRO, sequence parallel
+GRIDS = [
+    (1, 1, 1, 0, False), (2, 2, 1, 1, False), (2, 1, 2, 0, False), (3, 3, 1, 3, False), (4, 2, 1, 2, True),
+    (4, 1, 1, 0, False), (6, 3, 2, 0, False), (8, 2, 2, 0, True),
+]  # fmt: skip
+
+
+def recipe_of(grid, **more):
+    _, replicas, stages, zero, sequence = grid
+    kind = {"data_parallel": replicas, "pipeline_parallel": stages, "zero": zero, "sequence_parallel": sequence}
+    return replace(SAME, accumulate=stages, **kind, **more)
+
+
+def train(group, recipe, folder, stop, resume=False):
+    """Steps up to `stop`, and saves; the losses, and what this device holds then."""
+    trainer = Trainer(group, CONFIG, recipe)
+    done = checkpoint.load(folder, trainer, CONFIG, group)[0] if resume else 0
+    losses = []
+    for step, batch in enumerate(TEXT.batches(recipe.steps, recipe.batch, recipe.length, recipe.seed)):
+        if done <= step < stop:
+            losses.append(trainer.mesh.dp.all_reduce(trainer.step(*batch)[0]).item())
+    if folder and not resume:
+        checkpoint.save(folder, stop, trainer, CONFIG, group)
+    return losses, all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer)
+
+
+def whole_of(everyone):
+    """All tensors of the training, put together from what all devices hold."""
+    tensors = {}
+    for one in (one for held in everyone for one in held):
+        tensor = tensors.setdefault(one.name, torch.full(one.whole, float("nan"), dtype=one.x.dtype))
+        rows = one.rows_held()
+        for block, where in one.blocks():
+            tensor[block.inside(Block((0,) * len(one.whole), one.whole))] = rows[where]
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """For each grid: the checkpoint after two steps, what its devices hold, and the whole of it."""
+    found = {}
+    for grid in GRIDS:
+        folder = tmp_path_factory.mktemp("grid")
+        held = [held for _, held in Cluster(grid[0]).run(train, recipe_of(grid), folder, 2)]
+        found[grid] = files.complete(folder)[0], held, whole_of(held)
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return Cluster(1).run(train, SAME, None, 4)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_what_was_saved_on_any_grid_is_there_bit_by_bit_on_this_one(grid, saved):
+    _, everyone, _ = saved[grid]
+    for place, _, expected in saved.values():
+        for held in everyone:
+            for one in held:
+                one.fill(torch.zeros(tuple(map(len, one.rows)), dtype=one.x.dtype))
+            files.load(place, held)
+        found = whole_of(everyone)
+        assert found.keys() == expected.keys()
+        assert {name.partition(".")[0] for name in found} == {"parameter", "exp_avg", "exp_avg_sq", "step"}
+        for name, x in expected.items():
+            assert torch.equal(found[name], x), name
+
+
+@pytest.mark.parametrize(("before", "after"), list(zip(GRIDS, GRIDS[1:] + GRIDS[:1], strict=True)), ids=str)
+def test_the_training_goes_on_as_if_nothing_had_happened(before, after, saved, uninterrupted):
+    results = Cluster(after[0]).run(train, recipe_of(after), saved[before][0].parent, 4, resume=True)
+    assert results[0][0] == pytest.approx(uninterrupted[0][0][2:], rel=1e-10)
+    expected = whole_of(held for _, held in uninterrupted)
+    for name, x in whole_of(held for _, held in results).items():
+        torch.testing.assert_close(x, expected[name], rtol=1e-9, atol=1e-10)
+
+
+def test_on_the_same_grid_it_goes_on_bit_by_bit(saved):
+    grid = (4, 2, 1, 2, True)
+    whole = Cluster(4).run(train, recipe_of(grid), None, 4)
+    again = Cluster(4).run(train, recipe_of(grid), saved[grid][0].parent, 4, resume=True)
+    assert again[0][0] == whole[0][0][2:]
+    expected = whole_of(held for _, held in whole)
+    for name, x in whole_of(held for _, held in again).items():
+        assert torch.equal(x, expected[name]), name
+
+
+def test_a_device_reads_only_the_blocks_it_needs(saved):
+    """Of tensors that are cut, a half; what all hold (norms, biases of rows) is read whole."""
+    place, _, tensors = saved[1, 1, 1, 0, False]
+
+    def program(group):
+        trainer = Trainer(group, CONFIG, recipe_of((2, 2, 1, 3, False)))
+        there = set(files.manifest_of(place)["tensors"])
+        return files.load(place, all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer, there))
+
+    read = Cluster(2).run(program)
+    steps = sum(x.nbytes for x in tensors.values() if x.ndim == 0)
+    assert sum(read) == sum(x.nbytes for x in tensors.values()) + steps  # each number once, but for Adam's counts
