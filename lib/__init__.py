@@ -17,6 +17,7 @@ from lib.costs.context import (
 )
 from lib.costs.experts import DEEPSEEK_V3, MIXTRAL_8X7B, ExpertModel, ExpertShape, least_inner, rows_to_keep_busy
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
+from lib.costs.grid import axis_links, axis_seconds, axis_traffic, dry_step
 from lib.costs.llama import kv_cache_bytes, llama_parameters, llama_synchronizations, simulate_step
 from lib.costs.measure import Measured, measure
 from lib.costs.pipeline import Bubble, bubble, pipeline_bytes, split_flops
@@ -69,6 +70,10 @@ from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.overlap import OverlappedBlock, OverlappedGPT
 from lib.parallel.gpt.weights import from_gpt2, read_gpt2, write_gpt2
 from lib.parallel.grid.config import ParallelConfig, valid_configs
+from lib.parallel.grid.hybrid import HybridSharded
+from lib.parallel.grid.owners import owners
+from lib.parallel.grid.ranks import GridGroups, RankGrid
+from lib.parallel.grid.trainer import GridTrainer
 from lib.parallel.llama.config import LLAMAS, LlamaConfig
 from lib.parallel.llama.layer import GatedMLP, LlamaAttention, LlamaBlock
 from lib.parallel.llama.model import Llama
@@ -180,10 +185,13 @@ __all__ = [
     "GPTConfig",
     "GatedMLP",
     "GatheredAttention",
+    "GridGroups",
+    "GridTrainer",
     "Group",
     "Handle",
     "Hardware",
     "HubFolder",
+    "HybridSharded",
     "KVCache",
     "LLAMAS",
     "Later",
@@ -219,6 +227,7 @@ __all__ = [
     "Partial",
     "Placement",
     "Processes",
+    "RankGrid",
     "Recv",
     "Replicate",
     "RingAttention",
@@ -266,6 +275,9 @@ __all__ = [
     "attention_seconds",
     "average_gradients",
     "averaging",
+    "axis_links",
+    "axis_seconds",
+    "axis_traffic",
     "balance_loss",
     "blocks_between",
     "breadth_first",
@@ -284,6 +296,7 @@ __all__ = [
     "data_parallel_costs",
     "dense_state",
     "different_random",
+    "dry_step",
     "dual_pipe_v",
     "equal_to_one_device",
     "from_gpt2",
@@ -318,6 +331,7 @@ __all__ = [
     "naive",
     "one_f_one_b",
     "overlapped_linear",
+    "owners",
     "padded_vocabulary",
     "pairs_by_hop",
     "pipeline_bytes",

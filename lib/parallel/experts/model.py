@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from lib.parallel.experts.balance import balance_loss, update_bias, z_loss
 from lib.parallel.experts.grid import ExpertGrid, as_grid
 from lib.parallel.experts.layer import MixtureOfExperts, Seen
 from lib.parallel.experts.router import ExpertChoiceRouter, Router, RoutingRule
-from lib.parallel.gpt.block import ParallelBlock
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
 
@@ -57,13 +57,13 @@ class ExpertGPT(GPT):
     """One device's part. Every device of the batch brings texts of its own; the experts are divided among them.
 
     Weights start as the pieces of one dense initialization, whatever the grid. Dropout must differ between the devices
-    of the batch: see `different_random`.
+    of the batch: see `different_random`. `options` are those of `GPT`.
     """
 
-    def __init__(self, config: ExpertGPTConfig, group: Group | ExpertGrid):
+    def __init__(self, config: ExpertGPTConfig, group: Group | ExpertGrid, **options: Any):
         grid = as_grid(group)
-        self.Block = type("ExpertBlock", (ParallelBlock,), {"MLP": staticmethod(partial(_experts, config, grid))})
-        super().__init__(config, grid.tensor)
+        self.Block = type("ExpertBlock", (self.Block,), {"MLP": staticmethod(partial(_experts, config, grid))})
+        super().__init__(config, grid.tensor, **options)
         self.grid = grid
         with torch.no_grad():
             for layer in self.layers_of_experts():

@@ -1,0 +1,132 @@
+"""The table of copies and sums, held against what gradients do; sharding inside a node; bytes by axis."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from parallel.grid.test_grid_trainer import BATCH, DENSE, EXPERTS, LENGTH, adam
+from parallel.small_model import one_thread  # noqa: F401
+
+from lib import GPT, Cluster, average_gradients, clip_gradients, load_dense, whole_parameters
+from lib.costs.grid import axis_links, axis_seconds, axis_traffic, dry_step
+from lib.devices import Mesh
+from lib.devices.hardware import H100
+from lib.parallel.grid.config import ParallelConfig
+from lib.parallel.grid.hybrid import HybridSharded
+from lib.parallel.grid.ranks import RankGrid
+from lib.parallel.grid.trainer import GridTrainer
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (ParallelConfig(dp=2, tp=2), DENSE),
+        (ParallelConfig(pp=2, cp=2, tp=2, sequence_parallel=True), DENSE),
+        (ParallelConfig(dp=4, ep=2, tp=2, sequence_parallel=True), EXPERTS),
+    ],
+    ids=["dense", "sequence and context", "experts"],
+)
+def test_copies_differ_before_the_sum_where_the_table_says_so_and_never_after(config, model):
+    """The table is computed from layouts. Here each device's gradients are compared along every axis."""
+
+    def program(group):
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        trainer = GridTrainer(group, config, model, BATCH, LENGTH, adam)
+        tokens = torch.randint(10, (2, BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+        trainer.backward(*tokens)
+        before = {owner.name: owner.parameter.grad.clone() for owner in trainer.owners}
+        trainer.reduce()
+        return trainer.groups.at, [
+            (owner.name, owner.sizes, owner.summed, before[owner.name], owner.parameter.grad)
+            for owner in trainer.owners
+        ]
+
+    found = Cluster(config.devices).run(program)
+    grid = RankGrid.of(config)
+    for axis, size in grid.axes:
+        for ranks in grid.groups(axis):
+            first, *others = [found[rank][1] for rank in ranks]
+            for mine in others:
+                held = {name: row for name, *row in mine}
+                for name, sizes, summed, before, after in first:
+                    if axis not in sizes or name not in held or axis == "pp" or size == 1:
+                        continue
+                    differs = not torch.allclose(before, held[name][2], rtol=1e-9, atol=1e-13)
+                    assert differs == (summed.get(axis) == "step"), (axis, name)
+                    assert torch.allclose(after, held[name][3], rtol=1e-9, atol=1e-13), (axis, name)
+    if config.pp == 1:
+        return
+    first, last = found[0][1], found[grid.group_of(0, "pp")[-1]][1]
+    ends = [{name: row for name, *row in end}["embedding.weight"] for end in (first, last)]
+    assert ends[0][1]["pp"] == "ends"
+    assert not torch.allclose(ends[0][2], ends[1][2])
+    assert torch.allclose(ends[0][3], ends[1][3])
+
+
+def test_hybrid_sharding_is_one_device():
+    """4 devices in 2 nodes of 2, three steps with clipping; each holds half of the weights."""
+    state = {name: torch.randn(shape).double() * 0.2 for name, shape in DENSE.shapes().items()}
+    texts = torch.randint(10, (3, 2, BATCH, LENGTH))
+
+    def program(group, how):
+        gpt = GPT(DENSE, group.split(group.size)).double()
+        load_dense(gpt, state, group.split(group.size))
+        mesh = Mesh(group, replicas=2, shards=group.size // 2) if how == "hybrid" else None
+        hybrid = HybridSharded(gpt, mesh.shards, mesh.replicas, layers=gpt.blocks) if mesh else None
+        optimizer = adam(gpt.parameters())
+        norms = []
+        for tokens, targets in texts:
+            optimizer.zero_grad()
+            mine = slice(group.rank * BATCH // group.size, (group.rank + 1) * BATCH // group.size)
+            gpt(tokens[mine], targets[mine]).backward()
+            if hybrid:
+                hybrid.average_gradients()
+            else:
+                average_gradients(gpt, group)
+            norms.append(float(clip_gradients(gpt, mesh.shards if mesh else group, 0.5)))
+            optimizer.step()
+        return norms, whole_parameters(gpt), sum(p.numel() for p in gpt.parameters())
+
+    norms, weights, whole = Cluster(1).run(program, "plain")[0]
+    for found, theirs, held in Cluster(4).run(program, "hybrid"):
+        assert found == pytest.approx(norms, abs=1e-12)
+        assert max((theirs[name] - p).abs().max() for name, p in weights.items()) < 1e-9
+        assert abs(held - whole / 2) < 0.01 * whole
+
+
+SMALL = replace(DENSE, hidden=64, heads=8, vocabulary=64, positions=32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ParallelConfig(pp=3, tp=2, micro_batches=3, chunks=2, sequence_parallel=True),
+        ParallelConfig(pp=3, cp=2, tp=2, micro_batches=2),
+    ],
+    ids=str,
+)
+def test_bytes_by_axis_are_those_of_the_meters(config):
+    model = replace(SMALL, layers=config.stages)
+    step = dry_step(config, model, 6, 32)
+    middle = RankGrid.of(config).groups("pp")[0][1]
+    found = step.meters.by_axis(middle)
+    expected = {axis: traffic.size for axis, traffic in axis_traffic(config, model, 6, 32).items()}
+    if "dp x cp" in found:
+        found["dp"] = found.pop("dp x cp") - 8  # the loss, a number of float64
+    assert found == {axis: size for axis, size in expected.items() if size}
+
+
+def test_the_wrong_order_costs_and_the_links_say_why():
+    config = ParallelConfig(dp=2, tp=4)
+    hardware = replace(H100, per_node=4)
+    model = replace(SMALL, layers=1, hidden=1024)
+    right, wrong = ("pp", "dp", "cp", "tp"), ("tp", "cp", "dp", "pp")
+    assert axis_links(config, 4, right) == {"tp": "inside", "cp": "inside", "pp": "inside", "dp": "between"}
+    assert axis_links(config, 4, wrong) == {"tp": "between", "cp": "inside", "pp": "inside", "dp": "inside"}
+    seconds = [sum(axis_seconds(config, model, 32, 32, hardware, order).values()) for order in (right, wrong)]
+    clock = [dry_step(config, model, 32, 32, hardware, order).seconds for order in (right, wrong)]
+    assert seconds[0] < seconds[1]
+    assert clock[0] < clock[1]
+    with pytest.raises(ValueError, match="recompute='full'"):
+        axis_traffic(replace(config, recompute="full"), model, 8, 32)
