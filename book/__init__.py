@@ -18,6 +18,7 @@ _HOMES = {
     "book.pictures.experts": ["draw_experts"],
     "book.pictures.experts_load": ["draw_load"],
     "book.pictures.gated": ["draw_gated"],
+    "book.pictures.grid": ["draw_grid"],
     "book.pictures.head_scores": ["draw_head_scores"],
     "book.pictures.heads": ["draw_heads"],
     "book.pictures.hops": ["draw_hops", "hops"],
