@@ -12,7 +12,7 @@ from typing import Any
 from lib.devices import Group
 from lib.examples.trainer import Trainer
 from lib.parallel.gpt.config import GPTConfig
-from lib.parallel.recovery import checkpoint
+from lib.parallel.recovery import checkpoint, saving
 from lib.parallel.recovery.state import all_held, parameters_held
 
 # How the devices are arranged, and in which order they add up: a resumed run may have it otherwise.
@@ -23,7 +23,7 @@ def save(folder: Path, done: int, trainer: Trainer, config: GPTConfig, group: Gr
     """All devices call it after `done` steps. An interruption leaves the last complete checkpoint as it was."""
     held = all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer)
     settings = [{k: v for k, v in some.items() if k != "params"} for some in trainer.adam.param_groups]
-    checkpoint.save(folder, done, held, {"training": _facts(trainer, config), "optimizer": settings}, group)
+    saving.save(folder, done, held, {"training": _facts(trainer, config), "optimizer": settings}, group)
 
 
 def latest(folder: Path) -> int | None:

@@ -15,9 +15,11 @@ A recipe whose texts are made of words, in about 40 seconds of one core:
 import argparse
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ from lib.examples.trainer import Trainer
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
 from lib.parallel.gpt.weights import write_gpt2
+from lib.parallel.recovery.lock import alone_in
 from lib.real.one_voice import last_words
 from lib.real.torchrun import devices
 
@@ -181,7 +184,7 @@ def run(options: argparse.Namespace) -> None:
     with torch.device(options.device):
         peak = machine.run(peak_flops, isinstance(machine, Cluster), getattr(torch, options.dtype))[0]
         tested = validation if options.validation else None
-        results = machine.run(learn, repr(machine), peak, config, train, tested, options)
+        results = machine.run(learn_alone, repr(machine), peak, config, train, tested, options)
     machine.run(tell, results, machine.meters, text, options)
 
 
@@ -197,6 +200,13 @@ class Learned:
     def abroad(self) -> "Learned":
         """Other processes need none of it."""
         return Learned(self.held, self.nbytes, None, None)
+
+
+def learn_alone(group: Group, *arguments: Any) -> Learned:
+    """`learn`, while no other training writes to its folder."""
+    folder = arguments[-1].checkpoint
+    with alone_in(folder, group) if folder else nullcontext():
+        return learn(group, *arguments)
 
 
 def learn(

@@ -42,9 +42,7 @@ class RankGrid:
             raise ValueError(f"order={tuple(order)} must name {', '.join(AXES)}, each once, outermost first")
         sizes = {name: getattr(config, name) for name in AXES} | {"edp": config.dp // config.ep, "ep": config.ep}
         if sizes["edp"] * sizes["ep"] != config.dp:
-            raise ValueError(
-                f"ep={config.ep} must divide dp={config.dp}: experts are cut over data-parallel devices"
-            )
+            raise ValueError(f"ep={config.ep} must divide dp={config.dp}: experts are cut over data-parallel devices")
         return RankGrid(tuple((part, sizes[part]) for name in order for part in PARTS.get(name, (name,))))
 
     @property

@@ -8,22 +8,17 @@
      "tensors": {"parameter.norm.weight": {"shape": [64], "dtype": "float32",
                                            "blocks": [{"file": ..., "key": ..., "start": [0], "shape": [64]}]}}}
 
-What several devices hold, the first of them writes. Every file is written under another name, brought to the disk, and
-then renamed, so a name never stands for half a file. Whatever happens in between, the checkpoint before is as it was.
-Safetensors and JSON: reading them runs nothing, and needs nothing of this book.
+Safetensors and JSON: reading them runs nothing, and needs nothing of this book. How they are written: `saving.py`.
 """
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as as_bytes
 
 from lib.devices import Group
 from lib.parallel.recovery.agree import of_everyone
@@ -31,51 +26,6 @@ from lib.parallel.recovery.blocks import Block, Held
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-
-
-def save(folder: Path, step: int, held: Sequence[Held], facts: dict[str, Any], group: Group, keep: int = 2) -> Path:
-    """All devices call it, after `step` steps; `facts` is whatever JSON can hold. The last `keep` checkpoints stay.
-
-    Raises OSError on all devices when one of them could not write, and names it; the checkpoints before are as they
-    were, so a training may go on.
-    """
-    place = folder / f"step-{step:06}"
-    mine = {f"{one.name}@{block.start}": (one, block, where) for one in held for block, where in one.blocks()}
-    everyone = of_everyone(group, [[key, list(block.shape)] for key, (_, block, _) in mine.items()])
-    first = {(key, *shape): rank for rank in reversed(range(group.size)) for key, shape in everyone[rank]}
-    own = {key: what for key, what in mine.items() if first[key, *what[1].shape] == group.rank}
-
-    def write() -> dict[str, Any]:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / MANIFEST).unlink(missing_ok=True)  # of a checkpoint that a resumed run writes again
-        data = as_bytes({key: one.rows_held()[where].contiguous().cpu() for key, (one, _, where) in own.items()})
-        write_whole(place / _file(group.rank), data)
-        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-    told = _all_manage(group, f"checkpoint of step {step}", write)
-    contents = [
-        [one.name, list(one.whole), _name(one.x.dtype), key, *map(list, block)] for key, (one, block, _) in own.items()
-    ]
-    described = of_everyone(group, contents)
-
-    def finish() -> None:
-        if group.rank == 0:
-            tensors: dict[str, Any] = {}
-            for rank, blocks in enumerate(described):
-                for name, whole, dtype, key, start, shape in blocks:
-                    tensor = tensors.setdefault(name, {"shape": whole, "dtype": dtype, "blocks": []})
-                    tensor["blocks"].append({"file": _file(rank), "key": key, "start": start, "shape": shape})
-            files = {_file(rank): fact for rank, fact in enumerate(told)}
-            manifest = {"format": FORMAT, "step": step, "facts": facts, "files": files, "tensors": tensors}
-            write_whole(place / MANIFEST, json.dumps(manifest).encode())
-            stay = {place, *complete(folder)[:keep]}
-            for old in set(folder.glob("step-*")) - stay:  # older ones, and what a killed training had begun
-                shutil.rmtree(old)
-            for old in set(place.iterdir()) - {place / name for name in (MANIFEST, *files)}:
-                old.unlink()
-
-    _all_manage(group, f"checkpoint of step {step}", finish)
-    return place
 
 
 def complete(folder: Path) -> list[Path]:
@@ -143,10 +93,10 @@ def load(place: Path, held: Sequence[Held]) -> int:
     opened = Opened(place)
     for one in held:
         tensor = manifest["tensors"][one.name]
-        if tuple(tensor["shape"]) != one.whole or tensor["dtype"] != _name(one.x.dtype):
+        if tuple(tensor["shape"]) != one.whole or tensor["dtype"] != dtype_name(one.x.dtype):
             raise ValueError(
-                f"{place}: {one.name} is {tensor['dtype']} {tuple(tensor['shape'])} there, and {_name(one.x.dtype)} "
-                f"{one.whole} here"
+                f"{place}: {one.name} is {tensor['dtype']} {tuple(tensor['shape'])} there, and "
+                f"{dtype_name(one.x.dtype)} {one.whole} here"
             )
         rows = one.x.new_zeros(tuple(map(len, one.rows)), device="cpu")
         for block, where in one.blocks():
@@ -168,21 +118,6 @@ def load(place: Path, held: Sequence[Held]) -> int:
     return read
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Under its name stands either all of `data`, on the disk, or what stood there before."""
-    beside = file.with_name(file.name + ".part")
-    with beside.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name itself
-    finally:
-        os.close(folder)
-
-
 class Opened:
     """The files of a checkpoint, each opened once; of each, only what is asked for is read."""
 
@@ -200,23 +135,6 @@ class Opened:
             raise ValueError(f"{self._place / file} cannot be read: {error}") from error
 
 
-def _all_manage(group: Group, what: str, attempt: Any) -> list[Any]:
-    """Each device does its part; what it returns, of all. OSError on all devices when one of them failed."""
-    fact, fault = None, None
-    try:
-        fact = attempt()
-    except OSError as error:
-        fault = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-    told = of_everyone(group, [fact, fault])
-    faults = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why]
-    if faults:
-        raise OSError(f"{what}: {'; '.join(faults)}. The checkpoints before it are as they were")
-    return [fact for fact, _ in told]
-
-
-def _file(rank: int) -> str:
-    return f"rank-{rank}.safetensors"
-
-
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`."""
     return str(dtype).removeprefix("torch.")

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from lib.devices import Cluster
-from lib.parallel.recovery import checkpoint
+from lib.parallel.recovery import checkpoint, saving
 from lib.parallel.recovery.blocks import Held
+from lib.parallel.recovery.lock import alone_in
 
 
 class Killed(BaseException):
@@ -44,7 +45,7 @@ def held(group, value):
 
 
 def save(group, folder, step):
-    return checkpoint.save(folder, step, held(group, step), {"step": step}, group)
+    return saving.save(folder, step, held(group, step), {"step": step}, group)
 
 
 def restore(group, folder):
@@ -128,7 +129,7 @@ def flip(file):
 
 
 def test_a_full_disk_is_told_on_all_devices_and_the_training_may_go_on(folder, monkeypatch):
-    whole = checkpoint.write_whole
+    whole = saving.write_whole
 
     def full(file, data):
         if file.name == "rank-1.safetensors":
@@ -141,7 +142,7 @@ def test_a_full_disk_is_told_on_all_devices_and_the_training_may_go_on(folder, m
         except OSError as error:
             return str(error)
 
-    monkeypatch.setattr(checkpoint, "write_whole", full)
+    monkeypatch.setattr(saving, "write_whole", full)
     for said in Cluster(2).run(program):
         assert said.startswith("checkpoint of step 2: rank 1: No space left on device: ")
         assert said.endswith("The checkpoints before it are as they were")
@@ -197,3 +198,39 @@ def test_it_can_be_read_without_this_book(folder):
     assert torch.equal(tensors["cut"], torch.ones(4, 2))
     assert torch.equal(tensors["same"], torch.ones(1))
     assert sum(len(tensor["blocks"]) for tensor in manifest["tensors"].values()) == 3  # what both have, once
+
+
+def test_what_the_training_does_meanwhile_is_not_in_the_checkpoint(tmp_path):
+    """Saving behind: the copy is that of the moment when it was begun."""
+
+    def program(group):
+        mine = held(group, 5)
+        behind = saving.Saving(tmp_path, 5, mine, {}, group)
+        behind.start()
+        for one in mine:
+            one.x.zero_()
+        behind.finish()
+
+    Cluster(2).run(program)
+    assert Cluster(1).run(restore, tmp_path) == [(5, 5.0, 5.0, [])]
+
+
+def test_an_unfinished_one_is_no_checkpoint(folder):
+    Cluster(2).run(lambda group: saving.Saving(folder, 2, held(group, 2), {}, group).write())
+    assert Cluster(1).run(restore, folder)[0][:3] == (1, 1.0, 1.0)
+
+
+def test_two_trainings_do_not_write_into_one_folder(tmp_path):
+    def program(group):
+        with alone_in(tmp_path / "c", group):
+            try:
+                with alone_in(tmp_path / "c", group):
+                    return "both"
+            except OSError as error:
+                return str(error)
+
+    for said in Cluster(2).run(program):
+        assert re.fullmatch("another training writes to .*c at the moment. Wait for it, or name another folder", said)
+    for _ in range(2):  # the lock is gone with the training that had it
+        with_lock = Cluster(2).run(lambda group: alone_in(tmp_path / "c", group).__enter__())
+        assert with_lock == [None, None]
