@@ -13,7 +13,7 @@ from lib.devices.hardware import PRESETS
 from lib.examples.recipe import Recipe
 from lib.parallel.gpt.config import GPTConfig
 
-SIDE, ROUNDS = 512, 12  # of the matrix products that measure a CPU
+SIDE, ROUNDS, SECONDS = 512, 12, 0.5  # of the matrix products that measure a CPU; it has no speed in some formats
 
 
 def peak_flops(group: Group, simulated: bool, dtype: torch.dtype) -> float | None:
@@ -29,14 +29,19 @@ def peak_flops(group: Group, simulated: bool, dtype: torch.dtype) -> float | Non
     if torch.get_default_device().type == "meta":
         return None
     x = torch.ones(SIDE, SIDE, dtype=dtype)
-    speeds = torch.zeros(ROUNDS, dtype=torch.float64)
-    for i in range(ROUNDS):
-        group.barrier()
-        start = perf_counter()
-        x @ x
-        speeds[i] = 2 * SIDE**3 / (perf_counter() - start)
-    together = group.all_reduce(speeds, op="max" if simulated else "sum")  # (ROUNDS,)  Replicate
-    return together.max().item()  # the best round: in the others somebody else had the cores
+
+    def rounds(number: int) -> torch.Tensor:  # (number,)  FLOP/s of all together
+        speeds = torch.zeros(number, dtype=torch.float64)
+        for i in range(number):
+            group.barrier()
+            start = perf_counter()
+            x @ x
+            speeds[i] = 2 * SIDE**3 / (perf_counter() - start)
+        return group.all_reduce(speeds, op="max" if simulated else "sum")  # Replicate: all do as many rounds
+
+    speed = rounds(2).max().item()
+    more = min(ROUNDS, int(SECONDS * speed / (2 * SIDE**3 * (1 if simulated else group.size))))
+    return max([speed, *rounds(more).tolist()])  # the best round: in the others somebody else had the cores
 
 
 class Log:

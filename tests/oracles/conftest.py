@@ -1,8 +1,13 @@
 import pytest
 import torch
-from oracles.world import World
+from oracles.world import World, start_server
 
 SIZES = [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server():
+    start_server()
 
 
 @pytest.fixture(scope="session")

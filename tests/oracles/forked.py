@@ -22,7 +22,6 @@ class Forked:
 
     def __init__(self, size: int, *words: str, merged: bool = False):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed.tensor.parallel", "torch.distributed.run"])
         self._folder = tempfile.TemporaryDirectory()
         self._out = Path(self._folder.name) / "out"
         self._err = self._out if merged else self._out.with_name("err")

@@ -1,7 +1,7 @@
 """Worlds of real processes that talk through gloo: `World(3).run(program, *args)` for `Cluster(3).run(...)`.
 
 The processes of a world are started once and serve one program after another. They are forked from a server that has
-imported torch before, so that ten of them are there in a few seconds.
+imported before what takes seconds, so that ten of them are there in a second.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -21,6 +22,17 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.utils._pytree import tree_map_only
 
 TIMEOUT = timedelta(seconds=60)  # a safety net; what goes wrong is noticed by the process that ends or raises
+# Imports that take from a tenth of a second to two. The last is what PyTorch's optimizers import when first made.
+PRELOADED = [
+    "torch.distributed.tensor.parallel", "torch.distributed.run", "torch.distributed.fsdp",
+    "torch.distributed.pipelining", "pytest", "lib.real.child", "lib.examples.train_gpt", "torch._dynamo",
+]  # fmt: skip
+
+
+def start_server() -> None:
+    """One server for all: worlds, `Forked`, and the library's `Processes`. It keeps what it was first started with."""
+    forkserver.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
 
 
 class World:
@@ -66,7 +78,6 @@ class World:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed.tensor.parallel"])
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")  # where the processes find each other: no port is needed
         for rank in range(self.size):
