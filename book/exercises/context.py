@@ -50,6 +50,12 @@ def merged_with(
             lambda a, b: a + b
         ),
         "this is the larger of the two log-sum-exps: the other part is missing in it.": merged_with(torch.maximum),
+        "the log-sum-exp is that of the mean of the two denominators. The whole has their sum.": merged_with(
+            lambda a, b: torch.logaddexp(a, b) - math.log(2)
+        ),
+        "the two log-sum-exps were averaged. The whole has more keys than each part, so its log-sum-exp is larger.": (
+            merged_with(lambda a, b: (a + b) / 2)
+        ),
         "out was divided by nothing: weights relative to the larger one do not add up to 1.": merged_with(
             torch.logaddexp,
             lambda x, a, y, b: (
@@ -99,20 +105,25 @@ def ring_with(
     hops: Callable[[int], int] = lambda size: size,
     join: str = "rescaled",
     travels: tuple[bool, bool, bool] = (True, True, True),
+    first: float = -torch.inf,
 ) -> Callable[[Group, Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The solution, with other positions in the mask, with hops left out, or with the parts joined in another way."""
 
     def program(group: Group, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
-        mine, out, lse = at, torch.zeros_like(q), torch.full((len(q),), -torch.inf, dtype=q.dtype)
+        mine, out, lse = at, torch.zeros_like(q), torch.full((len(q),), first, dtype=q.dtype)
         for hop in range(hops(group.size)):
             if not skipped(group.rank, (group.rank - hop) % group.size):
                 rows, columns = at_of(mine, at)
                 scores = q @ k.T / math.sqrt(q.shape[1])
                 scores = scores.masked_fill(columns[None, :] > rows[:, None], -torch.inf)
                 part = scores.logsumexp(1)
-                new = {"rescaled": torch.logaddexp(lse, part), "not rescaled": torch.logaddexp(lse, part)}.get(join)
+                new = torch.logaddexp(lse, part)
                 if join == "each by itself":
                     out = out + scores.softmax(1).nan_to_num(0) @ v
+                elif join == "average":
+                    out = out + scores.softmax(1).nan_to_num(0) @ v / group.size
+                elif join == "last":
+                    out = (scores - part[:, None]).exp().nan_to_num(0) @ v
                 else:
                     kept = out * (lse - new).exp()[:, None] if join == "rescaled" else out
                     out, lse = kept + (scores - new[:, None]).exp() @ v, new
@@ -145,7 +156,9 @@ ZIGZAG = CutTokens("zigzag", 0)
     returns={"the output": ZIGZAG},
     forward=(Talk(AllGather(0), "tokens size"), Talk(AllGather(0), "tokens size"), Talk(AllGather(0), "tokens")),
     only=("send", "recv"),
+    limited=False,
     ring=True,
+    devices=(1, 2, 3),
     slips={
         "the mask is that of your own block: it compares row numbers, or your positions with your own again. The keys' "
         "positions must travel with the keys.": ring_with(by_row),
@@ -155,6 +168,11 @@ ZIGZAG = CutTokens("zigzag", 0)
         "blocks of later devices were skipped. In zigzag their first tokens are earlier than your last ones.": (
             ring_with(skipped=lambda rank, source: source > rank)
         ),
+        "lse began at 0, which counts a key that is not there: exp(0) = 1. A sum of nothing is log 0, -inf.": (
+            ring_with(first=0.0)
+        ),
+        "the results of the blocks were averaged, as if all of them weighed the same.": ring_with(join="average"),
+        "this is the result of the last block alone: merge it with what was there before.": ring_with(join="last"),
         "what was merged before was not rescaled: with every block, the denominator of the earlier ones grows too.": (
             ring_with(join="not rescaled")
         ),
@@ -189,7 +207,7 @@ def ring_forward(group: Group, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> T
     """Causal attention of one head over a sequence that is cut in zigzag, round a ring: with send and recv only.
 
     q, k, v (tokens/P, size) are those of this device's tokens, and at (tokens/P,) their positions in the sequence. Send
-    to the next device only; k, v and at go round together. Return (tokens/P, size) for this device's tokens.
+    to neighbors on the ring only; k, v and at go round together. Return (tokens/P, size) for this device's tokens.
     """
     ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
     mine, out, lse = at, torch.zeros_like(q), torch.full((len(q),), -torch.inf, dtype=q.dtype)
@@ -218,7 +236,7 @@ def attention_backward(
 
 
 def backward_with(
-    ends: str = "home", own_lse: bool = False, delta: bool = True, scale: bool = True, hops: int = 0
+    ends: str = "home", own_lse: bool = False, delta: bool = True, scale: bool = True, sums_dq: bool = True
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """The solution, with gradients that end elsewhere, or with another formula for a block."""
 
@@ -232,8 +250,8 @@ def backward_with(
             weights = (scores - (scores.logsumexp(1) if own_lse else lse)[:, None]).exp()
             dweights = dy @ v.T - ((dy * out).sum(1)[:, None] if delta else 0)
             dscores = weights * dweights / (math.sqrt(q.shape[1]) if scale else 1)
-            dq = dq + dscores @ k
-            if ends == "own" and hop:
+            dq = (dq if sums_dq else 0) + dscores @ k
+            if ends == "own" and hop or ends == "others" and not hop:
                 more = 0, 0
             elif ends == "mine":  # sums over all keys, on the device of the queries
                 more = (
@@ -244,15 +262,14 @@ def backward_with(
                 more = dscores.T @ q, weights.T @ dy
             dk, dv = (x + y for x, y in zip((dk, dv), more, strict=True))
             last = hop == group.size - 1
-            for x in (() if last else (k, v)) + (
-                () if ends in ("own", "mine") or (last and ends == "short") else (dk, dv)
-            ):
+            stay = ends in ("own", "mine") or (last and ends == "short")
+            for x in (() if last else (k, v)) + (() if stay else (dk, dv)):
                 group.send(x, ahead)
             if not last:
                 k, v = group.recv(behind), group.recv(behind)
-            if ends == "home" or (ends == "short" and not last):
+            if not stay:
                 dk, dv = group.recv(behind), group.recv(behind)
-        return dq, dk, dv
+        return (dq, dv, dk) if ends == "exchanged" else (dq, dk, dv)
 
     return program
 
@@ -277,6 +294,7 @@ def backward_with(
     only=("send", "recv"),
     limited=False,
     ring=True,
+    devices=(1, 2, 3),
     slips={
         "dk and dv stopped one hop short: they are those of the next device's keys. One more hop brings them home.": (
             backward_with("short")
@@ -285,6 +303,13 @@ def backward_with(
         "travel with the keys.": backward_with("own"),
         "dk and dv were added up where they were computed, for the keys of all devices together. Each sum must travel "
         "with its own keys.": backward_with("mine"),
+        "your own share of your dk and dv is missing: hop 0 counts too.": backward_with("others"),
+        "dk and dv are exchanged: dscores.T @ q is for the keys, weights.T @ dy for the values.": (
+            backward_with("exchanged")
+        ),
+        "dq is that of the last block alone. Your queries saw all blocks: add the terms up.": (
+            backward_with(sums_dq=False)
+        ),
         "each block had a log-sum-exp of its own. Use lse, that of all keys: the weights are shares of the whole.": (
             backward_with(own_lse=True)
         ),
@@ -311,8 +336,8 @@ def ring_backward(
     """The gradients (dq, dk, dv) of attention without a mask, round the ring, with send and recv only.
 
     All inputs are of this device's tokens: q, k, v and out (tokens/P, size), lse (tokens/P,) the log-sum-exp over all
-    keys, and dy the gradient of out. For a block of keys: weights = exp(scores - lse);
-    dscores = weights * (dy @ v.T - (dy * out).sum(1)) / sqrt(size); dq = dscores @ k; dk = dscores.T @ q;
+    keys, and dy the gradient of out. For a block of keys: weights = exp(scores - lse[:, None]);
+    dscores = weights * (dy @ v.T - (dy * out).sum(1)[:, None]) / sqrt(size); dq = dscores @ k; dk = dscores.T @ q;
     dv = weights.T @ dy.
     """
     ahead, behind = (group.rank + 1) % group.size, (group.rank - 1) % group.size
@@ -358,6 +383,9 @@ def stretches(group: Group, x: Tensor, parts: int, second: Callable[[int, int], 
         ),
         "this is one stretch, and the work of a late one is many times that of an early one.": (
             lambda group, x: stretches(group, x, group.size, lambda rank, size: None)
+        ),
+        "the text was cut into P stretches, and two of them taken: every token is on two devices. Cut it into 2P.": (
+            lambda group, x: stretches(group, x, group.size, lambda rank, size: size - 1 - rank)
         ),
         "the tokens of the second stretch are in reverse order.": lambda group, x: torch.cat(
             [

@@ -51,7 +51,7 @@ def measure(plan: Plan, threads: int) -> list[dict]:
     torch.set_num_threads(threads)
     dense, rows = dense_attention(plan), []
     variants = {("dense", 1): partial(time_dense, dense)}
-    for order in ("zigzag", "contiguous"):
+    for order in ("zigzag", "striped", "contiguous"):
         split = partial(device_attention, order)
         variants |= {(f"ring, {order}", n): partial(time_simulated, n, split, dense) for n in plan.in_ring}
     for backward in (False, True):

@@ -6,6 +6,7 @@ import exercise_checks as checks
 import torch
 
 from book.exercises import context as tasks
+from lib import CutTokens
 
 EVERY = [tasks.merge, tasks.ring_forward, tasks.ring_backward, tasks.balanced]
 
@@ -255,16 +256,131 @@ def merge_by_diagonals(group, out_a, lse_a, out_b, lse_b):
     return torch.diag((lse_a - lse).exp()) @ out_a + torch.diag((lse_b - lse).exp()) @ out_b, lse
 
 
+def merge_of_the_mean(group, out_a, lse_a, out_b, lse_b):
+    out, lse = merge_by_sigmoid(group, out_a, lse_a, out_b, lse_b)
+    return out, lse - math.log(2)
+
+
+def merge_lse_averaged(group, out_a, lse_a, out_b, lse_b):
+    return merge_by_sigmoid(group, out_a, lse_a, out_b, lse_b)[0], (lse_a + lse_b) / 2
+
+
+def ring_one_hop_more(group, q, k, v, at):
+    """Right: what comes back in the end is thrown away."""
+    out = ring(group, q, k, v, at)
+    pass_on(group, k, v, at)
+    return out
+
+
+def ring_the_other_way(group, q, k, v, at):
+    mine, out, lse = at, torch.zeros_like(q), torch.full((len(q),), -torch.inf, dtype=q.dtype)
+    for hop in range(group.size):
+        scores = (q @ k.T / math.sqrt(q.shape[1])).masked_fill(at > mine[:, None], -torch.inf)
+        part, weights = scores.logsumexp(1), scores.softmax(1).nan_to_num(0)
+        share = torch.sigmoid(part - lse).nan_to_num(0)[:, None]
+        out, lse = out + share * (weights @ v - out), torch.logaddexp(lse, part)
+        if hop < group.size - 1:
+            packed = torch.cat([k, v, at[:, None].to(k)], 1)
+            group.send(packed, (group.rank - 1) % group.size)
+            k, v, at = group.recv((group.rank + 1) % group.size).split([k.shape[1], v.shape[1], 1], 1)
+            at = at[:, 0].long()
+    return out
+
+
+def ring_from_zero(group, q, k, v, at):
+    mine, out, lse = at, torch.zeros_like(q), torch.zeros(len(q), dtype=q.dtype)
+    for hop in range(group.size):
+        scores = (q @ k.T / math.sqrt(q.shape[1])).masked_fill(at[None, :] > mine[:, None], -torch.inf)
+        new = torch.logaddexp(lse, scores.logsumexp(1))
+        out, lse = out * (lse - new).exp()[:, None] + (scores - new[:, None]).exp() @ v, new
+        if hop < group.size - 1:
+            k, v, at = pass_on(group, k, v, at)
+    return out
+
+
+def ring_average_of_blocks(group, q, k, v, at):
+    return ring_softmax_for_each_block(group, q, k, v, at) / group.size
+
+
+def ring_last_block(group, q, k, v, at):
+    mine = at
+    for _ in range(group.size - 1):
+        k, v, at = pass_on(group, k, v, at)
+    scores = (q @ k.T / math.sqrt(q.shape[1])).masked_fill(at[None, :] > mine[:, None], -torch.inf)
+    return scores.softmax(1).nan_to_num(0) @ v
+
+
+def back_without_the_own_share(group, q, k, v, out, lse, dy):
+    dq, *_ = block(q, k, v, out, lse, dy)
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    for _ in range(group.size - 1):
+        k, v, dk, dv = pass_on(group, k, v, dk, dv)
+        more = block(q, k, v, out, lse, dy)
+        dq, dk, dv = dq + more[0], dk + more[1], dv + more[2]
+    return dq, *pass_on(group, dk, dv)
+
+
+def back_exchanged(group, q, k, v, out, lse, dy):
+    dq, dk, dv = back_all_travel(group, q, k, v, out, lse, dy)
+    return dq, dv, dk
+
+
+def back_last_dq(group, q, k, v, out, lse, dy):
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    for _ in range(group.size):
+        dq, *more = block(q, k, v, out, lse, dy)
+        k, v, dk, dv = pass_on(group, k, v, dk + more[0], dv + more[1])
+    return dq, dk, dv
+
+
+def back_stacked(group, q, k, v, out, lse, dy):
+    """Keys, values and the sums of their gradients in one message."""
+    kv, sums, dq = torch.stack([k, v]), torch.zeros(2, *k.shape, dtype=k.dtype), torch.zeros_like(q)
+    for _ in range(group.size):
+        more = block(q, *kv, out, lse, dy)
+        dq, sums = dq + more[0], sums + torch.stack(more[1:])
+        kv, sums = pass_on(group, torch.stack([*kv, *sums]))[0].split(2)
+    return dq, *sums
+
+
+def balanced_by_slices(group, x):
+    sizes = [len(piece) for piece in x.tensor_split(2 * group.size)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    two = group.rank, 2 * group.size - 1 - group.rank
+    return torch.cat([x[starts[i] : starts[i + 1]] for i in two])
+
+
+def balanced_by_lib(group, x):
+    return CutTokens("zigzag", 0).piece(x, group.size, group.rank)
+
+
+def balanced_p_stretches(group, x):
+    pieces = x.tensor_split(group.size)
+    return torch.cat([pieces[group.rank], pieces[group.size - 1 - group.rank]])
+
+
+def balanced_neighbors(group, x):
+    pieces = x.tensor_split(2 * group.size)
+    return torch.cat([pieces[2 * group.rank], pieces[2 * group.rank + 1]])
+
+
 RIGHT = [
     (tasks.merge, merge_by_einsum),
     (tasks.merge, merge_by_diagonals),
     (tasks.merge, merge_with_the_larger_taken_out),
     (tasks.merge, merge_by_sigmoid),
     (tasks.ring_forward, ring_by_running_maximum),
+    (tasks.ring_forward, ring_the_other_way),
     (tasks.ring_backward, back_all_travel),
+    (tasks.ring_backward, back_stacked),
     (tasks.balanced, balanced_by_rows),
+    (tasks.balanced, balanced_by_slices),
+    (tasks.balanced, balanced_by_lib),
 ]
-MORE = [(tasks.ring_backward, back_all_travel, "Right, but it sends more than it needs.")]
+MORE = [
+    (tasks.ring_forward, ring_one_hop_more, "Right, but it sends more than it needs."),
+    (tasks.ring_backward, back_all_travel, "Right, but it sends more than it needs."),
+]
 WRONG = [
     (tasks.merge, merge_without_the_maximum, "exp of more than 709 is inf"),
     (tasks.merge, merge_average, "the outputs were averaged, as if both parts weighed the same"),
@@ -274,6 +390,11 @@ WRONG = [
     (tasks.merge, merge_weights_that_do_not_add_up, "weights relative to the larger one do not add up to 1"),
     (tasks.merge, merge_exchanged, "each output got the weight of the other"),
     (tasks.merge, merge_weights_in_the_wrong_domain, "the weights are the log-sum-exps themselves"),
+    (tasks.merge, merge_of_the_mean, "the mean of the two denominators"),
+    (tasks.merge, merge_lse_averaged, "the two log-sum-exps were averaged"),
+    (tasks.ring_forward, ring_from_zero, "lse began at 0"),
+    (tasks.ring_forward, ring_average_of_blocks, "the results of the blocks were averaged"),
+    (tasks.ring_forward, ring_last_block, "the result of the last block alone"),
     (tasks.ring_forward, ring_local_mask, "the mask is that of your own block"),
     (tasks.ring_forward, ring_no_mask, "there is no causal mask"),
     (tasks.ring_forward, ring_skips_what_it_needs, "blocks of later devices were skipped"),
@@ -293,6 +414,11 @@ WRONG = [
     (tasks.ring_backward, back_no_scale, "not divided by the root of the size, as the scores were"),
     (tasks.ring_backward, back_summed_at_the_queries, "Each sum must travel with its own keys"),
     (tasks.ring_backward, back_by_reduce_scatter, "but with all_gather and reduce_scatter"),
+    (tasks.ring_backward, back_without_the_own_share, "your own share of your dk and dv is missing"),
+    (tasks.ring_backward, back_exchanged, "dk and dv are exchanged"),
+    (tasks.ring_backward, back_last_dq, "dq is that of the last block alone"),
+    (tasks.balanced, balanced_p_stretches, "every token is on two devices"),
+    (tasks.balanced, balanced_neighbors, "this is one stretch"),
     (tasks.balanced, balanced_r_plus_p, "Count it from the end: 2P - 1 - r"),
     (tasks.balanced, balanced_not_at_all, "this is one stretch"),
     (tasks.balanced, balanced_striped, "every P-th token"),
@@ -301,7 +427,9 @@ WRONG = [
 ]
 
 test_the_stub_waits = checks.stubs_wait(EVERY)
-test_right_answers_pass = checks.right_answers_pass(EVERY, RIGHT)
+test_right_answers_pass = checks.right_answers_pass(
+    EVERY, RIGHT, dict.fromkeys(("ring_forward", "ring_backward"), "is right on 1, 2 and 3 devices")
+)
 test_what_is_told_beside_correct = checks.right_but(MORE)
 test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(WRONG)
 test_solutions_can_be_copied = checks.solutions_can_be_copied(EVERY, torch=torch, math=math)
