@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from lib.costs.compute import step_flops
-from lib.costs.memory import PRECISIONS, USES, TrainingPlan, moments
+from lib.costs.memory import USES, moments
 from lib.costs.money import TrainingRun, share_of_peak
+from lib.costs.plan import PRECISIONS, TrainingPlan
 from lib.costs.shapes import MODELS, ModelShape
 from lib.devices.hardware import PRESETS
 

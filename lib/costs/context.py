@@ -19,7 +19,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lib.costs.compute import forward_flops
-from lib.costs.memory import TrainingPlan, layer_activations
+from lib.costs.held import layer_activations
+from lib.costs.plan import TrainingPlan
 from lib.costs.shapes import ModelShape
 from lib.devices.hardware import Hardware, Link
 from lib.parallel.context.blocks import blocks_between

@@ -3,7 +3,7 @@
 A layer's parameters are all-gathered when its forward begins and freed when it ends. The backward needs them again, so
 they are gathered again, and freed when their gradients have been reduce-scattered. The all-gather is an operation of
 the forward like any other, and its backward is the reduce-scatter: see `lib.parallel.sharding.conjugates.all_gather`.
-What is special here is what the forward saves for the backward: not a gathered parameter, but where to get it.
+What is special is what the forward saves for the backward: where to get a parameter again (`sharded_layer.py`).
 The pieces live in the modules, in the place of the parameters, and nowhere else: load, replace or copy them there.
 
     FullySharded(model, group, layers=model.blocks)
@@ -17,20 +17,16 @@ Rajbhandari et al. 2020, arXiv 1910.02054, sections 5.3 and 7.2.2; Zhao et al. 2
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
 
 from lib.devices import Group
 from lib.parallel.data.average import check_same_tensors
 from lib.parallel.data.backward import trainable
 from lib.parallel.zero.piece import Former, Piece
-from lib.parallel.zero.sharded_flat import Held, Member, ShardedFlat
+from lib.parallel.zero.sharded_flat import Member
+from lib.parallel.zero.sharded_layer import ShardedLayer
 
 
 class FullySharded:
@@ -102,7 +98,7 @@ def whole_parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: whole[p] for name, p in module.named_parameters()}
 
 
-def _layers(module: nn.Module) -> list["ShardedLayer"]:
+def _layers(module: nn.Module) -> list[ShardedLayer]:
     return [part._sharded for part in module.modules() if isinstance(part, _Gathering)]
 
 
@@ -125,7 +121,7 @@ def _members(module: nn.Module, who: str) -> list[Member]:
 class _Gathering:
     """What a sharded module is besides its own class: for the time of a call, its parameters are whole."""
 
-    _sharded: "ShardedLayer"
+    _sharded: ShardedLayer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._sharded.gathered():  # around the hooks too: weight_norm and spectral_norm are hooks
@@ -141,119 +137,3 @@ class _Gathering:
             f"a {type(self).__name__} holds a group of devices, which no file can: save model.state_dict() on each "
             "device, or whole_parameters(model) once"
         )
-
-
-class ShardedLayer:
-    """The pieces of one module, which gathers whole parameters for the time of its forward and of its backward."""
-
-    def __init__(self, members: list[Member], group: Group, allow_unused: bool):
-        self.group, self.allow_unused = group, allow_unused
-        kinds: dict[tuple, list[Member]] = {}
-        for one in members:  # frozen ones apart, since they have no gradient to reduce-scatter
-            kinds.setdefault((one.parameter.requires_grad, one.parameter.dtype), []).append(one)
-        self.flats = [ShardedFlat(those, group) for those in kinds.values()]
-        self.again: dict[tuple[int, ...], Tensor] = {}  # gathered by the backward, until it ends
-        self._whole_now = False
-
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Inside, the modules hold whole parameters."""
-        if self._whole_now or not self.flats:
-            yield
-            return
-        held = [flat.held() for flat in self.flats]
-        whole = iter(_Gather.apply(self, held, *chain(*(one.pieces for one in held))))
-        placed: list[Tensor] = []
-        with ExitStack() as stack:
-            for one in held:
-                tensors = [next(whole) for _ in one.pieces]
-                placed += tensors
-                stack.enter_context(self._regathering(one, tensors[0]))
-                stack.callback(one.flat.put, one.pieces)
-                one.flat.put(tensors)
-            self._whole_now = True
-            stack.callback(setattr, self, "_whole_now", False)
-            versions = [x._version for x in placed]
-            yield
-            for x, version, origin in zip(placed, versions, (o for one in held for o in one.flat.origins), strict=True):
-                if x._version != version:
-                    raise RuntimeError(
-                        f"FullySharded on rank {origin.rank} of {origin.devices}: {origin.name} {tuple(origin.shape)} "
-                        "was changed in place while it was whole, and would be forgotten. Change the pieces instead, "
-                        "outside: each by itself"
-                    )
-
-    def _regathering(self, held: Held, gathered: Tensor) -> saved_tensors_hooks:
-        """While entered, what is saved of the storage of `gathered` is only where it lies; a backward that wants it
-        gathers `held` again. All else is saved as it would be outside: by the hooks there, if any."""
-        storage = gathered.untyped_storage()._cdata
-        keep, give = torch._C._autograd._top_saved_tensors_default_hooks(False) or (_keep, _give)
-
-        def pack(x: Tensor) -> Any:
-            if x.untyped_storage()._cdata == storage:
-                return Cut(held, x.shape, x.stride(), x.storage_offset())
-            return keep(x)
-
-        def unpack(kept: Any) -> Tensor:
-            if isinstance(kept, Cut) and kept.held is held:
-                return self.whole(held).as_strided(kept.shape, kept.stride, kept.offset)
-            return give(kept)
-
-        return saved_tensors_hooks(pack, unpack)
-
-    def whole(self, held: Held) -> Tensor:
-        """(n,) Replicate. A backward keeps it for its next operations, until the gradients of this layer are there."""
-        in_backward = torch._C._current_graph_task_id() != -1
-        if not in_backward:
-            self.again.clear()  # a backward that did not come to its end may have left something
-            return held.gather()
-        whole = self.again.get(held.key)
-        if whole is None:
-            whole = held.gather()
-        if any(x.requires_grad for flat in self.flats for x in flat.held().pieces):
-            self.again[held.key] = whole  # else no gradient of ours would tell when to free it
-        return whole
-
-
-class _Gather(Function):
-    """Forward: all-gather, the pieces of a layer -> its whole parameters. Backward: reduce-scatter of the gradients."""
-
-    @staticmethod
-    def forward(ctx, layer, held, *pieces):
-        ctx.layer, ctx.held = layer, held
-        ctx.set_materialize_grads(False)  # None, not zeros, for what the loss does not depend on
-        whole = list(chain(*(one.flat.layout.tensors(layer.whole(one)) for one in held)))
-        ctx.mark_non_differentiable(*(x for x, piece in zip(whole, pieces, strict=True) if not piece.requires_grad))
-        return tuple(whole)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        layer, grads = ctx.layer, iter(grads)
-        layer.again.clear()  # every operation that needed them has run
-        found = [None, None]
-        for held in ctx.held:
-            mine = [next(grads) for _ in held.pieces]
-            trains = any(piece.requires_grad for piece in held.pieces)
-            found += held.average(mine, layer.allow_unused) if trains else mine
-        return tuple(found)
-
-
-class Cut(NamedTuple):
-    """Where a tensor lies in what was gathered: what is saved instead of it."""
-
-    held: Held
-    shape: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-
-
-def _keep(x: Tensor) -> tuple[Tensor, int]:
-    return x, x._version
-
-
-def _give(kept: tuple[Tensor, int]) -> Tensor:
-    x, version = kept
-    if x._version != version:  # PyTorch does not check this behind hooks
-        raise RuntimeError(f"a tensor of shape {tuple(x.shape)} that the backward needs was changed in place since")
-    return x

@@ -6,12 +6,12 @@ its gradient refuses what needs the whole gradient, such as a norm. What treats 
 copying, averaging weights, a step of SGD or Adam. `detach()` gives the plain tensor, to do with as one likes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lib.parallel.zero.careful import Careful, Origin
 
 # What only looks, or compares element by element.
 _LOOKING = set(
@@ -38,59 +38,7 @@ _OVER_ALL = set(
 _SCALER = "_amp_foreach_non_finite_check_and_unscale_"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`."""
-
-    name: str
-    shape: torch.Size
-    where: range
-    rank: int
-    devices: int
-
-
-class _Careful(Tensor):
-    """A tensor that is asked before anything is computed with it."""
-
-    origin: Origin
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        called, kwargs = function.__name__, kwargs or {}
-        if called in ("__get__", "__set__", "__delete__"):
-            called = f".{function.__self__.__name__}" + {"__get__": ""}.get(called, "=")
-        tensors = list(_tensors((args, kwargs)))
-        asked = [x for x in tensors if isinstance(x, _Careful)]
-        with torch._C.DisableTorchFunctionSubclass():
-            for x in asked:
-                if not x.may(called, [other for other in tensors if other is not x]):
-                    raise RuntimeError(f"{called.lstrip('.')} of {x.what()}. {x.instead(called)}")
-            result = function(*args, **kwargs)
-            new = type(result) is Tensor and all(result is not x for x in tensors)
-            return asked[0].like(called, result) if new else result
-
-    def may(self, called: str, others: list[Tensor]) -> bool:
-        """Whether `called`, with `others`, treats each element by itself."""
-        raise NotImplementedError
-
-    def like(self, called: str, result: Tensor) -> Tensor:
-        """The new tensor that `called` made: careful too, if it is no more whole than this one."""
-        return result
-
-    def what(self) -> str:
-        """Whose tensor this is, for a message."""
-        of, where = self.origin, self.origin.where
-        return (
-            f"{of.name} {tuple(of.shape)}: rank {of.rank} of {of.devices} holds only its elements {where.start} to "
-            f"{where.stop}"
-        )
-
-    def instead(self, called: str) -> str:
-        """What to do, for a message."""
-        raise NotImplementedError
-
-
-class Piece(_Careful):
+class Piece(Careful):
     """This device's elements of a parameter: (n_i,), Shard(0) of the flattened whole, maybe empty. It counts as a
     parameter (`isinstance(piece, nn.Parameter)`), and `origin` says of what."""
 
@@ -121,7 +69,7 @@ class Piece(_Careful):
             return True
         recorded = torch.is_grad_enabled() and self.requires_grad
         # A tensor that fits the whole too, such as one number, might be meant for the whole.
-        certain = any(isinstance(x, _Careful) or not _broadcast(x.shape, self.origin.shape) for x in others)
+        certain = any(isinstance(x, Careful) or not _broadcast(x.shape, self.origin.shape) for x in others)
         return called in _WITH_ANOTHER and certain and not recorded
 
     def like(self, called: str, result: Tensor) -> Tensor:
@@ -140,7 +88,7 @@ class Piece(_Careful):
         )
 
 
-class PieceGradient(_Careful):
+class PieceGradient(Careful):
     """The gradient of a piece: (n_i,), Shard(0)."""
 
     def may(self, called: str, others: list[Tensor]) -> bool:
@@ -163,7 +111,7 @@ class PieceGradient(_Careful):
         return "Of all devices' pieces together: gradient_norm(pieces, group), clip_gradients(pieces, group, max_norm)"
 
 
-class Former(_Careful):
+class Former(Careful):
     """A parameter that has been cut, for whoever still holds it: an optimizer made too early, a tied layer."""
 
     def may(self, called: str, others: list[Tensor]) -> bool:
@@ -203,13 +151,3 @@ def _become(x: Tensor, kind: type, origin: Origin) -> Tensor:
 
 def _broadcast(a: torch.Size, b: torch.Size) -> bool:
     return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b), strict=False))
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lib.devices import Group
 from lib.parallel.data.backward import used_anywhere
 from lib.parallel.sharding.shards import shard
+from lib.parallel.zero.careful import Origin
 from lib.parallel.zero.flat import FlatLayout
-from lib.parallel.zero.piece import Origin, Piece, become_former, become_piece
+from lib.parallel.zero.piece import Piece, become_former, become_piece
 
 
 class Member(NamedTuple):

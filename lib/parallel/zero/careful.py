@@ -1,0 +1,70 @@
+"""A tensor that is asked before anything is computed with it, and refuses by the name of what it was cut from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`."""
+
+    name: str
+    shape: torch.Size
+    where: range
+    rank: int
+    devices: int
+
+
+class Careful(Tensor):
+    """A tensor that is asked before anything is computed with it."""
+
+    origin: Origin
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        called, kwargs = function.__name__, kwargs or {}
+        if called in ("__get__", "__set__", "__delete__"):
+            called = f".{function.__self__.__name__}" + {"__get__": ""}.get(called, "=")
+        tensors = list(_tensors((args, kwargs)))
+        asked = [x for x in tensors if isinstance(x, Careful)]
+        with torch._C.DisableTorchFunctionSubclass():
+            for x in asked:
+                if not x.may(called, [other for other in tensors if other is not x]):
+                    raise RuntimeError(f"{called.lstrip('.')} of {x.what()}. {x.instead(called)}")
+            result = function(*args, **kwargs)
+            new = type(result) is Tensor and all(result is not x for x in tensors)
+            return asked[0].like(called, result) if new else result
+
+    def may(self, called: str, others: list[Tensor]) -> bool:
+        """Whether `called`, with `others`, treats each element by itself."""
+        raise NotImplementedError
+
+    def like(self, called: str, result: Tensor) -> Tensor:
+        """The new tensor that `called` made: careful too, if it is no more whole than this one."""
+        return result
+
+    def what(self) -> str:
+        """Whose tensor this is, for a message."""
+        of, where = self.origin, self.origin.where
+        return (
+            f"{of.name} {tuple(of.shape)}: rank {of.rank} of {of.devices} holds only its elements {where.start} to "
+            f"{where.stop}"
+        )
+
+    def instead(self, called: str) -> str:
+        """What to do, for a message."""
+        raise NotImplementedError
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
