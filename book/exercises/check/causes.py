@@ -20,8 +20,6 @@ def cause_of(wrong: Wrong) -> str | None:
         return _no_tensor(wrong)
     if wrong.mine.dtype != wrong.right.dtype:
         return f"it is {_dtype(wrong.mine)}, the inputs are {_dtype(wrong.right)}: keep the dtype of the inputs."
-    if not wrong.mine.isfinite().all():
-        return "exp of more than 709 is inf, of less than -745 it is 0, and 0/0 is nan: what is subtracted before it?"
     together = (_times, _partial, _own_piece, _whole, _concatenated, _added, _chunked, _short, _order)
     for recognized in (*together, _transposed, _silent) if wrong.parts > 1 else (_transposed,):
         sentence = recognized(wrong)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from book.exercises.check.causes import cause_of
 from book.exercises.check.failed import kind
+from book.exercises.check.finite import Births, began, watched
 from book.exercises.check.known import Look, recognized
 from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, run, several
 from book.exercises.check.task import Program, Task
@@ -91,8 +92,18 @@ def _compare(
         a, b = (x.detach()[tuple(index)].item() for x in (right, mine))
         digits = next((d for d in (4, 8) if f"{a:.{d}g}" != f"{b:.{d}g}"), 17)
         found = f", index {index}: expected {a:.{digits}g}, given {b:.{digits}g}"
-    cause = _known(task, program, trial, every, wrong, look) or cause_of(wrong)
+    known = _known(task, program, trial, every, wrong, look)
+    cause = known or _not_finite(task, program, trial, wrong) or cause_of(wrong)
     raise Fault(f"is wrong on {trial}.", f"{wrong.what} on rank {rank}{found}", cause and f"Cause: {cause}")
+
+
+def _not_finite(task: Task, program: Program, trial: Trial, wrong: Wrong) -> str | None:
+    """Where inf or nan began. The program runs once more: to look at every number costs time."""
+    if not isinstance(wrong.mine, Tensor) or wrong.mine.isfinite().all():
+        return None
+    births: dict[int, Births] = {}
+    run(task, watched(program, births), trial)
+    return began(births, bool(wrong.mine.isnan().any()))
 
 
 def _known(task: Task, program: Program, trial: Trial, every: list[Trial], wrong: Wrong, look: Look) -> str | None:

@@ -1,8 +1,10 @@
 """The checker itself: what it shows, when it waits, and what it can judge beyond the exercises of one chapter."""
 
+import exercise_checks as checks
 import pytest
 import torch
 
+from book.exercises import gpt, pipeline
 from book.exercises import sharding as tasks
 from book.exercises.check.cost import Spent, Talk, check_bytes
 from book.exercises.check.exercise import exercise
@@ -124,3 +126,52 @@ def test_hints_and_solutions_are_folded():
     assert tasks.column_forward.show_oracle().text == "def product(x, w):\n    return x @ w"
     assert repr(Folded("Title", "a\nb")) == "Title\n    a\n    b"
     assert repr(tasks.two_layers).startswith("Exercise def two_layers(group, x, a, b):\n    relu(x @ a) @ b with")
+
+
+def scores_in(x):
+    return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(), -torch.inf).softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("strange", "cause"),
+    [
+        (lambda x: (1000 + x).exp(), "is inf, as of all above 709"),
+        (lambda x: (1000 + x).exp_().log(), "is inf, as of all above 709"),
+        (lambda x: (1000 + x).exp() / (1000 + x).exp(), "is inf, as of all above 709"),
+        (lambda x: (x - 1000).exp() / (x - 1000).exp(), "0 / 0 is nan. Before, exp of -100"),
+        (lambda x: (x - 1000).exp().log(), "log of 0 is -inf. Before, exp of -100"),
+        (lambda x: (x - x) / (x - x), "0 / 0 is nan. Line"),
+        (lambda x: (x - 1000).log(), "log of -99"),
+        (lambda x: (x - 1000).sqrt(), "sqrt of -99"),
+        (lambda x: 1 / (x - x), "reciprocal of 0 is inf"),
+        (scores_in, "the softmax of a row that is -inf throughout is 0/0"),
+        (lambda x: x + torch.inf * (x - x), "0 * inf is nan"),
+        (lambda x: x.masked_fill(x > 0, torch.inf) - torch.inf, "inf - inf is nan"),
+    ],
+)
+def test_the_operation_that_first_makes_inf_or_nan_is_named(strange, cause):
+    checks.rejects(tasks.column_forward, lambda group, x, w: strange(tasks.column_forward.solution(group, x, w)), cause)
+
+
+def test_a_mask_that_is_made_by_a_logarithm_is_not_blamed():
+    def masks_by_log(group, x, w):
+        y = tasks.column_forward.solution(group, x, w)
+        seen = torch.ones_like(y).tril(-1).log()  # -inf above the diagonal, and on it
+        return (y + seen).softmax(1)
+
+    checks.rejects(tasks.column_forward, masks_by_log, "the softmax of a row that is -inf throughout")
+
+
+@pytest.mark.parametrize("task", [pipeline.gpipe, gpt.synchronizations])
+def test_a_forgotten_return_is_no_empty_stub(task):
+    def forgets(*case):
+        task.solution(*case)
+
+    def half_written(*case):
+        task.solution(*case)
+        ...
+        later = ...  # noqa: F841
+
+    assert "Cause: is a return missing?" in str(task.check(forgets))
+    assert task.check(half_written).state == "waiting"
+    assert task.check(lambda *case: None).state == "waiting"

@@ -401,7 +401,7 @@ WRONG = [
     (tasks.fused_qkv, fused_keys_and_values_swapped, "k on rank 0"),
     (tasks.fused_qkv, fused_one_tensor, "expected q and k and v, given a tensor"),
     (tasks.heads_to_output, output_looks_ahead, "the causal mask is missing"),
-    (tasks.heads_to_output, output_masks_itself, "0/0 is nan"),
+    (tasks.heads_to_output, output_masks_itself, "-inf throughout is 0/0"),
     (tasks.heads_to_output, output_not_scaled, "the scores are not divided by the root of the head size"),
     (tasks.heads_to_output, output_scaled_by_all_heads, "the root is of the size of several heads"),
     (tasks.heads_to_output, output_scaled_by_own_heads, "the root is of the size of several heads"),

@@ -382,7 +382,7 @@ MORE = [
     (tasks.ring_backward, back_all_travel, "Right, but it sends more than it needs."),
 ]
 WRONG = [
-    (tasks.merge, merge_without_the_maximum, "exp of more than 709 is inf"),
+    (tasks.merge, merge_without_the_maximum, "is inf, as of all above 709"),
     (tasks.merge, merge_average, "the outputs were averaged, as if both parts weighed the same"),
     (tasks.merge, merge_sum, "the outputs were added: each is an average already"),
     (tasks.merge, merge_lse_added, "Sums are added, not their logarithms"),
