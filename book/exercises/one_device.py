@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -96,6 +98,11 @@ def state_of(parameters: int, devices: int, zero: int) -> tuple[int, int, int]:
     return int(state.parameters), int(state.gradients), int(state.optimizer)
 
 
+def _each(size: int, *stages: int) -> Callable[[int, int, int], int]:
+    """`size` bytes for each parameter, divided by the devices at these stages."""
+    return lambda parameters, devices, zero: size * parameters // (devices if zero in stages else 1)
+
+
 @counting(
     oracle=state_of,
     returns=("bytes of parameters", "bytes of gradients", "bytes of the optimizer"),
@@ -104,24 +111,51 @@ def state_of(parameters: int, devices: int, zero: int) -> tuple[int, int, int]:
     slips={
         "bytes of parameters": {
             "these are 4 bytes each; the weights have 16 bits, and the master weights belong to the optimizer.": (
-                lambda parameters, devices, zero: 4 * parameters // (devices if zero == 3 else 1)
+                _each(4, 3)
             ),
-            "bits, not bytes.": lambda parameters, devices, zero: 16 * parameters // (devices if zero == 3 else 1),
-            "only stage 3 divides the parameters.": lambda parameters, devices, zero: 2 * parameters // devices,
+            "these are 6 bytes each: the master weights are counted here. They belong to the optimizer.": _each(6, 3),
+            "the master weights are counted here, and divided from stage 1 on. They belong to the optimizer.": (
+                lambda parameters, devices, zero: (
+                    _each(2, 3)(parameters, devices, zero) + _each(4, 1, 2, 3)(parameters, devices, zero)
+                )
+            ),
+            "16 each are bits, or all three together. The weights have 2 bytes each.": _each(16, 3),
+            "this is 1 byte each; 16 bits are 2 bytes.": _each(1, 3),
+            "stage 3 divides the parameters.": _each(2),
+            "only stage 3 divides the parameters.": _each(2, 0, 1, 2, 3),
+            "stage 2 does not divide the parameters yet.": _each(2, 2, 3),
+            "stages 1 and 2 do not divide the parameters yet.": _each(2, 1, 2, 3),
+            "the stages go the other way: stage 3 divides the parameters, and stage 1 the optimizer's state.": (
+                _each(2, 1)
+            ),
         },
         "bytes of gradients": {
             "gradients are forgotten.": lambda *sizes: 0,
-            "stage 1 does not divide the gradients yet.": lambda parameters, devices, zero: 2 * parameters // devices,
-            "stages 2 and 3 divide the gradients.": lambda parameters, devices, zero: 2 * parameters,
+            "these are 4 bytes each; the gradients have 16 bits here, as the weights.": _each(4, 2, 3),
+            "stages 0 and 1 do not divide the gradients yet.": _each(2, 0, 1, 2, 3),
+            "stage 1 does not divide the gradients yet.": _each(2, 1, 2, 3),
+            "stage 2 divides the gradients already.": _each(2, 3),
+            "what stage 2 divides, stage 3 divides as well: the gradients.": _each(2, 2),
+            "stages 2 and 3 divide the gradients.": _each(2),
         },
         "bytes of the optimizer": {
-            "the master weights are missing: 4 bytes beside momentum and variance.": (
-                lambda parameters, devices, zero: 8 * parameters // (devices if zero else 1)
+            "the master weights are missing: 4 bytes beside momentum and variance.": _each(8, 1, 2, 3),
+            "this is one number of 4 bytes; momentum, variance and master weights are three.": _each(4, 1, 2, 3),
+            "these are 2 bytes each; momentum, variance and master weights are float32.": _each(6, 1, 2, 3),
+            "weights and gradients are counted again; 12 bytes are momentum, variance and master weights.": (
+                _each(16, 1, 2, 3)
             ),
-            "from stage 1 on each device keeps the state of its own share only.": (
-                lambda parameters, devices, zero: 12 * parameters
+            "the master weights are divided too, as momentum and variance are.": lambda parameters, devices, zero: (
+                4 * parameters + _each(8, 1, 2, 3)(parameters, devices, zero)
             ),
-            "stage 0 divides nothing.": lambda parameters, devices, zero: 12 * parameters // devices,
+            "momentum and variance are divided too, as the master weights are.": lambda parameters, devices, zero: (
+                8 * parameters + _each(4, 1, 2, 3)(parameters, devices, zero)
+            ),
+            "from stage 1 on each device keeps the state of its own share only.": _each(12),
+            "stage 0 divides nothing.": _each(12, 0, 1, 2, 3),
+            "stage 1 divides the optimizer's state already.": _each(12, 2, 3),
+            "stages 1 and 2 divide the optimizer's state already.": _each(12, 3),
+            "what stage 1 divides, stages 2 and 3 divide as well: the optimizer's state.": _each(12, 1),
         },
     },
     hints=(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from book.exercises.check.cost import Talk
 from book.exercises.check.counting import counting
@@ -14,7 +16,7 @@ from lib.costs.zero import zero_volume
 from lib.devices import Group
 from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
 from lib.devices.pieces import cut
-from lib.parallel.sharding.conjugates import all_gather, copy_to, gather_from, reduce_scatter
+from lib.parallel.sharding.conjugates import all_gather, copy_to, gather_from, reduce_from, reduce_scatter
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
 from lib.parallel.sharding.shards import shard
 
@@ -44,6 +46,34 @@ def summed_piece(group: Group, g: Tensor) -> Tensor:
     return group.reduce_scatter(g)
 
 
+def on_the_piece_of(place: Callable[[int, int], int]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The solution, but the momentum moves another device's piece of w."""
+
+    def program(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        m = 0.9 * m + group.reduce_scatter(g)
+        piece = cut(w, group.size, 0)[place(group.rank, group.size)]
+        if len(piece) != len(m):
+            raise ValueError("of another length: no message of PyTorch, which others would have alike")
+        return group.all_gather(piece - 0.1 * m), m
+
+    return program
+
+
+def stepped_whole(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    m = 0.9 * m + group.reduce_scatter(g)
+    return w - 0.1 * m, m
+
+
+def momentum_in_every_term(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    m = group.reduce_scatter(g + 0.9 * group.all_gather(m))
+    return group.all_gather(shard(w, group, 0) - 0.1 * m), m
+
+
+def rate_in_momentum(group: Group, w: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    m = 0.9 * m - 0.1 * group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) + m), m
+
+
 @exercise(
     oracle=momentum_step,
     inputs={"w": Input("n"), "g": Input("n", Partial()), "m": Input("n", Shard(0))},
@@ -68,6 +98,26 @@ def summed_piece(group: Group, g: Tensor) -> Tensor:
             summed_piece, lambda m, g: 0.9 * m + 0.1 * g
         ),
         "the step goes uphill: subtract.": zero_with(summed_piece, sign=-1),
+        "the old momentum is forgotten: the new one is 0.9 m + gradient.": zero_with(summed_piece, lambda m, g: g),
+        "w is whole, and the momentum is that of your piece. Step your piece of w, shard(w, group, 0), then gather.": (
+            stepped_whole
+        ),
+        "the momentum of your piece moved the next device's piece of w.": on_the_piece_of(lambda r, p: (r + 1) % p),
+        "the momentum of your piece moved the piece of w at the other end.": on_the_piece_of(lambda r, p: p - 1 - r),
+        "the old momentum came into the sum over the devices, once from each: P times too much of it.": (
+            momentum_in_every_term
+        ),
+        "the rate 0.1 belongs to the step of w; the momentum is 0.9 m + gradient.": rate_in_momentum,
+        "the rate is missing: w becomes w - 0.1 m.": zero_with(summed_piece, step=lambda m, g, old: 10 * m),
+        "this is Nesterov's step, one momentum further on. w becomes w - 0.1 m, with the new m.": zero_with(
+            summed_piece, step=lambda m, g, old: g + 0.9 * m
+        ),
+    },
+    mistakes={
+        "this is the momentum as it was.": lambda parts, w, g, m: m,
+        "this is the gradient of your piece. Its momentum is 0.9 m + gradient.": lambda parts, w, g, m: g,
+        "this is what the step adds, and not w after it.": lambda parts, w, g, m: -0.1 * (0.9 * m + g),
+        "this is what the step takes away, and not w after it.": lambda parts, w, g, m: 0.1 * (0.9 * m + g),
     },
     hints=(
         "This device keeps the state of its piece of the parameters alone. Which part of the gradient does it need?",
@@ -92,6 +142,11 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     return x @ w
 
 
+def gathered_again(group: Group, x: Tensor, w: Tensor) -> Tensor:
+    """Nothing whole is kept for the backward, which runs the forward once more."""
+    return checkpoint(lambda x, w: x @ all_gather(w, group, 0), x, w, use_reentrant=False, preserve_rng_state=False)
+
+
 def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
     columns = shard(all_gather(x, group, 0), group, 1)
     return reduce_scatter(columns @ w, group, 0)
@@ -104,13 +159,27 @@ def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
     gradients=("x", "w"),
     forward=(Talk(AllGather(0), "in out"),),
     backward=(Talk(ReduceScatter(0), "in out"),),
+    only=("all_gather",),
+    limited=False,
     slips={
-        "gather_from keeps your slice of the gradient of your own samples. Each device used the whole w on other "
-        "samples, so their terms must be added: all_gather(w, group, 0).": (
+        "each device kept its rows of its own gradient of w, as gather_from does backward. But each used the whole w "
+        "on other samples, so their terms must be added: all_gather(w, group, 0) reduce-scatters.": (
             lambda group, x, w: x @ gather_from(w, group, 0)
         ),
         "the gradient of the whole w was added up for everyone, and each device kept its rows of it. A reduce-scatter "
         "sends half of that.": lambda group, x, w: x @ copy_to(gather_from(w, group, 0), group),
+        "w is gathered a second time, for the backward, so that nothing whole is kept: memory paid with bytes. That "
+        "is what FSDP does.": gathered_again,
+        "w was not gathered: your rows of w meet only as many columns of x.": lambda group, x, w: x @ w,
+        "w was not gathered. Your rows alone, times the columns of x that belong to them, are a part of each sum.": (
+            lambda group, x, w: shard(x, group, 1) @ w
+        ),
+        "terms of different samples were added: each device has other samples. Gather w, and nothing is to be added.": (
+            lambda group, x, w: reduce_from(shard(x, group, 1) @ w, group)
+        ),
+        "w was gathered along its columns, dim 1. The devices have its rows, dim 0.": (
+            lambda group, x, w: x @ all_gather(w, group, 1)
+        ),
         "the gradient was added up, and then a mean was taken. A mean over samples belongs to the loss.": (
             lambda group, x, w: (
                 x @ (all_gather(w / group.size, group, 0) + all_gather(w.detach(), group, 0) * (1 - 1 / group.size))
@@ -129,7 +198,7 @@ def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
     ),
 )
 def gather_and_use(group: Group, x: Tensor, w: Tensor) -> Tensor:
-    """ZeRO stage 3 of one linear layer: x @ (the whole w), for this device's samples.
+    """ZeRO stage 3 of one linear layer: x @ (the whole w), for this device's samples. w travels, x stays.
 
     x (batch/P, in) are this device's samples; w (in/P, out) are the rows that it owns. Return (batch/P, out), so that
     the gradients of x and of the own rows are right.
@@ -139,6 +208,17 @@ def gather_and_use(group: Group, x: Tensor, w: Tensor) -> Tensor:
 
 
 MOST = 4.0
+
+
+class WithOneLarge(Input):
+    """Random numbers; where there are many, one of them is above MOST: who clips each by itself is told apart."""
+
+    def draw(self, lengths: Mapping[str, int], random: torch.Generator) -> Tensor:
+        """Random numbers in float64."""
+        x = super().draw(lengths, random)
+        if x.numel() > 20:
+            x[-1, -1] = 1.5 * MOST
+        return x
 
 
 def clipped(g: Tensor) -> Tensor:
@@ -155,11 +235,14 @@ def whole_norm(group: Group, g: Tensor) -> Tensor:
 
 @exercise(
     oracle=clipped,
-    inputs={"g": Input("rows columns", Shard(0))},
+    inputs={"g": WithOneLarge("rows columns", Shard(0))},
     returns={"the clipped piece": Shard(0)},
     forward=(Talk(AllReduce(), ""),),
     limited=False,
     slips={
+        "nothing was clipped. (A mean of squares is far below 4; the norm is the root of their sum.)": (
+            lambda group, g: g
+        ),
         "each device clipped by the norm of its own piece. Directions change, and no error is raised: ask for the norm "
         "of all pieces.": clip_with(lambda group, g: g.norm()),
         "norms were added. Squares add up, norms do not: all-reduce the sum of the squares, then take the root.": (
@@ -180,12 +263,36 @@ def whole_norm(group: Group, g: Tensor) -> Tensor:
         "a norm below 4 stays as it is: the factor is never above 1.": (
             lambda group, g: g * (MOST / whole_norm(group, g))
         ),
+        "the root was taken nowhere: 16 / squares is the factor's square.": (
+            lambda group, g: g * (MOST**2 / whole_norm(group, g) ** 2).clamp(max=1)
+        ),
+        "each device asks whether the norm of its own piece is above 4. That of all pieces decides, for all.": (
+            lambda group, g: g * (MOST / whole_norm(group, g)) ** (g.norm() > MOST)
+        ),
+        "scaled to the norm 1: it is to be 4.": (
+            lambda group, g: g / whole_norm(group, g) ** (whole_norm(group, g) > MOST)
+        ),
+        "clamp(min=1) keeps what is above 1. The factor is at most 1: clamp(max=1).": (
+            lambda group, g: g * (MOST / whole_norm(group, g)).clamp(min=1)
+        ),
+        "the factor is upside down: 4 / norm.": lambda group, g: g * (whole_norm(group, g) / MOST).clamp(max=1),
+        "this is a norm for each row; one for all elements was asked for.": (
+            lambda group, g: g * (MOST / g.norm(dim=1, keepdim=True)).clamp(max=1)
+        ),
+        "this is a norm for each column; one for all elements was asked for.": (
+            lambda group, g: g * (MOST / group.all_reduce(g.square().sum(0)).sqrt()).clamp(max=1)
+        ),
+        "|elements| were added: the norm is the root of the sum of their squares.": clip_with(
+            lambda group, g: group.all_reduce(g.abs().sum())
+        ),
+        "the largest |element| is not the norm, which is the root of the sum of all squares.": clip_with(
+            lambda group, g: group.all_reduce(g.abs().max(), op="max")
+        ),
     },
     mistakes={
         "every element was clipped by itself. The whole gradient is scaled by one factor.": (
             lambda parts, g: g.clamp(-MOST, MOST)
         ),
-        "nothing was clipped.": lambda parts, g: g,
         "the mean of the devices' norms is not the norm of all pieces: add the squares, then take the root.": (
             lambda parts, g: g * (MOST * parts / sum(piece.norm() for piece in cut(g, parts, 0))).clamp(max=1)
         ),

@@ -15,7 +15,7 @@ from book.exercises.check.runs import both_ways, columns, gradients_of, is_right
 from book.exercises.check.task import Program, Task
 from book.exercises.check.trials import Outcome, Trial, hand_over, place
 from book.exercises.check.verdict import Fault
-from book.exercises.check.wrong import Wrong, differs, same
+from book.exercises.check.wrong import Wrong, close, differs, same
 
 ROUNDED = "Right to 7 digits: there is a float32 on the way. torch.tensor(2.0) is one; say dtype=x.dtype."
 
@@ -37,8 +37,11 @@ def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial],
         def look(answer: Program, on: Trial, i: int = i) -> list[Any]:
             return columns(task, run(task, answer, on))[i]
 
+        def look_at_all(answer: Program, on: Trial) -> list[Any]:
+            return sum(columns(task, run(task, answer, on)), [])
+
         wrong = Wrong(name, None, list(given), whole, task.returns[name], sent).in_sum()
-        _compare(task, program, trial, every, wrong, look, remarks)
+        _compare(task, program, trial, every, wrong, look, remarks, look_at_all if len(names) > 1 else None)
     for name, at in ((name, given.at) for name, given in task.inputs.items()):
         for rank, before in enumerate(hand_over(trial.inputs[name], at, trial.devices)):
             if not same(outcome.handed[rank][name], before):
@@ -73,8 +76,12 @@ def _compare(
     wrong: Wrong,
     look: Look,
     remarks: dict[str, None],
+    look_at_all: Look | None = None,
 ) -> None:
-    """Raises Fault with the first rank and index that differ, both values, and the cause if one is recognized."""
+    """Raises Fault with the first rank and index that differ, both values, and the cause if one is recognized.
+
+    `look` takes the value in question, `look_at_all` all that is returned: what is the same in all is the better cause.
+    """
     rank = wrong.rank
     if rank is None:
         if wrong.rounded:
@@ -92,7 +99,8 @@ def _compare(
         a, b = (x.detach()[tuple(index)].item() for x in (right, mine))
         digits = next((d for d in (4, 8) if f"{a:.{d}g}" != f"{b:.{d}g}"), 17)
         found = f", index {index}: expected {a:.{digits}g}, given {b:.{digits}g}"
-    known = _known(task, program, trial, every, wrong, look)
+    known = look_at_all and _known(task, program, trial, every, wrong, look_at_all, formulas=False)
+    known = known or _known(task, program, trial, every, wrong, look) or _exchanged(task, trial, wrong)
     cause = known or _not_finite(task, program, trial, wrong) or cause_of(wrong)
     raise Fault(f"is wrong on {trial}.", f"{wrong.what} on rank {rank}{found}", cause and f"Cause: {cause}")
 
@@ -106,7 +114,21 @@ def _not_finite(task: Task, program: Program, trial: Trial, wrong: Wrong) -> str
     return began(births, bool(wrong.mine.isnan().any()))
 
 
-def _known(task: Task, program: Program, trial: Trial, every: list[Trial], wrong: Wrong, look: Look) -> str | None:
+def _exchanged(task: Task, trial: Trial, wrong: Wrong) -> str | None:
+    """Whether this is another one of the values that are asked for."""
+    names = list(task.returns)
+    if wrong.gradient_of or len(names) == 1:
+        return None
+    for name, whole in zip(names, several(task.oracle(*trial.inputs.values())), strict=True):
+        there = place(whole, task.returns[name], trial.devices)
+        if name != wrong.what and all(close(a, b) for a, b in zip(wrong.given, there, strict=True)):
+            return f"this is {name}. Asked for are {', '.join(names)}, in this order."
+    return None
+
+
+def _known(
+    task: Task, program: Program, trial: Trial, every: list[Trial], wrong: Wrong, look: Look, formulas: bool = True
+) -> str | None:
     """What the exercise itself has to say of this mistake."""
     if not wrong.gradient_of and not isinstance(wrong.mine, Tensor):
         return None
@@ -117,9 +139,9 @@ def _known(task: Task, program: Program, trial: Trial, every: list[Trial], wrong
     def formula(mistake: Callable[..., Tensor], on: Trial) -> list[Tensor]:
         return place(mistake(on.devices, *on.inputs.values()), wrong.placement, on.devices)
 
-    formulas = {
+    wholes = {
         text: lambda t, mistake=mistake: formula(mistake, t)
-        for text, mistake in ({} if wrong.gradient_of else task.mistakes).items()
+        for text, mistake in (task.mistakes if formulas and not wrong.gradient_of else {}).items()
     }
     others = [other for other in every if other is not trial]
-    return recognized(program, trial, others, look, slips, formulas, wrong.rank)
+    return recognized(program, trial, others, look, slips, wholes, wrong.rank)

@@ -54,7 +54,7 @@ def fault_of(error: Exception, program: Callable[..., Any], trial: Trial, known:
     place = f"rank {note[1]}" if note else "a device"
     line = _line_of(error, program)
     message = message if len(message) <= _LONGEST else message[:_LONGEST].rsplit(" ", 1)[0] + " ..."
-    cause = known or _chunk(error, program) or _cause(message)
+    cause = _chunk(error, program, trial) or known or _cause(message)
     return Fault(f"stops on {trial}.", f"{place}{line}", f"{name}: {message}", cause and f"Cause: {cause}")
 
 
@@ -71,13 +71,15 @@ def _line_of(error: Exception, program: Callable[..., Any]) -> str:
     return found
 
 
-def _chunk(error: Exception, program: Callable[..., Any]) -> str | None:
+def _chunk(error: Exception, program: Callable[..., Any], trial: Trial) -> str | None:
     try:
-        chunks = "chunk(" in inspect.getsource(program)
+        written = inspect.getsource(program)
     except (OSError, TypeError):
         return None
-    if isinstance(error, IndexError) and "index out of range" in str(error) and chunks:
+    if isinstance(error, IndexError) and "index out of range" in str(error) and "chunk(" in written:
         return f"there is no such piece. It was cut with chunk, {CHUNK} shard(x, group, dim) gives every device one."
+    if "must match the size of tensor" in str(error) and not trial.even and re.search(r"chunk\(.*group\.size", written):
+        return f"the pieces are of other sizes. These were cut with chunk, {CHUNK} shard(x, group, dim) cuts evenly."
     return None
 
 

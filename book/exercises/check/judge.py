@@ -57,7 +57,10 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
     for trial, outcome in runs:
         check_silence(task.forward, trial, spent(outcome))
     for trial, outcome in runs:
-        check_verbs(task.only, trial, spent(outcome)[0])
+        try:
+            check_verbs(task.only, trial, spent(outcome)[0])
+        except Fault as fault:
+            raise _named(fault, task, trial, spent(outcome), lambda slip, t: spent(run(task, slip, t))) from None
     for trial, outcome in runs:
         _work(task, program, trial, outcome, remarks)
     for trial, _ in runs:
@@ -115,14 +118,28 @@ def _parts(task: Task, program: Program, trial: Trial) -> None:
 def _bytes(
     task: Task, phase: str, talks: tuple[Talk, ...], trial: Trial, mine: list[Spent], look: Callable[..., list[Spent]]
 ) -> None:
-    """As `check_bytes`; where a known program that is right spends the same, its sentence is the cause."""
     try:
         check_bytes(phase, talks, trial, mine)
     except Excess as excess:
-        for text, slip in task.slips.items():
-            if is_right(task, slip, trial) and [x.verbs for x in look(slip, trial)] == [x.verbs for x in mine]:
-                raise Excess(excess.sentence, *excess.details, f"Cause: {text}") from None
-        raise
+        raise _named(excess, task, trial, mine, look) from None
+
+
+def _named(fault: Fault, task: Task, trial: Trial, mine: list[Spent], look: Callable[..., list[Spent]]) -> Fault:
+    """The same fault; where a known program that is right spends the same, its sentence is the cause."""
+    for text, slip in task.slips.items():
+        if _right(task, slip, trial) and [x.verbs for x in look(slip, trial)] == [x.verbs for x in mine]:
+            return type(fault)(fault.sentence, *fault.details, f"Cause: {text}")
+    return fault
+
+
+def _right(task: Task, program: Program, trial: Trial) -> bool:
+    """Whether a known program gives the right values and gradients: then only its price is to be spoken of."""
+    try:
+        if task.gradients:
+            judge_gradients(task, program, trial, [trial], {})
+    except Fault:
+        return False
+    return is_right(task, program, trial)
 
 
 def _refusal(task: Task, program: Program, remarks: dict[str, None]) -> None:

@@ -166,3 +166,25 @@ def test_an_array_is_as_good_as_a_tuple():
         return np.array(tasks.state_bytes.solution(*numbers))
 
     assert tasks.state_bytes.verdict(in_an_array).passed
+
+
+@pytest.mark.parametrize(
+    ("each", "cause"),
+    [
+        ((6, 2, 8), "the master weights are counted here. They belong to the optimizer"),
+        ((2, 4, 12), "the gradients have 16 bits here"),
+        ((4, 4, 8), "the weights have 16 bits"),
+        ((2, 2, 6), "momentum, variance and master weights are float32"),
+    ],
+)
+def test_bytes_that_are_common_elsewhere_are_named(each, cause):
+    def program(parameters, devices, zero):
+        right = tasks.state_bytes.solution(parameters, devices, zero)
+        return [mine * other // size for other, size, mine in zip(each, (2, 2, 12), right, strict=True)]
+
+    assert cause in str(tasks.state_bytes.check(program))
+
+
+def test_the_right_numbers_in_another_order_are_told():
+    verdict = tasks.state_bytes.check(lambda *sizes: tasks.state_bytes.solution(*sizes)[::-1])
+    assert "the right numbers in another order. Return bytes of parameters" in str(verdict)

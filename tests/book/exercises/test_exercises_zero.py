@@ -4,11 +4,12 @@ import exercise_checks as checks
 import pytest
 import torch
 from torch.autograd import Function
+from torch.utils.checkpoint import checkpoint
 
 from book.exercises import zero as tasks
 from book.exercises.check.runs import SEED
 from book.exercises.check.trials import trials
-from lib import all_gather, copy_to, gather_from, reduce_scatter, shard
+from lib import all_gather, copy_to, gather_from, reduce_from, reduce_scatter, shard
 
 JUDGED = [tasks.zero_one, tasks.gather_and_use, tasks.clip_pieces]
 EVERY = [*JUDGED, tasks.sent_per_step]
@@ -71,6 +72,59 @@ def zero_by_old(group, w, g, m):
     return group.all_gather(shard(w, group, 0) - 0.1 * m), 0.9 * m + g
 
 
+def zero_by_torch(group, w, g, m):
+    mine = shard(w, group, 0).clone().requires_grad_()
+    optimizer = torch.optim.SGD([mine], lr=0.1, momentum=0.9)
+    mine.grad = group.reduce_scatter(g)
+    optimizer.state[mine]["momentum_buffer"] = m.clone()
+    optimizer.step()
+    return group.all_gather(mine.detach()), optimizer.state[mine]["momentum_buffer"]
+
+
+def zero_on_a_view(group, w, g, m):
+    m = m.clone().mul_(0.9).add_(group.reduce_scatter(g))
+    mine = shard(w.clone(), group, 0)
+    mine -= 0.1 * m
+    return group.all_gather(mine), m
+
+
+def zero_swapped(group, w, g, m):
+    m = 0.9 * m + group.reduce_scatter(g)
+    return m, group.all_gather(shard(w, group, 0) - 0.1 * m)
+
+
+def zero_whole_w(group, w, g, m):
+    m = 0.9 * m + group.reduce_scatter(g)
+    return w - 0.1 * m, m
+
+
+def zero_forgets(group, w, g, m):
+    g = group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) - 0.1 * g), g
+
+
+def zero_returns_old(group, w, g, m):
+    new = 0.9 * m + group.reduce_scatter(g)
+    return group.all_gather(shard(w, group, 0) - 0.1 * new), m
+
+
+def zero_at_the_other_end(group, w, g, m):
+    m = 0.9 * m + group.reduce_scatter(g)
+    return group.all_gather(torch.tensor_split(w, group.size)[-1 - group.rank] - 0.1 * m), m
+
+
+def zero_chunked(group, w, g, m):
+    m = 0.9 * m + group.reduce_scatter(g)
+    return group.all_gather(w.chunk(group.size)[group.rank] - 0.1 * m), m
+
+
+def zero_in_place(group, w, g, m):
+    m = 0.9 * m + group.reduce_scatter(g)
+    mine = shard(w, group, 0)
+    mine -= 0.1 * m
+    return group.all_gather(mine), m
+
+
 # ---- gather_and_use ----
 
 
@@ -110,6 +164,47 @@ def use_by_hand(group, x, w):
 
 def use_again(group, x, w):
     return GathersAgain.apply(x, w, group)
+
+
+def use_checkpoint(group, x, w):
+    return checkpoint(lambda x, w: x @ all_gather(w, group, 0), x, w, use_reentrant=False)
+
+
+def use_by_hook(group, x, w):
+    whole = group.all_gather(w.detach()).requires_grad_()
+    y = x.detach() @ whole
+
+    class Joined(Function):
+        """Two pieces of one graph, joined by hand."""
+
+        @staticmethod
+        def forward(ctx, x, w):
+            return y.detach().clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy @ whole.detach().T, group.reduce_scatter(torch.autograd.grad(y, whole, dy)[0])
+
+    return Joined.apply(x, w)
+
+
+def use_nothing_gathered(group, x, w):
+    return x @ w
+
+
+def use_others_samples(group, x, w):
+    return reduce_from(shard(x, group, 1) @ w, group)
+
+
+class SlicesBackward(KeepsWhole):
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        return dy @ w.T, shard(x.T @ dy, ctx.group, 0), None
+
+
+def use_sliced_by_hand(group, x, w):
+    return SlicesBackward.apply(x, w, group)
 
 
 def use_einsum(group, x, w):
@@ -231,6 +326,36 @@ def clip_in_place(group, g):
     return g.mul_((4 / norm).clamp(max=1))
 
 
+def clip_nothing(group, g):
+    return g.clone()
+
+
+def clip_by_mean_square(group, g):
+    return g * (4 / group.all_reduce(g.square().mean()).sqrt()).clamp(max=1)
+
+
+def clip_own_decides(group, g):
+    norm = group.all_reduce(g.square().sum()).sqrt()
+    return g * 4 / norm if g.norm() > 4 else g
+
+
+def clip_by_largest_element(group, g):
+    return g * (4 / group.all_reduce(g.abs().max(), op="max")).clamp(max=1)
+
+
+def clip_rows(group, g):
+    return g * (4 / g.norm(dim=1, keepdim=True)).clamp(max=1)
+
+
+def clip_to_one(group, g):
+    norm = group.all_reduce(g.square().sum()).sqrt()
+    return g / norm if norm > 4 else g
+
+
+def clip_square_factor(group, g):
+    return g * (16 / group.all_reduce(g.square().sum())).clamp(max=1)
+
+
 # ---- sent_per_step ----
 
 
@@ -258,7 +383,10 @@ RIGHT = [
     (tasks.zero_one, zero_add_),
     (tasks.zero_one, zero_list),
     (tasks.zero_one, gathers_state),
+    (tasks.zero_one, zero_by_torch),
+    (tasks.zero_one, zero_on_a_view),
     (tasks.gather_and_use, use_by_hand),
+    (tasks.gather_and_use, use_by_hook),
     (tasks.gather_and_use, use_einsum),
     (tasks.gather_and_use, use_transposed),
     (tasks.clip_pieces, clip_by_vector_norm),
@@ -274,16 +402,24 @@ WRONG = [
     (tasks.zero_one, mean_of_terms, "the terms are added. Nothing is to be divided"),
     (tasks.zero_one, own_gradient, "own term alone is in the step"),
     (tasks.zero_one, whole_state, "this is the whole; each device is to return only its own piece"),
-    (tasks.gather_and_use, use_slice, "gather_from keeps your slice of the gradient of your own samples"),
-    (tasks.gather_and_use, use_all_reduced, "A reduce-scatter sends half of that"),
+    (tasks.zero_one, zero_swapped, "this is the new m. Asked for are the new w, the new m, in this order"),
+    (tasks.zero_one, zero_whole_w, "Step your piece of w"),
+    (tasks.zero_one, zero_forgets, "the old momentum is forgotten"),
+    (tasks.zero_one, zero_returns_old, "this is the momentum as it was"),
+    (tasks.zero_one, zero_at_the_other_end, "moved the piece of w at the other end"),
+    (tasks.zero_one, zero_chunked, "These were cut with chunk"),
+    (tasks.zero_one, zero_in_place, "changes its input w in place"),
+    (tasks.gather_and_use, use_slice, "each device kept its rows of its own gradient of w"),
+    (tasks.gather_and_use, use_sliced_by_hand, "each device kept its rows of its own gradient of w"),
+    (tasks.gather_and_use, use_nothing_gathered, "w was not gathered: your rows"),
+    (tasks.gather_and_use, use_others_samples, "terms of different samples were added"),
     (tasks.gather_and_use, use_verb, "all_gather"),
     (tasks.gather_and_use, use_detached, "nothing connects w with the result"),
-    (tasks.gather_and_use, use_wrong_dim, "stops"),
-    (tasks.gather_and_use, use_own_rows, "wrong"),
+    (tasks.gather_and_use, use_wrong_dim, "gathered along its columns"),
+    (tasks.gather_and_use, use_own_rows, "w was not gathered. Your rows alone"),
     (tasks.gather_and_use, use_as_tensor_parallel, "That is tensor parallelism: gather w, and keep the samples"),
     (tasks.gather_and_use, use_all_samples, "this is the whole; each device is to return only its own piece"),
     (tasks.gather_and_use, use_mean, "A mean over samples belongs to the loss"),
-    (tasks.gather_and_use, use_again, "too many bytes backward"),
     (tasks.clip_pieces, clip_own, "by the norm of its own piece"),
     (tasks.clip_pieces, clip_by_torch, "by the norm of its own piece"),
     (tasks.clip_pieces, clip_sum_of_norms, "Squares add up, norms do not"),
@@ -294,10 +430,20 @@ WRONG = [
     (tasks.clip_pieces, clip_always, "a norm below 4 stays as it is"),
     (tasks.clip_pieces, clip_elements, "The whole gradient is scaled by one factor"),
     (tasks.clip_pieces, clip_if_own_is_large, "no device can move"),
+    (tasks.clip_pieces, clip_nothing, "nothing was clipped."),
+    (tasks.clip_pieces, clip_by_mean_square, "A mean of squares is far below 4"),
+    (tasks.clip_pieces, clip_own_decides, "each device asks whether the norm of its own piece"),
+    (tasks.clip_pieces, clip_by_largest_element, "the largest |element| is not the norm"),
+    (tasks.clip_pieces, clip_rows, "this is a norm for each row"),
+    (tasks.clip_pieces, clip_to_one, "scaled to the norm 1"),
+    (tasks.clip_pieces, clip_square_factor, "16 / squares is the factor's square"),
     (tasks.clip_pieces, clip_in_place, "changes its input g in place"),
 ]
 
 REMARKED = [
+    (tasks.gather_and_use, use_all_reduced, "A reduce-scatter sends half of that"),
+    (tasks.gather_and_use, use_again, "so that nothing whole is kept: memory paid with bytes"),
+    (tasks.gather_and_use, use_checkpoint, "so that nothing whole is kept: memory paid with bytes"),
     (tasks.clip_pieces, clip_gathered, "Right, but it sends more than it needs"),
     (tasks.clip_pieces, clip_all_norms, "Right, but it sends more than it needs"),
 ]
