@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lib.devices.collectives import AllGather, AllReduce, ReduceScatter
 from lib.devices.pieces import cut
 from lib.devices.rooted import Broadcast
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
+from lib.parallel.sharding.shards import shard
 
 
 def same(x: Tensor) -> Tensor:
@@ -27,6 +29,17 @@ def same(x: Tensor) -> Tensor:
     returns={"the sum": Replicate()},
     forward=(Talk(ReduceScatter(0), "rows columns"), Talk(AllGather(0), "rows columns")),
     only=("reduce_scatter", "all_gather"),
+    slips={
+        "the pieces were gathered, but not the finished ones: each device gathered its piece of its own term.": (
+            lambda group, x: group.all_gather(shard(x, group, 0))
+        ),
+        "the terms were gathered whole, and each device added them up: P-1 tensors travel in place of 2(P-1)/P.": (
+            lambda group, x: sum(cut(group.all_gather(x), group.size, 0))
+        ),
+        "this is the largest of the terms, not their sum.": lambda group, x: group.all_gather(
+            group.reduce_scatter(x, op="max")
+        ),
+    },
     hints=(
         "Look at the map of the placements: from Partial to Replicate there is a way with a stop at Shard.",
         "group.reduce_scatter(x, dim) leaves each device one finished piece of the sum. What is missing then?",
@@ -71,6 +84,24 @@ def ring_all_gather(group: Group, x: Tensor) -> Tensor:
     return torch.cat(pieces)  # (rows, columns)  Replicate
 
 
+def passed_on(
+    keep: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Group, Tensor], Tensor]:
+    """The tree, where a device makes `keep(own, received)` of what it receives."""
+
+    def program(group: Group, x: Tensor) -> Tensor:
+        distance = 1
+        while distance < group.size:
+            if group.rank < distance and group.rank + distance < group.size:
+                group.send(x, group.rank + distance)
+            if distance <= group.rank < 2 * distance:
+                x = keep(x, group.recv(group.rank - distance))
+            distance *= 2
+        return x
+
+    return program
+
+
 @exercise(
     oracle=same,
     inputs={"x": Input("rows columns", OnRank0())},
@@ -79,6 +110,10 @@ def ring_all_gather(group: Group, x: Tensor) -> Tensor:
     only=("send", "recv"),
     limited=False,
     steps=lambda parts: math.ceil(math.log2(parts)),
+    slips={
+        "what arrived was not used: each device still has its own x.": passed_on(lambda own, received: own),
+        "what arrived was added to the own x. It takes its place.": passed_on(lambda own, received: own + received),
+    },
     devices=(1, 2, 3, 4, 5, 8),
     hints=(
         "In the first step rank 0 tells one other device. In the second step two devices know it. How many can they "
@@ -151,6 +186,22 @@ def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
             lambda parts, x: divided(x, sum(piece.abs().max() for piece in cut(x, parts, 0)))
         ),
         "it is never divided.": lambda parts, x: x,
+        "it is the other way round: above 2.5 it is divided, else it stays.": (
+            lambda parts, x: x if x.abs().max() > 2.5 else x / x.abs().max()
+        ),
+        "too large elements were cut off at 2.5. All are divided, by the largest |element|.": (
+            lambda parts, x: x.clamp(-2.5, 2.5)
+        ),
+        "2.5 decides whether to divide; divided is by the largest |element|.": lambda parts, x: (
+            divided(x, x.abs().max()) / (2.5 / x.abs().max() if x.abs().max() > 2.5 else 1)
+        ),
+        "the smallest of the devices' largest |elements| was taken: op='max'.": lambda parts, x: divided(
+            x, min(piece.abs().max() for piece in cut(x, parts, 0))
+        ),
+        "the mean of the devices' largest |elements| was taken: op='max', and no division.": lambda parts, x: divided(
+            x, sum(piece.abs().max() for piece in cut(x, parts, 0)) / parts
+        ),
+        "the norm is not the largest |element|.": lambda parts, x: divided(x, x.norm()),
     },
     hints=(
         "The table says which devices wait, and in which line. What have the others done instead of coming there?",

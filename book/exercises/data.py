@@ -69,6 +69,9 @@ def of_samples(
         "a mean of means, and over the outputs, too. |x w - y|^2 is the sum over a sample's outputs.": slip(
             lambda group, g, n: group.all_reduce(g / n) / group.size / g.shape[1]
         ),
+        "a mean over the outputs, and no half, as in mse_loss. The loss here is a sum over the outputs.": slip(
+            lambda group, g, n: 2 * group.all_reduce(g / n) / group.size / g.shape[1]
+        ),
         twice: slip(lambda group, g, n: 2 * mean(group, g, n)),
         "each device used its own samples alone: nothing was averaged.": slip(lambda group, g, n: g / n),
     }
@@ -87,10 +90,18 @@ def samples_here(w: Tensor, x: Tensor, y: Tensor) -> int:
     inputs={"w": Input("in out"), "x": Input("batch in", Shard(0)), "y": Input("batch out", Shard(0))},
     returns={"the new w": Replicate()},
     forward=(Talk(AllReduce(), "in out"), Talk(AllReduce(), "")),
+    limited=False,
     slips={
         **of_samples(sum_here, samples_here, lambda w, g: w - 0.1 * g),
         "the step goes uphill: subtract the gradient.": lambda group, w, x, y: (
             w + 0.1 * group.all_reduce(sum_here(w, x, y)) / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
+        ),
+    },
+    mistakes={
+        "this is the gradient, not w after the step.": lambda parts, w, x, y: gradient(w, x, y),
+        "the rate 0.1 is missing.": lambda parts, w, x, y: w - gradient(w, x, y),
+        "numbers were counted, not samples: a sample of x has several.": lambda parts, w, x, y: (
+            w - 0.1 * gradient(w, x, y) / x.shape[1]
         ),
     },
     hints=(
@@ -113,6 +124,10 @@ def training_step(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return w - 0.1 * total / count
 
 
+def one_step_of(parts: int, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return one_step(w, x, y)
+
+
 def averaged_twice(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     mine = x.T @ (x @ w - y) / len(x)
     return group.all_reduce(mine) / group.size
@@ -123,8 +138,10 @@ def averaged_twice(group: Group, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     inputs={"w": Input("in out"), "x": Input("batch in", Shard(0)), "y": Input("batch out", Shard(0))},
     returns={"the gradient": Replicate()},
     forward=(Talk(AllReduce(), "in out"), Talk(AllReduce(), "")),
+    limited=False,
     broken=averaged_twice,
     slips=of_samples(sum_here, samples_here, lambda w, g: g),
+    mistakes={"the gradient was asked for, not w after a step.": one_step_of},
     hints=(
         "On which of the trials is the program right, and on which is it wrong? Look at the number of samples.",
         "With 5 samples on 2 devices, one has 3, one has 2. What does each sample weigh in a mean of the two means?",
@@ -169,7 +186,8 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
             sum_of_both,
             samples_of_both,
             lambda w, g: g,
-            twice="twice too large: the two micro-batches were added, not averaged (or the 2 of the derivative kept).",
+            twice="twice too large: only one micro-batch was counted, or both means were added (or the 2 of the "
+            "derivative was kept).",
         ),
         "the gradient travels once for each micro-batch. Add both on the device, then let the sum travel.": (
             lambda group, w, x1, y1, x2, y2: (

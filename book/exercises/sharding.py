@@ -139,6 +139,17 @@ def relu_between(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     empty=True,
     forward=(Talk(AllReduce(), "batch out"),),
     backward=(Talk(AllReduce(), "batch in"),),
+    slips={
+        "relu was applied to partial sums: after b there is none.": lambda group, x, a, b: reduce_from(
+            torch.relu(torch.relu(copy_to(x, group) @ a) @ b), group
+        ),
+        "different columns of x @ a were added up over the devices. They are finished: nothing is sent there.": (
+            lambda group, x, a, b: reduce_from(torch.relu(reduce_from(copy_to(x, group) @ a, group)) @ b, group)
+        ),
+        "different columns of relu(x @ a) were added up over the devices. They are finished: nothing is sent there.": (
+            lambda group, x, a, b: reduce_from(reduce_from(torch.relu(copy_to(x, group) @ a), group) @ b, group)
+        ),
+    },
     mistakes={
         "the relu is missing.": lambda parts, x, a, b: x @ a @ b,
         "the relu stands after b; it belongs between a and b.": lambda parts, x, a, b: torch.relu(x @ a @ b),

@@ -159,8 +159,6 @@ def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
     gradients=("x", "w"),
     forward=(Talk(AllGather(0), "in out"),),
     backward=(Talk(ReduceScatter(0), "in out"),),
-    only=("all_gather",),
-    limited=False,
     slips={
         "each device kept its rows of its own gradient of w, as gather_from does backward. But each used the whole w "
         "on other samples, so their terms must be added: all_gather(w, group, 0) reduce-scatters.": (
@@ -168,8 +166,8 @@ def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
         ),
         "the gradient of the whole w was added up for everyone, and each device kept its rows of it. A reduce-scatter "
         "sends half of that.": lambda group, x, w: x @ copy_to(gather_from(w, group, 0), group),
-        "w is gathered a second time, for the backward, so that nothing whole is kept: memory paid with bytes. That "
-        "is what FSDP does.": gathered_again,
+        "w is gathered a second time, for the backward, so as not to keep it: memory paid with bytes, as stage 3 "
+        "proper does. Here the bytes are limited: keep what was gathered.": gathered_again,
         "w was not gathered: your rows of w meet only as many columns of x.": lambda group, x, w: x @ w,
         "w was not gathered. Your rows alone, times the columns of x that belong to them, are a part of each sum.": (
             lambda group, x, w: shard(x, group, 1) @ w
@@ -198,7 +196,7 @@ def tensor_parallel_rows(group: Group, x: Tensor, w: Tensor) -> Tensor:
     ),
 )
 def gather_and_use(group: Group, x: Tensor, w: Tensor) -> Tensor:
-    """ZeRO stage 3 of one linear layer: x @ (the whole w), for this device's samples. w travels, x stays.
+    """ZeRO stage 3 of one linear layer: x @ (the whole w), for this device's samples.
 
     x (batch/P, in) are this device's samples; w (in/P, out) are the rows that it owns. Return (batch/P, out), so that
     the gradients of x and of the own rows are right.

@@ -99,7 +99,12 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
     each = [talk.traffic(trial.lengths, trial.devices) for talk in talks]
     # Pieces of different lengths may be padded to one length before they travel.
     most = [talk.traffic(trial.lengths, trial.devices, padded=True) for talk in talks]
-    allowed = [sum(traffic[rank].bytes_sent for traffic in most) for rank in range(trial.devices)]
+    # A single number may be gathered as well: P of them are still few.
+    number = [8 * (trial.devices - 1) if not talk.dims else 0 for talk in talks]
+    allowed = [
+        sum(max(traffic[rank].bytes_sent, few) for traffic, few in zip(most, number, strict=True))
+        for rank in range(trial.devices)
+    ]
     sent = [mine.bytes_sent for mine in spent]
     needed = f"Needed{phase}: {_listed(talks)}."
     # A single number may travel in any type: a count is as right in four bytes as in eight.

@@ -56,7 +56,17 @@ def both_ways(task: Task, program: Program, trial: Trial) -> tuple[Outcome, dict
         else:
             lost.append(rank)
 
-    outcome = run(task, program, trial, backward)
+    try:
+        outcome = run(task, program, trial, backward)
+    except Fault as fault:
+        if not lost or len(lost) == trial.devices or not fault.details[0].startswith("DeadlockError"):
+            raise
+        raise Fault(
+            f"stops in the backward on {trial}.",
+            *fault.details,
+            f"Cause: on rank {min(lost)} no input is connected with the result, so its backward calls nothing, and the "
+            "others wait for it. What is empty must go the same way as what is not.",
+        ) from None
     if len(lost) == trial.devices:
         raise Fault(
             f"loses the gradient on {trial}.",

@@ -402,6 +402,9 @@ WRONG = [
     (tasks.zero_one, mean_of_terms, "the terms are added. Nothing is to be divided"),
     (tasks.zero_one, own_gradient, "own term alone is in the step"),
     (tasks.zero_one, whole_state, "this is the whole; each device is to return only its own piece"),
+    (tasks.gather_and_use, use_all_reduced, "A reduce-scatter sends half of that"),
+    (tasks.gather_and_use, use_again, "as stage 3 proper does. Here the bytes are limited"),
+    (tasks.gather_and_use, use_checkpoint, "as stage 3 proper does. Here the bytes are limited"),
     (tasks.zero_one, zero_swapped, "this is the new m. Asked for are the new w, the new m, in this order"),
     (tasks.zero_one, zero_whole_w, "Step your piece of w"),
     (tasks.zero_one, zero_forgets, "the old momentum is forgotten"),
@@ -441,9 +444,6 @@ WRONG = [
 ]
 
 REMARKED = [
-    (tasks.gather_and_use, use_all_reduced, "A reduce-scatter sends half of that"),
-    (tasks.gather_and_use, use_again, "so that nothing whole is kept: memory paid with bytes"),
-    (tasks.gather_and_use, use_checkpoint, "so that nothing whole is kept: memory paid with bytes"),
     (tasks.clip_pieces, clip_gathered, "Right, but it sends more than it needs"),
     (tasks.clip_pieces, clip_all_norms, "Right, but it sends more than it needs"),
 ]
