@@ -6,6 +6,7 @@ Nothing is loaded before it is asked for: what needs one color must not wait for
 from importlib import import_module
 
 _HOMES = {
+    "book.folded": ["folded"],
     "book.pictures.activations": ["draw_activations"],
     "book.pictures.attention": ["draw_attention", "draw_weighted_average"],
     "book.pictures.bars": ["draw_bars"],

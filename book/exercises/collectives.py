@@ -111,7 +111,9 @@ def passed_on(
     limited=False,
     steps=lambda parts: math.ceil(math.log2(parts)),
     slips={
-        "what arrived was not used: each device still has its own x.": passed_on(lambda own, received: own),
+        "the others still have their own x: nothing was sent to them, or what arrived was not used.": passed_on(
+            lambda own, received: own
+        ),
         "what arrived was added to the own x. It takes its place.": passed_on(lambda own, received: own + received),
     },
     devices=(1, 2, 3, 4, 5, 8),

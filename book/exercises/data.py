@@ -162,6 +162,10 @@ def sum_of_both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Te
     return sum_here(w, x1, y1) + sum_here(w, x2, y2)
 
 
+def means_of_both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
+    return gradient(w, x1, y1), gradient(w, x2, y2)
+
+
 def samples_of_both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> int:
     return len(x1) + len(x2)
 
@@ -176,8 +180,8 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
         "w": Input("in out"),
         "x1": Input("batch in", Shard(0)),
         "y1": Input("batch out", Shard(0)),
-        "x2": Input("batch in", Shard(0)),
-        "y2": Input("batch out", Shard(0)),
+        "x2": Input("others in", Shard(0)),
+        "y2": Input("others out", Shard(0)),
     },
     returns={"the gradient": Replicate()},
     forward=(Talk(AllReduce(), "in out"), Talk(AllReduce(), "")),
@@ -186,8 +190,19 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
             sum_of_both,
             samples_of_both,
             lambda w, g: g,
-            twice="twice too large: only one micro-batch was counted, or both means were added (or the 2 of the "
-            "derivative was kept).",
+            twice="twice too large: the half in |x w - y|^2 / 2 takes the 2 of the derivative away.",
+        ),
+        "both micro-batches' means were added. Add the sums over samples, and divide once, by all samples.": (
+            lambda group, w, *both: group.all_reduce(sum(means_of_both(w, *both))) / group.size
+        ),
+        "a mean of the micro-batches' means. It is right when both have equally many samples, and only then.": (
+            lambda group, w, *both: group.all_reduce(sum(means_of_both(w, *both)) / 2) / group.size
+        ),
+        "the samples of the first micro-batch alone were counted.": lambda group, w, x1, y1, x2, y2: (
+            group.all_reduce(sum_of_both(w, x1, y1, x2, y2)) / group.all_reduce(torch.tensor(len(x1), dtype=w.dtype))
+        ),
+        "the samples of the second micro-batch alone were counted.": lambda group, w, x1, y1, x2, y2: (
+            group.all_reduce(sum_of_both(w, x1, y1, x2, y2)) / group.all_reduce(torch.tensor(len(x2), dtype=w.dtype))
         ),
         "the gradient travels once for each micro-batch. Add both on the device, then let the sum travel.": (
             lambda group, w, x1, y1, x2, y2: (

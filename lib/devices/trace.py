@@ -115,7 +115,7 @@ class Trace:
             when = max(self.held(rank), key=lambda point: point[1])[0]
             at = [[size for time, size in self.held(rank, kind) if time <= when][-1] for kind in (*USES, None)]
             rows.append([str(rank), f"{when * 1e6:,.1f}", *(f"{size:,}" for size in at)])
-        return _aligned(rows)
+        return _aligned(rows, gap=" ")  # many columns: with two spaces between them a page cuts the last one
 
     def table(self) -> str:
         """Per device: seconds of compute, communication and waiting, the end, and the share of time spent computing."""
@@ -175,6 +175,6 @@ def _covered(events: list[Event]) -> float:
     return total
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def _aligned(rows: list[list[str]], gap: str = "  ") -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+    return "\n".join(gap.join(map(str.rjust, row, widths)) for row in rows)

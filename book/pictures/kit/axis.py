@@ -13,11 +13,10 @@ def readable(value: float, unit: str) -> str:
     return EngFormatter(unit=unit)(digits).strip() if unit else f"{digits:,g}"
 
 
-def ticks(end: float, unit: str, most: int) -> tuple[list[float], Callable[[float], str]]:
-    """At most `most` + 1 round values from 0 to `end`, and how to write them."""
-    marks = [
-        float(mark) for mark in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(0, end) if 0 <= mark <= end
-    ]
+def ticks(end: float, unit: str, most: int, start: float = 0) -> tuple[list[float], Callable[[float], str]]:
+    """At most `most` + 1 round values from `start` to `end`, and how to write them."""
+    between = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=start < 0).tick_values(start, end)
+    marks = [float(mark) for mark in between if start <= mark <= end]
     return marks, lambda mark: readable(mark, unit) if mark else "0"
 
 

@@ -4,6 +4,7 @@ import exercise_checks as checks
 import torch
 
 from book.exercises import collectives as tasks
+from lib import shard
 from lib.devices import algorithms
 
 EVERY = [tasks.all_reduce_in_two, tasks.ring_all_gather, tasks.tree_broadcast, tasks.normalize]
@@ -291,12 +292,77 @@ def each_asks_itself(group, x):
     return x / largest if mine > 2.5 else x
 
 
+def normalize_by_vector_norm(group, x):
+    largest = float(group.all_reduce(torch.linalg.vector_norm(x, ord=torch.inf), op="max"))
+    return x / (largest if largest > 2.5 else 1)
+
+
+def ring_by_recursion(group, x):
+    def with_those_behind(piece, hops):
+        if hops == 0:
+            return [piece]
+        group.send(piece, (group.rank + 1) % group.size)
+        return [piece, *with_those_behind(group.recv((group.rank - 1) % group.size), hops - 1)]
+
+    pieces = with_those_behind(x, group.size - 1)
+    return torch.vstack([pieces[(group.rank - rank) % group.size] for rank in range(group.size)])
+
+
+def tree_from_the_parent(group, x):
+    ahead = 1
+    if group.rank:
+        parent = 1 << (group.rank.bit_length() - 1)
+        x, ahead = group.recv(group.rank - parent), 2 * parent
+    while group.rank + ahead < group.size:
+        group.send(x, group.rank + ahead)
+        ahead *= 2
+    return x
+
+
+def turned_round(group, x):
+    largest = group.all_reduce(x.abs().max(), op="max")
+    return x if largest > 2.5 else x / largest
+
+
+def cut_off(group, x):
+    return x.clamp(-2.5, 2.5)
+
+
+def scaled_to_the_limit(group, x):
+    largest = group.all_reduce(x.abs().max(), op="max")
+    return 2.5 * x / largest if largest > 2.5 else x
+
+
+def tree_received_for_nothing(group, x):
+    distance = 1
+    while distance < group.size:
+        if group.rank < distance and group.rank + distance < group.size:
+            group.send(x, group.rank + distance)
+        elif distance <= group.rank < 2 * distance:
+            group.recv(group.rank - distance)
+        distance *= 2
+    return x
+
+
+def gathers_the_terms(group, x):
+    return group.all_gather(x).reshape(group.size, *x.shape).sum(0)
+
+
+def gathers_its_own_term(group, x):
+    group.reduce_scatter(x)
+    return group.all_gather(shard(x, group, 0))
+
+
 def agrees_on_the_smallest(group, x):
     largest = group.all_reduce(x.abs().max(), op="min")
     return x / largest if largest > 2.5 else x
 
 
 RIGHT = [
+    (tasks.normalize, agreed_by_all_gather),
+    (tasks.normalize, normalize_by_vector_norm),
+    (tasks.ring_all_gather, ring_by_recursion),
+    (tasks.tree_broadcast, tree_from_the_parent),
     (tasks.ring_all_gather, backwards_round_the_ring),
     (tasks.ring_all_gather, ring_with_a_buffer),
     (tasks.all_reduce_in_two, in_two_transposed),
@@ -310,13 +376,17 @@ RIGHT = [
     (tasks.tree_broadcast, algorithms.tree_broadcast),
 ]
 REMARKED = [
-    (tasks.normalize, agreed_by_all_gather, "it sends more than it needs. rank 0: 16 bytes sent, 8 are enough"),
     (tasks.normalize, gathers, "it sends more than it needs"),
     (tasks.tree_broadcast, hyper, "768 bytes sent, 384 are enough"),
 ]
 
 WRONG = [
-    (tasks.normalize, agrees_on_the_smallest, "is wrong on 3 devices"),
+    (tasks.normalize, agrees_on_the_smallest, "the smallest of the devices' largest |elements| was taken"),
+    (tasks.normalize, turned_round, "it is the other way round"),
+    (tasks.normalize, cut_off, "too large elements were cut off at 2.5"),
+    (tasks.tree_broadcast, tree_received_for_nothing, "what arrived was not used"),
+    (tasks.all_reduce_in_two, gathers_the_terms, "the terms were gathered whole"),
+    (tasks.all_reduce_in_two, gathers_its_own_term, "not the finished ones"),
     (tasks.ring_all_gather, straight_to_all, "but not round the ring"),
     (tasks.ring_all_gather, straight_to_all, "Rank 0 sent to rank 2. On a ring it has two neighbors, 3 and 1"),
     (tasks.normalize, forgets_abs, "the largest element is not the largest |element|"),
@@ -342,7 +412,7 @@ WRONG = [
     (tasks.tree_broadcast, loop, "3 messages go one after the other; 2 are enough"),
     (tasks.tree_broadcast, chain, "3 messages go one after the other; 2 are enough"),
     (tasks.tree_broadcast, pow2, "dst=3 is not in the group"),
-    (tasks.tree_broadcast, none2, "no device sent anything"),
+    (tasks.tree_broadcast, none2, "nothing was sent to them"),
     (tasks.tree_broadcast, verb2, "with broadcast."),
     (tasks.tree_broadcast, rank0, "only rank 0 has it"),
     (tasks.normalize, own, "every device divides by the largest |element| of its own piece"),
@@ -384,4 +454,4 @@ def test_terms_add_up_and_differ():
 
 
 def test_no_cause_is_better_than_a_wrong_one():
-    assert "Cause" not in str(tasks.normalize.check(agrees_on_the_smallest))
+    assert "Cause" not in str(tasks.normalize.check(scaled_to_the_limit))

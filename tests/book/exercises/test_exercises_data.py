@@ -76,6 +76,60 @@ def second_only(group, w, x1, y1, x2, y2):
     return group.all_reduce(x2.T @ (x2 @ w - y2)) / group.all_reduce(torch.tensor(len(x2), dtype=w.dtype))
 
 
+def step_by_torchs_optimizer(group, w, x, y):
+    p = w.clone().requires_grad_()
+    p.grad = group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(len(x)))
+    torch.optim.SGD([p], lr=0.1).step()
+    return p.detach()
+
+
+def counts_gathered(group, w, x, y):
+    samples = group.all_gather(torch.tensor([len(x)])).sum()
+    return w - 0.1 * group.all_reduce(x.T @ (x @ w - y)) / samples
+
+
+def gradient_by_func(group, w, x, y):
+    mine = torch.func.grad(lambda w: (x @ w - y).square().sum() / 2)(w)
+    return group.all_reduce(mine).div(group.all_reduce(torch.tensor(x.shape[0])))
+
+
+def accumulate_by_autograd(group, w, x1, y1, x2, y2):
+    p = w.clone().requires_grad_()
+    for x, y in ((x1, y1), (x2, y2)):
+        ((x @ p - y).square().sum() / 2).backward()
+    return group.all_reduce(p.grad) / group.all_reduce(torch.tensor(len(x1) + len(x2)))
+
+
+def step_without_a_rate(group, w, x, y):
+    return w - group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(len(x)))
+
+
+def step_counts_numbers(group, w, x, y):
+    return w - 0.1 * group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(x.numel()))
+
+
+def step_by_torchs_mse(group, w, x, y):
+    p = w.clone().requires_grad_()
+    torch.nn.functional.mse_loss(x @ p, y).backward()
+    return w - 0.1 * group.all_reduce(p.grad) / group.size
+
+
+def steps_too_far(group, w, x, y):
+    return w - 0.1 * group.all_reduce(x.T @ (x @ w - y)) / group.all_reduce(torch.tensor(len(x)))
+
+
+def mean_here(w, x, y):
+    return x.T @ (x @ w - y) / len(x)
+
+
+def means_averaged(group, w, x1, y1, x2, y2):
+    return group.all_reduce((mean_here(w, x1, y1) + mean_here(w, x2, y2)) / 2) / group.size
+
+
+def means_added(group, w, x1, y1, x2, y2):
+    return group.all_reduce(mean_here(w, x1, y1) + mean_here(w, x2, y2)) / group.size
+
+
 def doubled(group, w, x1, y1, x2, y2):
     return group.all_reduce(x1.T @ (x1 @ w - y1) + x2.T @ (x2 @ w - y2)) / group.all_reduce(
         torch.tensor(len(x1), dtype=w.dtype)
@@ -209,6 +263,10 @@ def accumulate_guessed(group, w, x1, y1, x2, y2):
 
 
 RIGHT = [
+    (tasks.training_step, step_by_torchs_optimizer),
+    (tasks.training_step, counts_gathered),
+    (tasks.mean_gradient, gradient_by_func),
+    (tasks.accumulate, accumulate_by_autograd),
     (tasks.training_step, sample_by_sample),
     (tasks.training_step, by_autograd),
     (tasks.mean_gradient, gradient_einsum),
@@ -226,6 +284,12 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.training_step, step_without_a_rate, "the rate 0.1 is missing"),
+    (tasks.training_step, step_counts_numbers, "numbers were counted, not samples"),
+    (tasks.training_step, step_by_torchs_mse, "and no half, as in mse_loss"),
+    (tasks.mean_gradient, steps_too_far, "the gradient was asked for, not w after a step"),
+    (tasks.accumulate, means_averaged, "right when both have equally many samples, and only then"),
+    (tasks.accumulate, means_added, "both micro-batches' means were added"),
     (tasks.training_step, step_guessed, "not counted but guessed, as P times the own ones"),
     (tasks.training_step, step_mean_over_outputs, "a mean of means, and over the outputs, too"),
     (tasks.training_step, step_by_mse, "a mean over the outputs, too"),
@@ -251,7 +315,7 @@ WRONG = [
     (tasks.accumulate, syncs_twice, "the gradient travels once for each micro-batch"),
     (tasks.accumulate, first_only, "only the first micro-batch counts"),
     (tasks.accumulate, second_only, "only the second micro-batch counts"),
-    (tasks.accumulate, doubled, "were added, not averaged"),
+    (tasks.accumulate, doubled, "the samples of the first micro-batch alone were counted"),
     (tasks.accumulate, never_synced, "each device used its own samples alone"),
 ]
 

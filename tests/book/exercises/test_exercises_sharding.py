@@ -488,7 +488,29 @@ def row_by_samples(group, x, w, bias):
     return group.all_reduce(y) + bias
 
 
+def two_einsum(group, x, a, b):
+    h = torch.einsum("bi,ih->bh", copy_to(x, group), a)
+    return reduce_from(torch.einsum("bh,ho->bo", torch.maximum(h, torch.zeros_like(h)), b), group)
+
+
+def two_relu_on_partial_sums(group, x, a, b):
+    return reduce_from(torch.relu(torch.relu(copy_to(x, group) @ a) @ b), group)
+
+
+def two_columns_added(group, x, a, b):
+    return reduce_from(reduce_from(torch.relu(copy_to(x, group) @ a), group) @ b, group)
+
+
+def two_unit_by_unit(group, x, a, b):
+    """A device without units has no loop, and no way back."""
+    x, y = copy_to(x, group), torch.zeros(len(x), b.shape[1], dtype=x.dtype)
+    for column, row in zip(a.T, b, strict=True):
+        y = y + torch.outer(torch.relu(x @ column), row)
+    return reduce_from(y, group)
+
+
 RIGHT = [
+    (tasks.two_layers, two_einsum),
     (tasks.column_forward, column_column_by_column),
     (tasks.column_forward, column_padded),
     (tasks.column_forward, column_transposed_twice),
@@ -515,6 +537,9 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.two_layers, two_relu_on_partial_sums, "relu was applied to partial sums"),
+    (tasks.two_layers, two_columns_added, "They are finished: nothing is sent there"),
+    (tasks.two_layers, two_unit_by_unit, "so its backward calls nothing"),
     (tasks.column_forward, column_by_samples, "With only its own part of w, cut along dim 1"),
     (tasks.row_forward, row_by_samples, "With only its own part of x, cut along dim 1"),
     (tasks.column_forward, column_chunked, "It was cut with chunk, which rounds up"),

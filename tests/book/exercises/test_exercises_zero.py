@@ -445,7 +445,6 @@ WRONG = [
 
 REMARKED = [
     (tasks.clip_pieces, clip_gathered, "Right, but it sends more than it needs"),
-    (tasks.clip_pieces, clip_all_norms, "Right, but it sends more than it needs"),
 ]
 
 test_the_stub_waits = checks.stubs_wait(EVERY)

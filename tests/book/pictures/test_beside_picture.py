@@ -56,3 +56,17 @@ def test_some_hundred_bytes_are_bytes():
 def test_bad_input_is_passed_on():
     with pytest.raises(ValueError, match="a batch of 4 cannot be divided evenly over 8 devices"):
         draw_data_and_tensor(LayerShape(16, 4, 64, 8), 8)
+
+
+def test_other_numbers_of_devices_share_the_scale():
+    shape = LayerShape(2048, 8, 4096, 32)
+
+    def bars(devices, **options):
+        root = ElementTree.fromstring(draw_data_and_tensor(shape, devices, **options).svg())
+        return [float(n.get("width")) for n in root.iter(f"{SVG}rect") if n.get("height") == "16"]
+
+    alone, shared = bars(8), bars(8, scale_of=(2, 4, 8))
+    of_two = bars(2, scale_of=(2, 4, 8))
+    costs = [data_parallel_costs(shape, devices).activations for devices in (2, 8)]
+    assert of_two[3] / shared[3] == pytest.approx(costs[0] / costs[1], rel=2e-2)
+    assert shared[3] < alone[3]
