@@ -6,7 +6,6 @@ Nothing is loaded before it is asked for: what needs one color must not wait for
 from importlib import import_module
 
 _HOMES = {
-    "book.folded": ["folded"],
     "book.pictures.activations": ["draw_activations"],
     "book.pictures.attention": ["draw_attention", "draw_weighted_average"],
     "book.pictures.bars": ["draw_bars"],
@@ -38,6 +37,7 @@ _HOMES = {
     "book.pictures.tensor": ["draw_tensor"],
     "book.pictures.timeline": ["draw_timeline"],
     "book.pictures.verbs": ["draw_verb", "draw_verbs"],
+    "book.printed": ["folded"],
     "book.source": ["Source", "show_source"],
     "book.widget.explore": ["Exploration", "explore"],
 }

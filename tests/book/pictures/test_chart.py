@@ -122,3 +122,8 @@ def test_ticks_are_round_and_few():
         assert name(0) == "0"
     assert log_ticks(1, 1e6, 10) == [10.0**i for i in range(7)]
     assert len(log_ticks(1, 1e12, 5)) <= 7
+
+
+def test_numbers_below_zero_have_marks():
+    svg = draw_chart({"right": [(1, -15.0), (2, -14.5)], "wrong": [(1, -15.0), (2, -3.4)]}, "t", "layer", "power").svg()
+    assert all(f">{mark}<" in svg for mark in ("-14", "-10", "-4")), svg

@@ -1,10 +1,10 @@
-"""`folded`: text for a page, on which a line of more than 85 letters would be cut."""
+"""`folded`: text for a page, on which a line of more than 86 letters would be cut."""
 
 from __future__ import annotations
 
 from textwrap import TextWrapper
 
-WIDTH = 84
+WIDTH = 86
 
 
 def folded(text: object) -> str:
