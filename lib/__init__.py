@@ -58,8 +58,9 @@ from lib.parallel.experts.balance import balance_loss, imbalance, update_bias, z
 from lib.parallel.experts.capacity import capacity_for, keep_first
 from lib.parallel.experts.gradients import gradient_norm_on, sum_gradients
 from lib.parallel.experts.grid import ExpertGrid
+from lib.parallel.experts.grouped import GroupedExperts, PaddedExperts, padded_share
 from lib.parallel.experts.layer import MixtureOfExperts
-from lib.parallel.experts.model import ExpertGPT, ExpertGPTConfig
+from lib.parallel.experts.model import ExpertGPT, ExpertGPTConfig, expert_state
 from lib.parallel.experts.nodes import NodeFirstExperts
 from lib.parallel.experts.overlap import OverlappedExperts
 from lib.parallel.experts.router import ExpertChoiceRouter, Router, RoutingRule, route
@@ -188,6 +189,7 @@ __all__ = [
     "GridGroups",
     "GridTrainer",
     "Group",
+    "GroupedExperts",
     "Handle",
     "Hardware",
     "HubFolder",
@@ -217,6 +219,7 @@ __all__ = [
     "OverlappedExperts",
     "OverlappedGPT",
     "OverlappedMLP",
+    "PaddedExperts",
     "PaddedShard",
     "ParallelBlock",
     "ParallelConfig",
@@ -299,6 +302,7 @@ __all__ = [
     "dry_step",
     "dual_pipe_v",
     "equal_to_one_device",
+    "expert_state",
     "from_gpt2",
     "from_llama",
     "fused_attend",
@@ -332,6 +336,7 @@ __all__ = [
     "one_f_one_b",
     "overlapped_linear",
     "owners",
+    "padded_share",
     "padded_vocabulary",
     "pairs_by_hop",
     "pipeline_bytes",

@@ -37,7 +37,8 @@ class MixtureOfExperts(nn.Module):
     Input and output (..., hidden) Shard(0) over the batch. Each device's loss is its own, as in data parallelism: the
     gradients of its experts are whole, those of the router and the shared experts Partial (see `sum_gradients`).
 
-    `rule` says how experts are chosen. `capacity_factor` bounds the rows of an expert (None: nothing is dropped); with
+    `rule` says how experts are chosen. `capacity_factor` bounds the rows of an expert (None: nothing is dropped), but
+    not in `eval()`: who is dropped depends on all tokens of the batch, and a text is written token by token. With
     `renormalize`, the gates that drops leave to a token sum to what they summed to before. `shared` experts see every
     token. `group` may be an `ExpertGrid`: then data and tensor parallelism are combined with this.
 
@@ -47,6 +48,8 @@ class MixtureOfExperts(nn.Module):
 
     Raises ValueError when there are more devices than experts.
     """
+
+    Experts = Experts
 
     def __init__(
         self,
@@ -73,7 +76,7 @@ class MixtureOfExperts(nn.Module):
         self.hidden, self.rule = hidden, rule
         self.capacity_factor, self.renormalize = capacity_factor, renormalize
         self.router = router(hidden, rule)
-        self.experts = Experts(hidden, inner, rule.experts, self.grid, gated)
+        self.experts = self.Experts(hidden, inner, rule.experts, self.grid, gated)
         self.shared = Experts(hidden, inner * shared, 1, self.grid, gated, shared=True) if shared else None
         self.seen: Seen | None = None
 
@@ -104,7 +107,7 @@ class MixtureOfExperts(nn.Module):
         batch, experts = self.grid.batch, self.grid.experts
         wanted = rows_of_all(self.count_rows(routing.chosen), batch)  # (P, E)  Replicate
         chosen, kept = routing.chosen, wanted
-        if self.capacity_factor is not None:
+        if self.capacity_factor is not None and self.training:
             room = capacity_for(int(wanted.sum()) // self.rule.k, self.rule.k, self.rule.experts, self.capacity_factor)
             chosen, kept = keep_first(chosen, wanted, batch.rank, room)
         first = batch.rank - experts.rank  # the devices that divide these experts are neighbors in the batch

@@ -1,6 +1,7 @@
 """The book's GPT with experts in the place of every MLP, under expert x data x tensor parallelism."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from lib.devices import Group
+from lib.parallel.attention.attention import KVCache
 from lib.parallel.experts.balance import balance_loss, update_bias, z_loss
-from lib.parallel.experts.grid import ExpertGrid, as_grid
+from lib.parallel.experts.grid import ExpertGrid, ShardExperts, as_grid
 from lib.parallel.experts.layer import MixtureOfExperts, Seen
 from lib.parallel.experts.router import ExpertChoiceRouter, Router, RoutingRule
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
+from lib.parallel.sharding.dense import layout_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ class ExpertGPTConfig(GPTConfig):
 class ExpertGPT(GPT):
     """One device's part. Every device of the batch brings texts of its own; the experts are divided among them.
 
-    Weights start as the pieces of one dense initialization, whatever the grid. Dropout must differ between the devices
-    of the batch: see `different_random`. `options` are those of `GPT`.
+    Weights start as the pieces of one dense initialization, whatever the grid; `load_dense(model, state, model.group)`
+    gives it others, and `expert_state` takes them out again. `generate` writes with it. Dropout must differ between the
+    devices of the batch: see `different_random`. `options` are those of `GPT`.
     """
 
     def __init__(self, config: ExpertGPTConfig, group: Group | ExpertGrid, **options: Any):
@@ -71,6 +75,19 @@ class ExpertGPT(GPT):
                 for mlp in (layer.experts, layer.shared):
                     if mlp is not None:  # 2 x layers outputs add up on the residual, as everywhere in GPT-2
                         mlp.down /= math.sqrt(2 * config.layers)
+
+    def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """As of `GPT`. Each device of the batch may write a text of its own, but all must write as many tokens.
+
+        Raises ValueError where experts choose: they look at tokens that are not written yet.
+        """
+        if self.config.expert_choice:
+            raise ValueError(
+                f"ExpertGPT on rank {self.grid.everyone.rank} of {self.grid.everyone.size}: with expert choice a "
+                "token's experts depend on the tokens after it, and a text that is being written has none; train with "
+                "expert_choice=False to generate"
+            )
+        return super().next_logits(tokens, caches)
 
     def layers_of_experts(self) -> list[MixtureOfExperts]:
         """One for each block."""
@@ -89,6 +106,25 @@ class ExpertGPT(GPT):
         """After a step, where there is a `bias_rate`: by the loads of the last forward."""
         for layer in self.layers_of_experts():
             update_bias(layer.router, layer.seen, self.config.bias_rate)
+
+
+def expert_state(models: Sequence[ExpertGPT]) -> dict[str, Tensor]:
+    """The state dict of the dense model, from the models of all devices in rank order. For use outside of a program.
+
+    Raises ValueError when copies that must be equal are not.
+    """
+    grid, state = models[0].grid, {}
+    one_set = grid.experts.size * grid.tensor.size
+    for name in models[0].state_dict():
+        layout = layout_of(models[0], name)
+        divided = isinstance(layout, ShardExperts)
+        pieces = [model.state_dict()[name] for model in models]
+        state[name] = layout.whole(pieces[:one_set] if divided else pieces[: grid.tensor.size])
+        each = one_set if divided and layout.experts > 1 else grid.tensor.size
+        for rank, piece in enumerate(pieces):
+            if not torch.equal(piece, pieces[rank % each]):
+                raise ValueError(f"expert_state: {name} on rank {rank} differs from the copies of it on other devices")
+    return state
 
 
 def _experts(config: ExpertGPTConfig, grid: ExpertGrid, hidden: int, _: Group, approximate: str) -> MixtureOfExperts:
