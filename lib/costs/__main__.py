@@ -16,6 +16,7 @@ from lib.costs.memory import USES, moments
 from lib.costs.money import TrainingRun, share_of_peak
 from lib.costs.plan import PRECISIONS, TrainingPlan
 from lib.costs.shapes import MODELS, ModelShape
+from lib.devices.aligned import aligned
 from lib.devices.hardware import PRESETS
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -96,10 +97,11 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
         f"Bytes of one device (stage {fullest} of {plan.pipeline}), at {moment.name}:",
     ]
     rows = [(use, getattr(moment, use)) for use in USES] + [("sum", moment.total)]
-    lines += [f"  {use:<12} {size / 1e9:>12,.2f} GB  {size / moment.total:>5.0%}" for use, size in rows]
     over = moment.total - memory
     verdict = f"does not fit: {over / 1e9:,.2f} GB too much" if over > 0 else f"fits: {-over / 1e9:,.2f} GB are left"
-    lines += [f"  {'the device':<12} {memory / 1e9:>12,.2f} GB  {verdict}", ""]
+    table = [[use, f"{size / 1e9:,.2f} GB", f"{size / moment.total:>4.0%}"] for use, size in rows]
+    table += [["the device", f"{memory / 1e9:,.2f} GB", verdict]]
+    lines += [*(f"  {line}" for line in aligned(table, left=(0, 2))), ""]
     tokens = plan.global_batch * plan.sequence
     model = step_flops(shape, plan.global_batch, plan.sequence)
     hardware_flops = step_flops(shape, plan.global_batch, plan.sequence, plan.recompute)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 
+from lib.devices.aligned import aligned
 from lib.devices.rooted import COLLECTIVES
 from lib.devices.traffic import Traffic
 
@@ -70,8 +71,6 @@ class Meters:
         above = ["", "", "", "sent", "", "received", ""]
         head = ["rank", "verb", "calls", "messages", "bytes", "messages", "bytes"]
         body = [[str(rank), verb, *(f"{n:,}" for n in astuple(count))] for rank, verb, count in self.rows()]
-        widths = [max(map(len, column)) for column in zip(above, head, *body, strict=True)]
-        lines = ("  ".join(map(str.rjust, row, widths)) for row in [above, head, *body])
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(aligned([above, head, *body]))
 
     __repr__ = __str__

@@ -7,6 +7,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Literal
 
+from lib.devices.aligned import aligned
 from lib.devices.memory import USES, Held, Use
 
 Kind = Literal["compute", "communication", "waiting"]
@@ -115,7 +116,7 @@ class Trace:
             when = max(self.held(rank), key=lambda point: point[1])[0]
             at = [[size for time, size in self.held(rank, kind) if time <= when][-1] for kind in (*USES, None)]
             rows.append([str(rank), f"{when * 1e6:,.1f}", *(f"{size:,}" for size in at)])
-        return _aligned(rows, gap=" ")  # many columns: with two spaces between them a page cuts the last one
+        return "\n".join(aligned(rows, gap=" "))  # many columns: with two spaces between them a page cuts the last one
 
     def table(self) -> str:
         """Per device: seconds of compute, communication and waiting, the end, and the share of time spent computing."""
@@ -127,7 +128,7 @@ class Trace:
             times = [self.total(rank, kind) for kind in ("compute", "communication", "waiting")]
             busy = times[0] / self.seconds if self.seconds else 0.0
             rows.append([str(rank), *(f"{t * 1e6:,.1f}" for t in (*times, ends[rank])), f"{busy:.0%}"])
-        return _aligned(rows)
+        return "\n".join(aligned(rows))
 
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace in Chrome's format: open it in ui.perfetto.dev or chrome://tracing.
@@ -173,8 +174,3 @@ def _covered(events: list[Event]) -> float:
         total += max(0.0, event.end - max(event.start, end))
         end = max(end, event.end)
     return total
-
-
-def _aligned(rows: list[list[str]], gap: str = "  ") -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(gap.join(map(str.rjust, row, widths)) for row in rows)

@@ -8,6 +8,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from lib.devices.aligned import aligned
 from lib.devices.collectives import Collective
 
 # Frames in these places are not the reader's: this library, the machinery of the page, PyTorch and what is
@@ -91,8 +92,7 @@ def table_of_the_stuck(size: int, waits_for: dict[int, str], places: dict[int, s
     rows = [("rank", "waits for", "in")]
     rows += [(str(r), waits_for[r], places[r]) if r in waits_for else (str(r), "(has ended)", "") for r in range(size)]
     shown = rows if size <= 16 else [*rows[:9], ("...", "", ""), *rows[-2:]]
-    widths = [max(len(row[column]) for row in shown) for column in range(2)]
-    lines += [f"  {r:>{widths[0]}}  {waits:<{widths[1]}}  {place}".rstrip() for r, waits, place in shown]
+    lines += [f"  {line}" for line in aligned(shown, left=(1, 2))]
     if all(text.startswith("recv") for text in waits_for.values()) and not ended:
         fix = "all wait to receive before anyone has sent: let some device send first"
     elif any(text.startswith("send") for text in waits_for.values()):
