@@ -132,6 +132,8 @@ def dispatched(
     returns: bool = True,
     keeps_order: bool = True,
     from_zero: bool = True,
+    gates_sorted: bool = True,
+    added: bool = True,
 ) -> Tensor:
     """The solution, and what is left of it with a mistake in it."""
     flat = expert.flatten()
@@ -147,7 +149,10 @@ def dispatched(
         y = torch.cat([y, y.new_zeros(len(flat), y.shape[1])])[: len(flat)]
     if not keeps_order:
         order = torch.arange(len(flat))
-    return torch.zeros_like(x).index_add(0, order // 2, y * gate.flatten()[order, None])
+    weights = gate.flatten()[order, None] if gates_sorted else gate.flatten()[:, None]
+    if not added:  # what is set last stays
+        return torch.zeros_like(x).index_put((order // 2,), y * weights)
+    return torch.zeros_like(x).index_add(0, order // 2, y * weights)
 
 
 @exercise(
@@ -179,6 +184,11 @@ def dispatched(
         "an expert's number was used as a place in w. Row 0 of w is the first of this device's own experts.": (
             lambda group, *inputs: dispatched(group, *inputs, from_zero=False)
         ),
+        "the gates are in the order of the choices, and the answers in that of the devices: take the gates in order, "
+        "too.": lambda group, *inputs: dispatched(group, *inputs, gates_sorted=False),
+        "one answer of a token replaced the other: out[i] = y sets, and index_add adds.": (
+            lambda group, *inputs: dispatched(group, *inputs, added=False)
+        ),
     },
     mistakes={
         "the answers were added without their gates.": lambda parts, x, expert, gate, w, owner: by_loop(
@@ -186,6 +196,9 @@ def dispatched(
         ),
         "the two answers were averaged. Each counts by its gate.": lambda parts, x, expert, gate, w, owner: by_loop(
             x, expert, torch.full_like(gate, 0.5), w, owner
+        ),
+        "only the first choice counts here: each token has two experts.": lambda parts, x, expert, gate, w, owner: (
+            by_loop(x, expert, gate * torch.tensor([1.0, 0.0], dtype=gate.dtype), w, owner)
         ),
         "the gate was multiplied into the token before the expert. An expert is not linear: weigh its answer.": (
             lambda parts, x, expert, gate, w, owner: torch.tanh(gate[..., None] * x[:, None] * w[expert]).sum(1)
@@ -239,7 +252,13 @@ def first_choices_first(expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
 
 
 def kept_here(
-    group: Group, expert: Tensor, gate: Tensor, load: Tensor, room: int = ROOM, alone: bool = False, whole: bool = True
+    group: Group,
+    expert: Tensor,
+    gate: Tensor,
+    load: Tensor,
+    room: int = ROOM,
+    alone: bool = False,
+    whole: bool = True,
 ) -> Tensor:
     """The solution, and what is left of it with a mistake in it."""
     everyone = group.all_gather(count_rows(expert, len(load))[None])
@@ -248,6 +267,31 @@ def kept_here(
         everyone, place = everyone[place][None], 0
     left = gate * (keep_first(expert, everyone, place, room)[0] >= 0)
     return renormalized(left) if whole else left
+
+
+def counted_before(group: Group, expert: Tensor, gate: Tensor, load: Tensor, until: int) -> Tensor:
+    """With the rows of the ranks up to `until` before this one counted as those that come first."""
+    everyone = group.all_gather(count_rows(expert, len(load))[None])
+    before = everyone[: max(0, until)].sum(0)
+    own = before + count_rows(expert, len(load))
+    kept, _ = keep_first(expert, torch.stack([before, own - before]), 1, ROOM)
+    return renormalized(gate * (kept >= 0))
+
+
+def both_or_none(expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
+    kept, _ = keep_first(expert, count_rows(expert, len(load))[None], 0, ROOM)
+    return gate * (kept >= 0).all(1, keepdim=True)
+
+
+def last_rows(expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
+    back = expert.flip(0, 1)
+    kept, _ = keep_first(back, count_rows(back, len(load))[None], 0, ROOM)
+    return renormalized(gate * (kept >= 0).flip(0, 1))
+
+
+def softmax_of_what_is_left(expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
+    kept, _ = keep_first(expert, count_rows(expert, len(load))[None], 0, ROOM)
+    return gate.masked_fill(kept < 0, -torch.inf).softmax(-1).nan_to_num(0)
 
 
 @exercise(
@@ -264,6 +308,9 @@ def kept_here(
         "nothing was dropped.": lambda group, expert, gate, load: gate,
         f"each device let {ROOM} rows of its own through. The room is that of all devices together: ask how many rows "
         "stand before yours.": lambda group, *inputs: kept_here(group, *inputs, alone=True),
+        "your own rows were counted twice: before your first row stand those of the ranks before yours, without you.": (
+            lambda group, *inputs: counted_before(group, *inputs, until=group.rank + 1)
+        ),
         "gates are not normalized after dropping: what is left of a token's gates must sum to 1 again.": (
             lambda group, *inputs: kept_here(group, *inputs, whole=False)
         ),
@@ -277,6 +324,15 @@ def kept_here(
     mistakes={
         "all first choices came before all second ones. Here tokens come in their order, with both choices.": (
             lambda parts, *inputs: first_choices_first(*inputs)
+        ),
+        "a token lost both choices where only one was dropped: the other one still counts.": (
+            lambda parts, *inputs: both_or_none(*inputs)
+        ),
+        "the last rows of each expert were kept. Who comes first has a place.": lambda parts, *inputs: last_rows(
+            *inputs
+        ),
+        "what is left went through a softmax. Gates are shares already: divide them by their sum.": (
+            lambda parts, *inputs: softmax_of_what_is_left(*inputs)
         ),
     },
     hints=(
@@ -325,6 +381,21 @@ def right_way(g: Tensor, d: Tensor) -> Tensor:
     return g * (d - (g * d).sum(-1, keepdim=True))
 
 
+def of_all_experts(x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
+    """As if the gates were the two best of a softmax over all experts."""
+    logits = x @ r.T
+    expert = logits.topk(2, -1).indices
+    d_scores = torch.zeros_like(logits).scatter(1, expert, (y * dz[:, None]).sum(-1))
+    return right_way(logits.softmax(-1), d_scores).T @ x
+
+
+def to_first_experts(x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
+    """Without the scatter: experts 0 and 1 learn, whoever was chosen."""
+    best, _ = (x @ r.T).topk(2, -1)
+    d_best = right_way(best.softmax(-1), (y * dz[:, None]).sum(-1))
+    return torch.cat([d_best.T @ x, torch.zeros_like(r[2:])])
+
+
 def by_hand(x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
     return of_gates(x, r, y, dz, right_way)
 
@@ -354,6 +425,16 @@ def by_hand(x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
         "a softmax of two is no sigmoid of each: the other gate's gradient is missing.": lambda parts, *inputs: (
             of_gates(*inputs, lambda g, d: g * (1 - g) * d)
         ),
+        "the softmax is over the two chosen logits: experts that were not chosen get no gradient.": (
+            lambda parts, *inputs: of_all_experts(*inputs)
+        ),
+        "experts 0 and 1 learned, whoever was chosen: scatter each gradient to its expert.": (
+            lambda parts, *inputs: to_first_experts(*inputs)
+        ),
+        "divided by the number of tokens. dz is the gradient of the loss, its mean is in there already.": (
+            lambda parts, x, *others: by_hand(x, *others) / len(x)
+        ),
+        "the sign is turned.": lambda parts, *inputs: -by_hand(*inputs),
         "this is the gradient of the gates, not of the logits: go back through the softmax.": (
             lambda parts, *inputs: of_gates(*inputs, lambda g, d: d)
         ),
@@ -446,11 +527,19 @@ def as_given(router: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summed_over(
-    group: Group, router: Tensor, expert: Tensor, experts_over: str, divide: Callable[[Mesh], float]
+    group: Group,
+    router: Tensor,
+    expert: Tensor,
+    experts_over: str,
+    divide: Callable[[Mesh], float],
+    router_over: str = "all",
+    divide_router: Callable[[Mesh], float] | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """With these groups and factors. The router's is P unless given."""
     mesh = Mesh(group, replicas=group.size // ep_of(group.size), experts=ep_of(group.size))
-    which = group if experts_over == "all" else getattr(mesh, experts_over)
-    return group.all_reduce(router) / group.size, which.all_reduce(expert) / divide(mesh)
+    mine, theirs = (group if over == "all" else getattr(mesh, over) for over in (router_over, experts_over))
+    factor = group.size if divide_router is None else divide_router(mesh)
+    return mine.all_reduce(router) / factor, theirs.all_reduce(expert) / divide(mesh)
 
 
 @exercise(
@@ -479,6 +568,27 @@ def summed_over(
         "the sum over the replicas was not divided. A device's loss is a mean over its own tokens: divide by P.": (
             lambda group, router, expert: summed_over(group, router, expert, "replicas", lambda mesh: 1)
         ),
+        "nothing was divided. A device's loss is a mean over its own tokens, and the batch's is the mean of all P.": (
+            lambda group, *both: summed_over(group, *both, "replicas", lambda mesh: 1, divide_router=lambda mesh: 1)
+        ),
+        "the router's gradient was summed over all devices, and not divided: divide it by P.": (
+            lambda group, *both: summed_over(
+                group, *both, "replicas", lambda mesh: group.size, divide_router=lambda mesh: 1
+            )
+        ),
+        "the router's gradient was averaged over the replicas alone. All P devices hold the same router.": (
+            lambda group, *both: summed_over(
+                group, *both, "replicas", lambda mesh: group.size, "replicas", lambda mesh: mesh.replicas.size
+            )
+        ),
+        "the experts' gradients were divided by EP. The groups differ, the factor does not: divide by P.": (
+            lambda group, *both: summed_over(group, *both, "replicas", lambda mesh: mesh.experts.size)
+        ),
+        "a factor came twice: what is divided by P before the sum needs no division behind it.": (
+            lambda group, *both: summed_over(
+                group, *both, "replicas", lambda mesh: group.size**2, divide_router=lambda mesh: group.size**2
+            )
+        ),
         "the experts' gradients were not added over the replicas.": lambda group, router, expert: (
             group.all_reduce(router) / group.size,
             expert / group.size,
@@ -488,9 +598,9 @@ def summed_over(
         "The loss of the batch is the mean of the devices' losses: (1/P) times their sum. Which devices' losses are in "
         "an expert's gradient already, and whose are missing?",
         "A device's experts have met the tokens of both devices of its pair. The other pairs hold the same experts: "
-        "Mesh(group, replicas=group.size // 2, experts=2).replicas are those to add over.",
-        "group.all_reduce(router) / group.size, and mesh.replicas.all_reduce(expert) / group.size: the groups differ, "
-        "the factor does not.",
+        "with ep = min(2, group.size), add over Mesh(group, replicas=group.size // ep, experts=ep).replicas.",
+        "group.all_reduce(router) / group.size, and mesh.replicas.all_reduce(expert) / group.size for the mesh of hint "
+        "2: the groups differ, the factor does not.",
     ),
 )
 def reduce_gradients(group: Group, router: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
@@ -504,3 +614,73 @@ def reduce_gradients(group: Group, router: Tensor, expert: Tensor) -> tuple[Tens
     ep = min(2, group.size)
     mesh = Mesh(group, replicas=group.size // ep, experts=ep)
     return group.all_reduce(router) / group.size, mesh.replicas.all_reduce(expert) / group.size
+
+
+# ---- 5: the balance loss ----
+
+
+def balance_of(probability: Tensor, expert: Tensor, share: Tensor | None = None) -> Tensor:
+    """E times the sum over the experts of their share of the rows times their mean probability."""
+    experts = probability.shape[1]
+    share = count_rows(expert, experts) / expert.numel() if share is None else share
+    return experts * (probability @ share.to(probability)).mean()
+
+
+def mean_of_means(group: Group, probability: Tensor, expert: Tensor) -> Tensor:
+    rows = group.all_reduce(count_rows(expert, probability.shape[1]).to(probability) / expert.numel()) / group.size
+    means = group.all_reduce(probability.mean(0)) / group.size
+    return probability.shape[1] * (rows * means).sum()
+
+
+@exercise(
+    oracle=balance_of,
+    inputs={
+        "probability": Gates("tokens experts", Shard(0)),
+        "expert": Choices("tokens 2 < experts", Shard(0)),
+    },
+    returns={"the balance loss": Replicate()},
+    forward=(Talk(AllReduce(), "2*experts"),),
+    limited=False,
+    slips={
+        "each device's own loss was averaged. f multiplies p, so both must be those of the whole batch first.": (
+            lambda group, *inputs: group.all_reduce(balance_of(*inputs)) / group.size
+        ),
+        "this is the loss of your own tokens alone.": lambda group, *inputs: balance_of(*inputs),
+        "the devices' means were averaged, as if all had equally many. Add up sums, and divide once.": mean_of_means,
+        "the losses of the devices were added.": lambda group, *inputs: group.all_reduce(balance_of(*inputs)),
+    },
+    mistakes={
+        "the number of experts is missing: where all is even, the loss must be 1.": lambda parts, p, expert: (
+            balance_of(p, expert) / p.shape[1]
+        ),
+        "f is a share of the rows, and a token has two: divide by their number, not by that of the tokens.": (
+            lambda parts, p, expert: 2 * balance_of(p, expert)
+        ),
+        "f counts the rows that each expert got. This is p in its place.": lambda parts, p, expert: balance_of(
+            p, expert, p.mean(0)
+        ),
+        "f counts the first choices alone: both choices are rows.": lambda parts, p, expert: balance_of(
+            p, expert[:, :1]
+        ),
+    },
+    hints=(
+        "f and p are means over all tokens of all devices, and they are multiplied with each other. So what must be "
+        "known on every device before the product?",
+        "Of each expert two sums over all devices: the rows that it got, torch.bincount(expert.flatten(), "
+        "minlength=E), and its probabilities, probability.sum(0). One all_reduce can take both, stacked.",
+        "rows, sums = group.all_reduce(torch.stack([counts.to(probability), probability.sum(0)])); f = rows / "
+        "rows.sum(), and the tokens are rows.sum() / 2, so p = 2 * sums / rows.sum(). The loss is E * (f * p).sum().",
+    ),
+)
+def balance(group: Group, probability: Tensor, expert: Tensor) -> Tensor:
+    """The balance loss of the whole batch, E sum_e f_e p_e, the same single number on every device.
+
+    probability (tokens/P, E) are the router's softmax for this device's tokens, and expert (tokens/P, 2), integers, the
+    two experts that each of them chose. f_e is expert e's share of all rows, p_e its mean probability over all tokens.
+    Devices may have different numbers of tokens.
+    """
+    experts = probability.shape[1]
+    counts = torch.bincount(expert.flatten(), minlength=experts)
+    rows, sums = group.all_reduce(torch.stack([counts.to(probability), probability.sum(0)]))  # (E,) each, Replicate
+    f, p = rows / rows.sum(), 2 * sums / rows.sum()  # two rows for each token
+    return experts * (f * p).sum()

@@ -7,7 +7,7 @@ from book.exercises import experts as tasks
 from lib import all_gather, all_to_all, gather_from
 from lib.devices import Mesh
 
-EVERY = [tasks.dispatch_and_combine, tasks.capacity, tasks.router_gradient, tasks.reduce_gradients]
+EVERY = [tasks.dispatch_and_combine, tasks.capacity, tasks.router_gradient, tasks.reduce_gradients, tasks.balance]
 
 
 # ---- dispatch and combine ----
@@ -236,7 +236,146 @@ def gates_by_product(group, x, r, y, dz):
     return group.all_reduce(torch.zeros_like(logits).scatter(1, expert, d_best).T @ x)
 
 
+def dispatch_gates_not_sorted(group, x, expert, gate, w, owner):
+    flat, order, table, first = way(group, expert, owner)
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=table)
+    y = torch.tanh(there * w[group.all_to_all(flat[order], sizes=table) - first])
+    back = all_to_all(y, group, 0, 0, sizes=list(zip(*table, strict=True)))
+    return torch.zeros_like(x).index_add(0, order // 2, back * gate.flatten()[:, None])
+
+
+def dispatch_sets(group, x, expert, gate, w, owner):
+    flat, order, table, first = way(group, expert, owner)
+    there = all_to_all(x[order // 2], group, 0, 0, sizes=table)
+    y = torch.tanh(there * w[group.all_to_all(flat[order], sizes=table) - first])
+    back = all_to_all(y, group, 0, 0, sizes=list(zip(*table, strict=True)))
+    out = torch.zeros_like(x)
+    out[order // 2] = back * gate.flatten()[order, None]
+    return out
+
+
+def dispatch_first_choice(group, *inputs):
+    return dispatch_by_hand(group, *inputs, weigh=lambda y, g: y * g * torch.tensor([[1.0], [0.0]], dtype=y.dtype))
+
+
+def room_by_mask(group, expert, gate, load):
+    """The places of all rows at once: how many of the same expert stand before."""
+    flat = expert.flatten()
+    before = group.all_gather(torch.bincount(flat, minlength=len(load))[None])[: group.rank].sum(0)
+    same = torch.nn.functional.one_hot(flat, len(load))
+    place = (same.cumsum(0) - same + before).gather(1, flat[:, None]).view_as(expert)
+    left = gate.masked_fill(place >= 2, 0)
+    return (left / left.sum(1, keepdim=True)).nan_to_num(0)
+
+
+def room_counted_twice(group, expert, gate, load):
+    everyone = group.all_gather(torch.bincount(expert.flatten(), minlength=len(load))[None])
+    taken, left = everyone[: group.rank + 1].sum(0), gate.clone()
+    for t, row in enumerate(expert.tolist()):
+        for j, e in enumerate(row):
+            left[t, j] = 0 if taken[e] >= 2 else left[t, j]
+            taken[e] += 1
+    return left / left.sum(1, keepdim=True).clamp(min=1e-300)
+
+
+def room_both_or_none(group, expert, gate, load):
+    return gate * (room(group, expert, gate, load, normalize=False) > 0).all(1, keepdim=True)
+
+
+def room_softmax(group, expert, gate, load):
+    left = room(group, expert, gate, load, normalize=False)
+    return left.masked_fill(left == 0, -torch.inf).softmax(1).nan_to_num(0)
+
+
+def router_by_jacobian(group, x, r, y, dz):
+    """Token by token, with the softmax's Jacobian written out."""
+    total = torch.zeros_like(r)
+    for token, answers, above in zip(x, y, dz, strict=True):
+        best, expert = (r @ token).topk(2)
+        g = best.softmax(0)
+        d = (torch.diag(g) - torch.outer(g, g)) @ (answers @ above)
+        total[expert] += torch.outer(d, token)
+    return group.all_reduce(total)
+
+
+def router_over_all_experts(group, *inputs):
+    return group.all_reduce(tasks.of_all_experts(*inputs))
+
+
+def router_not_scattered(group, *inputs):
+    return group.all_reduce(tasks.to_first_experts(*inputs))
+
+
+def router_turned(group, *inputs):
+    return -router(group, *inputs)
+
+
+def groups_nothing_divided(group, router, expert):
+    return group.all_reduce(router), mesh_of(group).replicas.all_reduce(expert)
+
+
+def groups_router_not_divided(group, router, expert):
+    return group.all_reduce(router), mesh_of(group).replicas.all_reduce(expert) / group.size
+
+
+def groups_divided_by_ep(group, router, expert):
+    return group.all_reduce(router) / group.size, mesh_of(group).replicas.all_reduce(expert) / min(2, group.size)
+
+
+def groups_weighed_before(group, router, expert):
+    return group.all_reduce(router / group.size), mesh_of(group).replicas.all_reduce(expert / group.size)
+
+
+def balance_in_two_calls(group, probability, expert):
+    rows = group.all_reduce(torch.nn.functional.one_hot(expert, probability.shape[1]).sum((0, 1)).to(probability))
+    tokens = rows.sum() / 2
+    return probability.shape[1] * (rows / (2 * tokens)) @ (group.all_reduce(probability.sum(0)) / tokens)
+
+
+def balance_gathered(group, probability, expert):
+    probability, expert = group.all_gather(probability), group.all_gather(expert)
+    rows = torch.bincount(expert.flatten(), minlength=probability.shape[1])
+    return probability.shape[1] * (rows / rows.sum() * probability.mean(0)).sum()
+
+
+def balance_by_loops(group, probability, expert):
+    tokens, experts = int(group.all_reduce(torch.tensor(len(expert)))), probability.shape[1]
+    both = torch.stack([torch.stack([(expert == e).sum().double(), probability[:, e].sum()]) for e in range(experts)])
+    return experts * group.all_reduce(both).prod(1).sum() / (2 * tokens * tokens)
+
+
+def balance_own(group, *inputs):
+    return tasks.balance_of(*inputs)
+
+
+def balance_mean_of_products(group, *inputs):
+    return group.all_reduce(tasks.balance_of(*inputs)) / group.size
+
+
+def balance_sum_of_products(group, *inputs):
+    return group.all_reduce(tasks.balance_of(*inputs))
+
+
+def balance_mean_of_means(group, probability, expert):
+    f = torch.bincount(expert.flatten(), minlength=probability.shape[1]).to(probability) / expert.numel()
+    f, p = group.all_reduce(torch.stack([f, probability.mean(0)])) / group.size
+    return probability.shape[1] * (f * p).sum()
+
+
+def balance_without_e(group, probability, expert):
+    return tasks.balance.solution(group, probability, expert) / probability.shape[1]
+
+
+def balance_by_tokens(group, *inputs):
+    return 2 * tasks.balance.solution(group, *inputs)
+
+
 RIGHT = [
+    (tasks.capacity, room_by_mask),
+    (tasks.router_gradient, router_by_jacobian),
+    (tasks.reduce_gradients, groups_weighed_before),
+    (tasks.balance, balance_in_two_calls),
+    (tasks.balance, balance_by_loops),
     (tasks.router_gradient, gates_by_product),
     (tasks.dispatch_and_combine, dispatch_by_hand),
     (tasks.dispatch_and_combine, dispatch_by_counts),
@@ -246,6 +385,7 @@ RIGHT = [
 ]
 
 REMARKED = [
+    (tasks.balance, balance_gathered, "Right, but it sends more than it needs"),
     (tasks.dispatch_and_combine, dispatch_with_own_sizes, "Right, but it sends more than it needs"),
 ]
 
@@ -257,6 +397,24 @@ WRONG = [
     (tasks.dispatch_and_combine, dispatch_gate_before, "the gate was multiplied into the token before the expert"),
     (tasks.dispatch_and_combine, dispatch_bare_verb, "requires grad"),
     (tasks.dispatch_and_combine, dispatch_gathers_without_the_sum, "the gradient of w"),
+    (tasks.dispatch_and_combine, dispatch_gates_not_sorted, "the gates are in the order of the choices"),
+    (tasks.dispatch_and_combine, dispatch_sets, "one answer of a token replaced the other"),
+    (tasks.dispatch_and_combine, dispatch_first_choice, "only the first choice counts here"),
+    (tasks.capacity, room_counted_twice, "your own rows were counted twice"),
+    (tasks.capacity, room_both_or_none, "a token lost both choices"),
+    (tasks.capacity, room_softmax, "what is left went through a softmax"),
+    (tasks.router_gradient, router_over_all_experts, "the softmax is over the two chosen logits"),
+    (tasks.router_gradient, router_not_scattered, "experts 0 and 1 learned"),
+    (tasks.router_gradient, router_turned, "the sign is turned"),
+    (tasks.reduce_gradients, groups_nothing_divided, "nothing was divided"),
+    (tasks.reduce_gradients, groups_router_not_divided, "the router's gradient was summed over all devices"),
+    (tasks.reduce_gradients, groups_divided_by_ep, "the experts' gradients were divided by EP"),
+    (tasks.balance, balance_own, "the loss of your own tokens alone"),
+    (tasks.balance, balance_mean_of_products, "each device's own loss was averaged"),
+    (tasks.balance, balance_sum_of_products, "the losses of the devices were added"),
+    (tasks.balance, balance_mean_of_means, "the devices' means were averaged"),
+    (tasks.balance, balance_without_e, "the number of experts is missing"),
+    (tasks.balance, balance_by_tokens, "a token has two"),
     (tasks.capacity, room_of_each_device, "each device let 2 rows of its own through"),
     (tasks.capacity, room_not_normalized, "gates are not normalized after dropping"),
     (tasks.capacity, room_for_three, "3 rows got through"),
@@ -273,7 +431,7 @@ WRONG = [
     (tasks.reduce_gradients, groups_over_all, "averaged over all devices"),
     (tasks.reduce_gradients, groups_not_divided, "the sum over the replicas was not divided"),
     (tasks.reduce_gradients, groups_expert_alone, "were not added over the replicas"),
-    (tasks.reduce_gradients, groups_router_over_replicas, "the router's gradient on rank"),
+    (tasks.reduce_gradients, groups_router_over_replicas, "averaged over the replicas alone"),
 ]
 
 test_the_stub_waits = checks.stubs_wait(EVERY)
