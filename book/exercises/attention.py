@@ -203,6 +203,9 @@ def picked(q: Tensor, k: Tensor, v: Tensor, heads: Tensor) -> Tensor:
                 q, k, v, (torch.arange(len(q)) % (len(q) // parts) // (len(q) // parts // 2)).clamp(max=1)
             )
         ),
+        "the scores are not divided by the root of the head size.": lambda parts, q, k, v: of_shared_heads(
+            q * math.sqrt(q.shape[2]), k, v
+        ),
         "there is no mask in this exercise: every token looks at all.": lambda parts, q, k, v: (
             F.scaled_dot_product_attention(q, *(y.repeat_interleave(len(q) // 2, 0) for y in (k, v)), is_causal=True)
         ),

@@ -74,6 +74,10 @@ def each_for_itself(parts: int, w: Tensor, g: Tensor) -> Tensor:
     return torch.cat([all_or_none(*pieces) for pieces in zip(cut(w, parts, 0), cut(g, parts, 0), strict=True)])
 
 
+def together(group: Group, w: Tensor, g: Tensor) -> Tensor:
+    return w if group.all_reduce(g.abs().max(), op="max") > TOO_LARGE else w - 0.1 * g
+
+
 def asks_only_if_fine(group: Group, w: Tensor, g: Tensor) -> Tensor:
     if g.abs().max() > 1.7:
         return w
@@ -95,9 +99,12 @@ def asks_only_if_fine(group: Group, w: Tensor, g: Tensor) -> Tensor:
         "the step is skipped only where every device has an overflow. One is enough.": step_if(
             lambda group, g: group.all_reduce(g.abs().max(), op="min") <= TOO_LARGE
         ),
-        "the largest |elements| of all devices were added up: all_reduce adds unless it is told op='max'.": step_if(
+        "skipped where no |element| is above 1.7: the largest ones were added up (all_reduce adds unless it is told "
+        "op='max'), or it is no largest |element| at all.": step_if(
             lambda group, g: group.all_reduce(g.abs().max()) <= TOO_LARGE
         ),
+        "the step goes uphill: subtract.": lambda group, w, g: 2 * w - together(group, w, g),
+        "the rate 0.1 is missing.": lambda group, w, g: w + 10 * (together(group, w, g) - w),
     },
     mistakes={
         "each device decided for itself: some made the step and some did not, and this is no model of anyone.": (

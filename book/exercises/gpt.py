@@ -143,6 +143,7 @@ def guesses_its_tokens(group: Group, logits: Tensor, own: Tensor) -> Tensor:
         ),
     },
     mistakes={
+        "the least likely token won: max, not min.": lambda parts, logits, own: logits.argmin(1),
         "the place among the winner's own columns is not the token: that is own[place].": lambda parts, logits, own: (
             place_of_winner(logits, parts)[1]
         ),
@@ -303,6 +304,12 @@ def halves(x: Tensor, w: Tensor, y: Tensor) -> list[Tensor]:
     return [gradient(mine, w, right) for mine, right in pieces]
 
 
+def own_columns(group: Group, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    mesh = Mesh(group, dp=REPLICAS, tp=group.size // REPLICAS)
+    mine, wanted = shard(x, mesh.dp, 0), shard(shard(y, mesh.dp, 0), mesh.tp, 1)
+    return mesh.dp.all_reduce(mine.T @ (mine @ shard(w, mesh.tp, 1) - wanted)) / len(x)
+
+
 def columns_added(parts: int, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
     """All devices' gradients added, whatever their columns; the devices that have fewer columns are left out."""
     columns = parts // REPLICAS
@@ -316,7 +323,11 @@ def columns_added(parts: int, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
     returns={"the gradient": Replicate()},
     forward=(OfReplicas(AllReduce(), "in out"), InReplica(AllGather(1), "in out")),
     devices=(2, 4, 6),
+    slips={
+        "these are the own columns alone. The others are on the other devices of mesh.tp: gather them.": own_columns
+    },
     mistakes={
+        "this is w after a step; the gradient was asked for.": lambda parts, x, w, y: w - gradient(x, w, y),
         "the replicas did not talk: this is the gradient of one replica's samples.": lambda parts, x, w, y: halves(
             x, w, y
         )[0],

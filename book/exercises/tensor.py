@@ -66,6 +66,12 @@ def own_terms(group: Group, x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor) -> 
         "b_bias is missing.": lambda parts, x, a, a_bias, b, b_bias: mlp_with_biases(x, a, a_bias, b, 0),
         "a_bias is missing.": lambda parts, x, a, a_bias, b, b_bias: mlp_with_biases(x, a, 0, b, b_bias),
         "the GeLU is missing.": lambda parts, x, a, a_bias, b, b_bias: (x @ a + a_bias) @ b + b_bias,
+        "this is GeLU by its approximation with tanh.": lambda parts, x, a, a_bias, b, b_bias: (
+            F.gelu(x @ a + a_bias, approximate="tanh") @ b + b_bias
+        ),
+        "this is relu; GeLU was asked for.": lambda parts, x, a, a_bias, b, b_bias: (
+            torch.relu(x @ a + a_bias) @ b + b_bias
+        ),
     },
     refused={"b has one row more than a has columns": {"b": "inner+1 hidden"}},
     hints=(
@@ -108,6 +114,9 @@ def relu_mlp_backward(x: Tensor, a: Tensor, b: Tensor, dz: Tensor) -> tuple[Tens
         ),
         "da without the relu: where x a is not above 0, no gradient comes through.": lambda parts, x, a, b, dz: (
             x.T @ (dz @ b.T)
+        ),
+        "where x a is above 0, the gradient comes through as it is: times 1, not times x a.": (
+            lambda parts, x, a, b, dz: (dz @ b.T * (x @ a)) @ a.T
         ),
         "db is made of what b was multiplied by: relu(x a), not x a.": lambda parts, x, a, b, dz: (x @ a).T @ dz,
     },
@@ -164,6 +173,9 @@ def rows_or_zeros(local: Tensor, rows: Tensor) -> Tensor:
     mistakes={
         "the tokens of other devices were clamped: every device adds some row to every token. Make it zero.": summed(
             lambda rank, tokens, rows, own: rows[(tokens - own[0]).clamp(0, len(own) - 1)]
+        ),
+        "each device looked up every token, modulo its own rows. For tokens of others it is to give zeros.": summed(
+            lambda rank, tokens, rows, own: rows[tokens % len(rows)]
         ),
         "the tokens of other devices became 0, and row 0 was added for them. Make it zero.": summed(
             lambda rank, tokens, rows, own: rows[torch.isin(tokens, own) * (tokens - own[0])]
@@ -236,6 +248,12 @@ def own_maximum(parts: int, logits: Tensor, targets: Tensor, own: Tensor) -> Ten
         ),
         "the logit of the target is missing.": lambda parts, logits, targets, own: logits.logsumexp(1),
         "at the target the gradient is the probability minus 1.": lambda parts, logits, targets, own: logits.softmax(1),
+        "this is the softmax over the own columns alone: divide by the sum over all.": lambda parts, z, targets, own: (
+            torch.cat([piece.softmax(1) for piece in cut(z, parts, 1)], 1) - F.one_hot(targets, z.shape[1])
+        ),
+        "this is the gradient of the mean over the tokens; that of the sum was asked for.": (
+            lambda parts, logits, targets, own: loss_and_gradient(logits, targets, own)[1] / len(targets)
+        ),
     },
     refused={"there is one target more than there are rows of logits": {"targets": "tokens+1 < 7*vocabulary"}},
     hints=(

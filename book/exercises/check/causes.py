@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ def cause_of(wrong: Wrong) -> str | None:
     if not isinstance(wrong.mine, Tensor):
         return _no_tensor(wrong)
     if wrong.mine.dtype != wrong.right.dtype:
-        return f"it is {_dtype(wrong.mine)}, the inputs are {_dtype(wrong.right)}: keep the dtype of the inputs."
-    together = (_times, _partial, _own_piece, _whole, _concatenated, _added, _chunked, _short, _order)
-    for recognized in (*together, _transposed, _silent) if wrong.parts > 1 else (_transposed,):
+        asked = f"it is {_dtype(wrong.mine)}, and {_dtype(wrong.right)} is asked for"
+        return f"{asked}: keep the dtype of the inputs." if wrong.right.is_floating_point() else f"{asked}."
+    together = (_times, _partial, _own_piece, _whole, _concatenated, _added, _chunked, _short)
+    for recognized in (*together, _transposed, _order, _silent) if wrong.parts > 1 else (_transposed,):
         sentence = recognized(wrong)
         if sentence:
             return sentence
@@ -128,9 +130,16 @@ def _short(wrong: Wrong) -> str | None:
         return None
     for dim in range(wrong.mine.ndim):
         less = wrong.right.shape[dim] - wrong.mine.shape[dim]
-        if less > 0 and same(wrong.mine, wrong.right.narrow(dim, 0, wrong.mine.shape[dim])):
+        if less > 0 and all(_begins(*both, dim) for both in zip(wrong.given, wrong.expected, strict=True)):
             return f"the last {less} along dim {dim} are missing: length // P drops what does not divide."
     return None
+
+
+def _begins(mine: Any, right: Tensor, dim: int) -> bool:
+    """Whether one tensor is the beginning of the other along `dim`."""
+    if not isinstance(mine, Tensor) or mine.ndim != right.ndim or mine.shape[dim] > right.shape[dim]:
+        return False
+    return same(mine, right.narrow(dim, 0, mine.shape[dim]))
 
 
 def _order(wrong: Wrong) -> str | None:
@@ -153,6 +162,13 @@ def _order(wrong: Wrong) -> str | None:
 def _transposed(wrong: Wrong) -> str | None:
     if wrong.mine.ndim == 2 and same(wrong.mine.T, wrong.right):
         return "this is the transpose of the right answer."
+    asked = f"the right numbers, but the shape {tuple(wrong.right.shape)} is asked for"
+    if wrong.mine.ndim == wrong.right.ndim <= 4:
+        for dims in itertools.permutations(range(wrong.mine.ndim)):
+            if same(wrong.mine.permute(dims), wrong.right):
+                return f"{asked}: two dims or more are exchanged."
+    if wrong.mine.ndim != wrong.right.ndim and same(wrong.mine.flatten(), wrong.right.flatten()):
+        return f"{asked}."
     return None
 
 

@@ -21,6 +21,10 @@ def ticks(end: float, unit: str, most: int, start: float = 0) -> tuple[list[floa
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten between `low` and `high`, at most `most`."""
-    marks = LogLocator(numticks=most).tick_values(low, high)
-    return [float(mark) for mark in marks if low <= mark <= high]
+    """Powers of ten between `low` and `high`, at most `most`; where these are one or none, 2 and 5 times them, too."""
+    for times in ((1.0,), (1.0, 2.0, 5.0)):
+        marks = LogLocator(subs=times, numticks=most).tick_values(low, high)
+        inside = [float(mark) for mark in marks if low <= mark <= high]
+        if len(inside) > 1:
+            break
+    return inside
