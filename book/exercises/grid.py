@@ -228,7 +228,7 @@ def judge_order(given: Any, right: Order, *case: Any) -> None:
         "tensor parallelism stands outermost: its all-reduces, several for each layer, cross the network.": (
             lambda *case: ("tp", "cp", "dp", "pp")
         ),
-        "this is Megatron's order whatever the numbers. With long texts or few tokens another axis sends more.": (
+        "this is Megatron's order whatever the numbers. With cp above tp, or few tokens, another axis sends more.": (
             lambda *case: AXES
         ),
     },

@@ -78,7 +78,7 @@ def _nodes(config: ParallelConfig, per_node: int, rank: int, partners: dict[int,
             left, top = x + GAP + i % columns * (CELL + GAP), y + 20 + i // columns * (TALL + GAP)
             cells.append(_cell(left, top, node * per_node + i, rank, partners))
     rows = (ceil(config.devices / per_node) + 1) // 2
-    choose = {"onpointerover": CHOOSE, "onclick": CHOOSE}
+    choose = {"onpointermove": CHOOSE, "onclick": CHOOSE}
     return [*frames, element("g", *cells, **choose)], 34 + rows * (tall + 10) + 4
 
 

@@ -50,7 +50,7 @@ class GridTrainer:
     `make_optimizer` makes an optimizer of a list of parameters, one that treats each element by itself. `clip` is the
     largest norm of the gradient. `order` is that of the axes, see `RankGrid`. `groups` may be given in place of it.
     All devices must begin with the same random numbers. Raises ValueError for what `ParallelConfig.validate` refuses,
-    and for ZeRO 2 and 3 (`share_inside` in `hybrid.py` has those).
+    and for ZeRO 2 and 3.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class GridTrainer:
     ):
         config.validate(group.size, model, length, batch)
         if config.zero > 1:
-            raise ValueError(f"GridTrainer: zero={config.zero}; it has 0 and 1. ZeRO 3 on a grid: hybrid.py")
+            raise ValueError(
+                f"GridTrainer: zero={config.zero}; it has 0 and 1. Take zero=1, or HybridSharded beside dp alone"
+            )
         self.config, self.model, self.clip = config, model, clip
         self.groups = groups = groups or GridGroups(group, RankGrid.of(config, order))
         self.tokens = batch * length  # of a step, of all devices together
@@ -117,12 +119,19 @@ class GridTrainer:
         return loss, norm
 
     def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward of all micro-batches: each device's gradients are those through its own tokens."""
-        dp, pp, m = self.groups.over("dp"), self.groups.over("pp"), self.config.micro_batches
-        some, follow = (cut(shard_batch(x, dp), m, 0) for x in (tokens, targets))  # m times (batch / dp / m, S)
-        parts = run_pipeline(pp, self.schedule, self.stages, some, lambda y, k: self._loss(y, follow[k]))
+        """Forward and backward of all micro-batches: gradients through this device's own tokens. The mean loss."""
+        dp, pp = self.groups.over("dp"), self.groups.over("pp")
+        m = self.config.micro_batches
+        # m times (batch / dp / m, S)
+        some, follow = (cut(shard_batch(x, dp), m, 0) for x in (tokens, targets))
+
+        def loss(y: Tensor, k: int) -> Tensor:
+            return self._loss(y, follow[k])
+
+        parts = run_pipeline(pp, self.schedule, self.stages, some, loss)
         mine = torch.stack([part.double() for part in parts.values()]).sum() if parts else None
-        whole = pp.broadcast(mine, src=self.schedule.device_of[self.schedule.stages - 1])
+        last = self.schedule.device_of[self.schedule.stages - 1]
+        whole = pp.broadcast(mine, src=last)
         return self.groups.over("edp", "cp", "ep").all_reduce(whole)  # ()  Partial -> Replicate
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -146,7 +155,8 @@ class GridTrainer:
 
         Every element counts once: each of its holders counts it, divided by their number.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.owners[0].parameter.device)
+        here = self.owners[0].parameter.device
+        total = torch.zeros((), dtype=torch.float64, device=here)
         for p, copies in self._stepped():
             total += p.grad.detach().double().square().sum() / copies
         return self.groups.everyone.all_reduce(total).sqrt()

@@ -81,7 +81,7 @@ def test_every_grid_is_one_device(devices):
     "config",
     [
         ParallelConfig(dp=2, pp=2, tp=2, micro_batches=2, chunks=2, sequence_parallel=True, zero=1, recompute="full"),
-        ParallelConfig(pp=4, tp=4, micro_batches=4, sequence_parallel=True),
+        ParallelConfig(pp=4, tp=2, micro_batches=4, sequence_parallel=True),
     ],
     ids=str,
 )
