@@ -1,6 +1,7 @@
 """Activation memory: the formula of the paper, and what our layer really keeps, term by term."""
 
 import weakref
+from functools import cache
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ PAPER = {  # Korthikanti et al. 2022, table 3: of each model one layer's micro-b
 SMALL = LayerShape(24, 2, 64, 4)  # a head has 16 numbers
 
 
+@cache  # several tests ask for the same
 def layer_saved(shape, devices, sp=False, way=None, rank=0, device="meta"):
     """What device `rank` keeps of a layer, in bfloat16, with dropout."""
     make, cut = variant(ParallelBlock, sp), Shard(1) if sp else Replicate()
@@ -94,8 +96,13 @@ def test_a_term_says_how_it_grows():
     assert all(term.formula.endswith("/t") for term in activation_terms(SMALL, 2, sequence_parallel=True))
 
 
-@pytest.mark.parametrize(("sp", "way"), WAYS)
-@pytest.mark.parametrize("model", PAPER)
+# One model in every way, and every way once more in another model: a term that fits both does so in any size.
+SIZED = [("175B", *way) for way in WAYS] + [
+    (model, *WAYS[at]) for model, at in [("22B", 0), ("22B", 4), ("530B", 2), ("530B", 3), ("1T", 1), ("1T", 5)]
+]
+
+
+@pytest.mark.parametrize(("model", "sp", "way"), SIZED)
 def test_at_the_sizes_of_the_paper_every_term_is_kept_to_the_byte(model, sp, way):
     shape = PAPER[model]
     terms = activation_terms(shape, 8, sp, way)

@@ -4,6 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch.distributed as dist
+from covering import covering
 from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, one_thread, weights  # noqa: F401
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -77,11 +78,10 @@ def check_equal(simulated, real):
         assert distance(mine, theirs) <= 1e-12
 
 
-@pytest.mark.parametrize("when", [averaging, afterward], ids=["during", "after"])
-@pytest.mark.parametrize("unused", [False, True], ids=["all used", "some unused"])
-@pytest.mark.parametrize("micro_batches", [1, 2], ids=["at once", "accumulated"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "optimizer", "micro_batches", "unused", "when"),
+    covering(SIZES, list(OPTIMIZERS), [1, 2], [False, True], [averaging, afterward]),
+)
 def test_five_steps_with_tied_and_frozen_layers(worlds, size, optimizer, micro_batches, unused, when):
     arguments = BATCHES, optimizer, micro_batches, unused
     check_equal(Cluster(size).run(with_ours, *arguments, when), worlds[size].run(with_ddp, *arguments))

@@ -1,10 +1,9 @@
 """Our ZeRO against PyTorch's, run by real processes: fully_shard (FSDP2) and ZeroRedundancyOptimizer."""
 
-from itertools import combinations, product
-
 import pytest
 import torch
 import torch.distributed as dist
+from covering import covering
 from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, one_thread, weights  # noqa: F401
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -88,26 +87,9 @@ def check_equal(simulated, real):
         assert distance(mine, theirs) <= 1e-12
 
 
-# Of size, optimizer, micro-batches and clipping, any two meet in every combination.
-PAIRS = [
-    (2, "SGD", 1, None),
-    (2, "AdamW", 2, 0.1),
-    (4, "SGD", 2, 0.1),
-    (4, "AdamW", 1, 0.1),
-    (4, "AdamW", 2, None),
-    (2, "SGD", 1, 0.1),
-]
-
-
-def test_any_two_meet():
-    for first, second in combinations(range(4), 2):
-        values = [{case[at] for case in PAIRS} for at in (first, second)]
-        assert {(case[first], case[second]) for case in PAIRS} == set(product(*values))
-    assert {case[0] for case in PAIRS} == set(SIZES)
-    assert {case[1] for case in PAIRS} == set(OPTIMIZERS)
-
-
-@pytest.mark.parametrize(("size", "optimizer", "micro_batches", "max_norm"), PAIRS)
+@pytest.mark.parametrize(
+    ("size", "optimizer", "micro_batches", "max_norm"), covering(SIZES, list(OPTIMIZERS), [1, 2], [None, 0.1])
+)
 def test_five_steps_of_fully_shard_with_tied_frozen_and_unused_layers(worlds, size, optimizer, micro_batches, max_norm):
     arguments = optimizer, micro_batches, max_norm
     results = worlds[size].run(with_fully_shard, *arguments)
@@ -135,9 +117,7 @@ def with_zero_redundancy_optimizer(optimizer):
     return weights(model)
 
 
-@pytest.mark.parametrize(
-    ("size", "optimizer", "stage"), [(2, "SGD", 1), (2, "AdamW", 2), (4, "SGD", 2), (4, "AdamW", 1)]
-)
+@pytest.mark.parametrize(("size", "optimizer", "stage"), covering(SIZES, list(OPTIMIZERS), [1, 2]))
 def test_five_steps_of_the_zero_redundancy_optimizer(worlds, size, optimizer, stage):
     real = worlds[size].run(with_zero_redundancy_optimizer, optimizer)
     check_equal(Cluster(size).run(with_ours, optimizer, 1, None, stage), real)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, one_thread, train_alone, weights  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
@@ -68,9 +69,7 @@ def test_the_data_has_samples_that_use_the_rare_layer_on_no_device_on_one_and_on
     assert [int((tokens == 0).any(1).sum()) for tokens, _ in batches] == [0, 1, 1, 0, 1]
 
 
-@pytest.mark.parametrize("during", [False, True], ids=["after", "during"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "optimizer", "during"), covering(SIZES, list(OPTIMIZERS), [False, True]))
 def test_twenty_steps(size, optimizer, during):
     alone = train_alone(make_model(), optimizer, BATCHES)
     assert alone[0][0] > alone[0][-1] + 0.1, "the problem must be one that is learned"
@@ -85,9 +84,7 @@ def test_buckets_of_any_size(bucket_bytes, during):
     check_equal(Cluster(3).run(train, "SGD", during, batches, bucket_bytes), alone)
 
 
-@pytest.mark.parametrize("during", [False, True], ids=["after", "during"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "optimizer", "during"), covering(SIZES, list(OPTIMIZERS), [False, True]))
 def test_gradients_accumulated_over_micro_batches(size, optimizer, during):
     alone = train_alone(make_model(), optimizer, BATCHES)
     check_equal(Cluster(size).run(train, optimizer, during, bucket_bytes=500, micro=1), alone)

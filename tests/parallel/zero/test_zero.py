@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 from parallel.small_model import OPTIMIZERS, distance, make_batches, make_model, one_thread, train_alone, weights  # noqa: F401
 from parallel.zero_training import make, train
 from torch import nn
@@ -22,7 +23,7 @@ BATCHES = make_batches(4 * EPOCH)  # 20 steps
 
 each_size = pytest.mark.parametrize("size", SIZES)
 each_stage = pytest.mark.parametrize("stage", STAGES)
-each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+each_case = pytest.mark.parametrize(("size", "stage", "optimizer"), covering(SIZES, STAGES, sorted(OPTIMIZERS)))
 
 
 def check_equal(outputs, alone, tolerance=1e-12):
@@ -31,27 +32,21 @@ def check_equal(outputs, alone, tolerance=1e-12):
         assert distance(found, alone[1]) <= tolerance
 
 
-@each_optimizer
-@each_stage
-@each_size
+@each_case
 def test_twenty_steps(size, stage, optimizer):
     alone = train_alone(make_model(), optimizer, BATCHES)
     assert alone[0][0] > alone[0][-1] + 0.1, "the problem must be one that is learned"
     check_equal(Cluster(size).run(train, stage, optimizer, BATCHES), alone)
 
 
-@each_optimizer
-@each_stage
-@each_size
+@each_case
 def test_gradients_accumulated_over_micro_batches(size, stage, optimizer):
     batches = make_batches([8, 9, 11])
     alone = train_alone(make_model(), optimizer, batches)
     check_equal(Cluster(size).run(train, stage, optimizer, batches, micro_batches=2), alone)
 
 
-@each_optimizer
-@each_stage
-@each_size
+@each_case
 def test_clipped_by_the_norm_of_all_pieces(size, stage, optimizer):
     batches = BATCHES[:5]
     alone = train_alone(make_model(), optimizer, batches, max_norm=0.1)
