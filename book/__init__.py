@@ -33,6 +33,7 @@ _HOMES = {
     "book.pictures.pipeline": ["draw_schedule"],
     "book.pictures.pipeline_moment": ["draw_moment"],
     "book.pictures.qkv": ["draw_qkv"],
+    "book.pictures.recovery": ["draw_resharding", "draw_saving"],
     "book.pictures.rotary": ["draw_rotary"],
     "book.pictures.tensor": ["draw_tensor"],
     "book.pictures.timeline": ["draw_timeline"],

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import torch
@@ -12,29 +11,8 @@ from safetensors.torch import load_file
 from lib.devices import Cluster
 from lib.parallel.recovery import checkpoint, saving
 from lib.parallel.recovery.blocks import Held
+from lib.parallel.recovery.killed import Killed, killed_at
 from lib.parallel.recovery.lock import alone_in
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-FILES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
-left = [-1]  # how many more touches of the disk there will be; -1: as many as you like
-
-
-def _watch(event, arguments):
-    if event in FILES and left[0] >= 0 and "step-" in str(arguments[0]):
-        if left[0] == 0:
-            raise Killed
-        left[0] -= 1
-
-
-@pytest.fixture(scope="module", autouse=True)
-def watch():
-    sys.addaudithook(_watch)  # it stays, as they do; without a number it does nothing
-    yield
-    left[0] = -1
 
 
 def held(group, value):
@@ -66,13 +44,12 @@ def test_a_training_killed_at_any_touch_of_the_disk_loses_one_checkpoint_at_most
     for touches in range(100):
         copy = tmp_path_factory.mktemp("copy") / "c"
         shutil.copytree(folder, copy)
-        left[0] = touches
         try:
-            Cluster(2).run(save, copy, 2)
+            with killed_at(copy, touches):
+                Cluster(2).run(save, copy, 2)
             survived = True
         except Killed:
             survived = False
-        left[0] = -1
         step, cut, same, wrong = Cluster(4).run(restore, copy)[0]
         assert wrong == []
         assert step in (1, 2)
