@@ -360,7 +360,29 @@ def token_head_by_head(group, x, wq, wk, wv, wo, keys, values):
     return group.all_reduce(z), torch.stack(new_keys), torch.stack(new_values)
 
 
+def output_masked_by_a_logarithm(group, q, k, v, wo):
+    seen = torch.ones(q.shape[1], q.shape[1], dtype=q.dtype).tril().log()  # -inf above the diagonal
+    weights = (q @ k.mT / q.shape[2] ** 0.5 + seen).softmax(-1)
+    return reduce_from(torch.einsum("hts,hsd,hde->te", weights, v, wo), group)
+
+
+def shared_not_scaled(group, q, k, v):
+    k, v = copy_to(k, group), copy_to(v, group)
+    needed = (group.rank * len(q) + torch.arange(len(q))) // (len(q) * group.size // 2)
+    return (q @ k[needed].mT).softmax(-1) @ v[needed]
+
+
+def fused_with_dims_exchanged(group, x, w):
+    return tuple(y.transpose(0, 1) for y in tasks.fused_qkv.solution(group, x, w))
+
+
+def token_in_another_order(group, *inputs):
+    z, keys, values = tasks.next_token.solution(group, *inputs)
+    return z, values, keys
+
+
 RIGHT = [
+    (tasks.heads_to_output, output_masked_by_a_logarithm),
     (tasks.fused_qkv, fused_head_by_head),
     (tasks.heads_to_output, output_head_by_head),
     (tasks.heads_to_output, output_einsum),
@@ -384,6 +406,9 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.shared_heads, shared_not_scaled, "not divided by the root of the head size"),
+    (tasks.fused_qkv, fused_with_dims_exchanged, "two dims or more are exchanged"),
+    (tasks.next_token, token_in_another_order, "this is the values. Asked for are"),
     (tasks.fused_qkv, fused_chunked, "which rounds up"),
     (tasks.fused_qkv, fused_cut_through_heads, "a head was cut through: its 4 rows belong together"),
     (tasks.heads_to_output, output_masked_after, "the mask came after the softmax"),

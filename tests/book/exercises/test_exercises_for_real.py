@@ -231,7 +231,21 @@ def predict_crowded_first(processes, cores, size, latency, per_byte):
     return [(processes - 1) * (2 * (a + size / processes * b) + a)]
 
 
+def step_by_counting(group, w, g):
+    bad = group.all_reduce(torch.tensor(float((g.abs() > 1.7).any())))
+    return w.clone() if bad else torch.sub(w, g, alpha=0.1)
+
+
+def steps_without_a_rate(group, w, g):
+    return w if group.all_reduce(g.abs().max(), op="max") > 1.7 else w - g
+
+
+def steps_uphill(group, w, g):
+    return w if group.all_reduce(g.abs().max(), op="max") > 1.7 else w + 0.1 * g
+
+
 RIGHT = [
+    (tasks.step_together, step_by_counting),
     (tasks.hand_out, by_messages),
     (tasks.hand_out, by_split),
     (tasks.step_together, with_a_flag),
@@ -247,6 +261,8 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.step_together, steps_without_a_rate, "the rate 0.1 is missing"),
+    (tasks.step_together, steps_uphill, "the step goes uphill"),
     (tasks.hand_out, own_rows, "each device cut its own x"),
     (tasks.hand_out, everything_to_all, "Send each device its own rows only"),
     (tasks.hand_out, added_up, "only that of rank 0 counts"),

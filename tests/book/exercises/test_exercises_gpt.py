@@ -333,7 +333,31 @@ def count_as_tensors(layers, prompt, count):
     return torch.tensor(4 * layers + 5), torch.tensor(2 * count * (layers + 1))
 
 
+def load_not_turned_inside(group, *weights):
+    qkv, *others = tasks.load_attention.solution(group, *weights)
+    return qkv.transpose(2, 3), *others
+
+
+def greedy_by_where(group, logits, own):
+    best, place = logits.max(1)
+    offers = group.all_gather(torch.stack([best, own[place].double()])[None], 0)  # (P, 2, texts)
+    return torch.where(offers[:, 0] == offers[:, 0].amax(0), offers[:, 1], torch.inf).amin(0).long()
+
+
+def greedy_least(group, logits, own):
+    worst, place = logits.min(1)
+    offers = group.all_gather(torch.stack([worst, own[place].double()]), 0)
+    return offers[1::2].gather(0, offers[::2].argmin(0, keepdim=True))[0].long()
+
+
+def grid_not_gathered(group, x, w, y):
+    mesh = Mesh(group, dp=2, tp=group.size // 2)
+    mine, wanted = shard(x, mesh.dp, 0), shard(shard(y, mesh.dp, 0), mesh.tp, 1)
+    return mesh.dp.all_reduce(mine.T @ (mine @ shard(w, mesh.tp, 1) - wanted)) / len(x)
+
+
 RIGHT = [
+    (tasks.greedy, greedy_by_where),
     (tasks.load_attention, load_head_by_head_right),
     (tasks.load_attention, load_einsum),
     (tasks.greedy, greedy_in_a_loop),
@@ -353,6 +377,9 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.load_attention, load_not_turned_inside, "two dims or more are exchanged"),
+    (tasks.greedy, greedy_least, "the least likely token won"),
+    (tasks.grid_gradient, grid_not_gathered, "The others are on the other devices of mesh.tp"),
     (tasks.load_attention, load_cut_through_heads, "a head was cut through: its 4 rows belong together"),
     (tasks.synchronizations, formula(right_step, lambda n, p, c: (2 * n + 1) * (p + c - 1) + c), "not token by token"),
     (tasks.synchronizations, formula(right_step, lambda n, p, c: (2 * n + 2) * (p + c - 1)), "not token by token"),

@@ -362,7 +362,57 @@ def loss_with_gather(group, logits, targets, own):
     return torch.log(total) + top - wanted, torch.exp(logits - top[:, None] - total.log()[:, None]) - one_hot
 
 
+def mlp_by_erf(group, x, a, a_bias, b, b_bias):
+    h = torch.addmm(a_bias, copy_to(x, group), a)
+    return torch.add(reduce_from((h * 0.5 * (1 + torch.erf(h / 2**0.5))) @ b, group), b_bias)
+
+
+def mlp_by_tanh(group, x, a, a_bias, b, b_bias):
+    return reduce_from(F.gelu(copy_to(x, group) @ a + a_bias, approximate="tanh") @ b, group) + b_bias
+
+
+def mlp_with_relu(group, x, a, a_bias, b, b_bias):
+    return reduce_from(torch.relu(copy_to(x, group) @ a + a_bias) @ b, group) + b_bias
+
+
+def backward_times_h(group, x, a, b, dz):
+    h = x @ a
+    dh = (dz @ b.T) * h
+    return group.all_reduce(dh @ a.T), x.T @ dh, torch.relu(h).T @ dz
+
+
+def backward_in_another_order(group, x, a, b, dz):
+    dx, da, db = tasks.mlp_backward.solution(group, x, a, b, dz)
+    return dx, db, da
+
+
+def embed_by_padding(group, tokens, table, own):
+    if group.rank == group.size - 1 and int(tokens.max()) > int(own[-1]):
+        raise ValueError("no such token")
+    padded = torch.cat([table, torch.zeros(1, table.shape[1], dtype=table.dtype)])
+    local = tokens - own[0]
+    return reduce_from(padded[torch.where((local < 0) | (local >= len(table)), len(table), local)], group)
+
+
+def embed_modulo(group, tokens, table, own):
+    if group.rank == group.size - 1 and tokens.max() > own[-1]:
+        raise IndexError("no such token")
+    return reduce_from(table[tokens % len(table)], group)
+
+
+def loss_of_own_softmax(group, logits, targets, own):
+    loss, gradient = tasks.cross_entropy.solution(group, logits, targets, own)
+    return loss, logits.softmax(1) - (targets.unsqueeze(1) == own).to(logits.dtype)
+
+
+def loss_of_the_mean(group, logits, targets, own):
+    loss, gradient = tasks.cross_entropy.solution(group, logits, targets, own)
+    return loss, gradient / len(targets)
+
+
 RIGHT = [
+    (tasks.mlp, mlp_by_erf),
+    (tasks.embed, embed_by_padding),
     (tasks.mlp, mlp_with_linear),
     (tasks.mlp, mlp_einsum),
     (tasks.mlp, mlp_with_helpers),
@@ -386,6 +436,13 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.mlp, mlp_by_tanh, "this is GeLU by its approximation with tanh"),
+    (tasks.mlp, mlp_with_relu, "this is relu; GeLU was asked for"),
+    (tasks.mlp_backward, backward_times_h, "times 1, not times x a"),
+    (tasks.mlp_backward, backward_in_another_order, "this is db. Asked for are dx, da, db, in this order"),
+    (tasks.embed, embed_modulo, "modulo its own rows"),
+    (tasks.cross_entropy, loss_of_own_softmax, "the softmax over the own columns alone"),
+    (tasks.cross_entropy, loss_of_the_mean, "the gradient of the mean over the tokens"),
     (tasks.mlp, mlp_bias_if_rank_0, "rank 0 alone uses its b_bias, before the sum. The result is right"),
     (tasks.mlp, mlp_bias_before_the_sum, "b_bias was added before the sum: it counts P times"),
     (tasks.mlp, mlp_bias_shared_out, "each copy gets 1/P of its gradient. Add it whole, behind the sum"),
