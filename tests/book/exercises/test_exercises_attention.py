@@ -363,7 +363,7 @@ def token_head_by_head(group, x, wq, wk, wv, wo, keys, values):
 def output_masked_by_a_logarithm(group, q, k, v, wo):
     seen = torch.ones(q.shape[1], q.shape[1], dtype=q.dtype).tril().log()  # -inf above the diagonal
     weights = (q @ k.mT / q.shape[2] ** 0.5 + seen).softmax(-1)
-    return reduce_from(torch.einsum("hts,hsd,hde->te", weights, v, wo), group)
+    return reduce_from(torch.einsum("hts,hsd,hdo->to", weights, v, wo), group)
 
 
 def shared_not_scaled(group, q, k, v):
