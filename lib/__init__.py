@@ -19,9 +19,15 @@ from lib.costs.experts import DEEPSEEK_V3, MIXTRAL_8X7B, ExpertModel, ExpertShap
 from lib.costs.gpt import gpt_parameters, gpt_synchronizations
 from lib.costs.grid import axis_links, axis_seconds, axis_traffic, dry_step
 from lib.costs.llama import kv_cache_bytes, llama_parameters, llama_synchronizations, simulate_step
+from lib.costs.machine import Machine
 from lib.costs.measure import Measured, measure
 from lib.costs.pipeline import Bubble, bubble, pipeline_bytes, split_flops
+from lib.costs.proposals import NothingFits, Proposal, propose
+from lib.costs.scaling import amdahl, gustafson, strong_efficiency, weak_efficiency
+from lib.costs.shapes import ModelShape
+from lib.costs.step_plan import StepPlan
 from lib.costs.tensor import data_parallel_costs, tensor_parallel_costs
+from lib.costs.time import step_seconds
 from lib.costs.zero import ModelState, model_state, zero_bytes, zero_volume
 from lib.devices.bandwidth import algorithm_bandwidth, bus_bandwidth
 from lib.devices.cluster import Cluster
@@ -206,14 +212,17 @@ __all__ = [
     "LlamaBlock",
     "LlamaConfig",
     "MIXTRAL_8X7B",
+    "Machine",
     "MasterWeights",
     "Measured",
     "Mesh",
     "Meters",
     "MismatchError",
     "MixtureOfExperts",
+    "ModelShape",
     "ModelState",
     "NodeFirstExperts",
+    "NothingFits",
     "OverlappedBlock",
     "OverlappedColumnLinear",
     "OverlappedExperts",
@@ -230,6 +239,7 @@ __all__ = [
     "Partial",
     "Placement",
     "Processes",
+    "Proposal",
     "RankGrid",
     "Recv",
     "Replicate",
@@ -258,6 +268,7 @@ __all__ = [
     "ShardedOptimizer",
     "Slot",
     "Step",
+    "StepPlan",
     "TiledBlock",
     "TiledContextGPT",
     "Times",
@@ -269,6 +280,7 @@ __all__ = [
     "algorithm_bandwidth",
     "all_gather",
     "all_to_all",
+    "amdahl",
     "attend",
     "attend_blocks",
     "attend_part",
@@ -314,6 +326,7 @@ __all__ = [
     "gpt_synchronizations",
     "gradient_norm",
     "gradient_norm_on",
+    "gustafson",
     "held",
     "imbalance",
     "in_flight",
@@ -341,6 +354,7 @@ __all__ = [
     "pairs_by_hop",
     "pipeline_bytes",
     "plan_updates",
+    "propose",
     "read_gpt2",
     "read_llama",
     "reduce_from",
@@ -360,6 +374,8 @@ __all__ = [
     "simulate_step",
     "split_backward",
     "split_flops",
+    "step_seconds",
+    "strong_efficiency",
     "sum_context_gradients",
     "sum_gradients",
     "tensor_parallel_costs",
@@ -373,6 +389,7 @@ __all__ = [
     "update_bias",
     "valid_configs",
     "vocab_parallel_cross_entropy",
+    "weak_efficiency",
     "whole_parameters",
     "whole_shape",
     "with_messages",

@@ -41,19 +41,28 @@ def with_constants(machine: Machine, constants: Constants) -> Machine:
     return replace(machine, hardware=replace(hardware, inside=inside, between=between), **rest)
 
 
-def mean_loss(runs: Iterable[Run], machine: Machine) -> float:
-    """The mean over the tables of the mean size of the error, as a logarithm."""
+def _mean_of_tables(runs: Iterable[Run], size: Callable[[Run], float]) -> float:
     tables: dict[str, list[float]] = {}
     for run in runs:
-        tables.setdefault(run.table, []).append(abs(math.log(predicted(run, machine) / run.seconds)))
-    return sum(sum(errors) / len(errors) for errors in tables.values()) / len(tables)
+        tables.setdefault(run.table, []).append(size(run))
+    return sum(sum(sizes) / len(sizes) for sizes in tables.values()) / len(tables)
+
+
+def mean_square(runs: Iterable[Run], machine: Machine) -> float:
+    """Large errors count more: for tables in which every row can be trusted."""
+    return _mean_of_tables(runs, lambda run: math.log(predicted(run, machine) / run.seconds) ** 2)
+
+
+def mean_size(runs: Iterable[Run], machine: Machine) -> float:
+    """Large errors count as they are: for a sweep in which a few runs were stuck, and must not decide."""
+    return _mean_of_tables(runs, lambda run: abs(math.log(predicted(run, machine) / run.seconds)))
 
 
 def calibrate(
     runs: Sequence[Run],
     machine: Machine,
     names: Sequence[str],
-    loss: Callable[[Sequence[Run], Machine], float] = mean_loss,
+    loss: Callable[[Sequence[Run], Machine], float] = mean_square,
     steps: Sequence[float] = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
 ) -> Machine:
     """The machine whose constants `names` fit `runs` best.
@@ -77,6 +86,6 @@ def calibrate(
                 for factor in (1 + step, 1 / (1 + step)):
                     tried = best | {name: best[name] * factor}
                     found = loss(runs, with_constants(machine, tried))
-                    if found < least - 1e-9:
+                    if found < least * (1 - 1e-6):
                         best, least, improved = tried, found, True
     return with_constants(machine, best)

@@ -35,7 +35,7 @@ class Machine:
     hardware: Hardware
     products: float = 0.6
     head: float = 0.8
-    passes: float = 2.34
+    passes: float = 2.37
     layer_floor: float = 0.0
     gradient_hop: float = 14e-6
     stall: float = 0.0
@@ -45,9 +45,9 @@ class Machine:
     reserve: float = 2e9
 
 
-A100_RUNS = Machine(replace(A100, inside=Link(NVLINK_HOP, 235e9)), products=0.679, head=0.869, passes=2.34)
+A100_RUNS = Machine(replace(A100, inside=Link(NVLINK_HOP, 235e9)), products=0.679, head=0.869, passes=2.37)
 H100_RUNS = Machine(
     replace(H100, inside=Link(NVLINK_HOP, 370e9), between=Link(80e-6, 16.3e9)),
-    products=0.458, head=0.803, passes=2.34, layer_floor=4.41e-3, gradient_hop=396e-6, stall=270e-6,
+    products=0.458, head=0.803, passes=2.37, layer_floor=4.41e-3, gradient_hop=396e-6, stall=270e-6,
     accumulation=2 + 2 + 4 + 4, copies=1.45, gathered=1, reserve=0.5e9,
 )  # fmt: skip
