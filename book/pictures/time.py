@@ -58,7 +58,9 @@ def draw_predictions(tables: Mapping[str, Pairs], title: str, band: float = 0.1,
     body.append(element("path", d=grid, stroke="currentColor", stroke_opacity=".2", fill="none"))
     for factor, dashes in ((1.0, None), (1 + band, "4 4"), (1 / (1 + band), "4 4")):
         first, last = (low, high / factor) if factor >= 1 else (low / factor, high)
-        ends = f"M{number(across(first))} {number(up(first * factor))}L{number(across(last))} {number(up(last * factor))}"
+        ends = (
+            f"M{number(across(first))} {number(up(first * factor))}L{number(across(last))} {number(up(last * factor))}"
+        )
         body.append(element("path", d=ends, stroke="currentColor", stroke_dasharray=dashes, fill="none"))
     told = []
     for i, (name, pairs) in enumerate(tables.items()):
