@@ -1,4 +1,4 @@
-"""What a benchmark table cannot tell: how far runs differ that are the same, or nearly so, in all that the table says."""
+"""What a benchmark table cannot tell: how far runs differ that are the same, or nearly so, by all that it says."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable

@@ -47,14 +47,14 @@ def row(name: str, one: Proposal, shape: ModelShape, machine: Machine) -> str:
     plan = one.plan
     flops = step_flops(shape, plan.global_batch, plan.sequence)
     mfu = flops / (one.seconds * plan.devices * machine.hardware.flops)
-    grid = f"{plan.tensor:>4} {plan.pipeline:>4} {plan.data:>4}"
+    grid = f"{plan.tensor:>3} {plan.pipeline:>3} {plan.data:>4}"
     size = f"{one.room.total / 1e9:>6.1f} GB"
     lacks = " does not fit" if one.room.total > machine.hardware.memory else ""
     rest = describe(plan).split(", ", 1)[1]
     return f"{name:<7}{grid} {one.seconds:>8.3f} s {mfu:>6.1%} {size}  {rest}{lacks}"
 
 
-HEAD = f"{'':<7}{'TP':>4} {'PP':>4} {'DP':>4} {'a step':>10} {'MFU':>6} {'device':>9}"
+HEAD = f"{'':<7}{'TP':>3} {'PP':>3} {'DP':>4} {'a step':>10} {'MFU':>6} {'device':>9}"
 
 
 def table(shape: ModelShape, devices: int, batch: int, sequence: int, machine: Machine) -> list[str]:

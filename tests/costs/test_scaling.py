@@ -21,7 +21,7 @@ def test_the_series_of_the_lecture():
 
 @pytest.mark.parametrize("serial", [0.0, 0.03, 0.5, 1.0])
 def test_two_laws_are_one_law_of_two_shares(serial):
-    """Gustafson's share is of the time on n devices; as a share of the time on one, it gives Amdahl the same speedup."""
+    """Gustafson's share is of the time on n devices. As a share of the time on one, it gives Amdahl the same."""
     n = 32
     speedup = scaling.gustafson(serial, n)
     assert scaling.amdahl(serial / speedup, n) == pytest.approx(speedup)

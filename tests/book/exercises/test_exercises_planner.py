@@ -47,8 +47,8 @@ def exposed_last(backward, messages):
     return messages[-1]
 
 
-def exposed_nothing(backward, messages):
-    return None
+def exposed_in_words(backward, messages):
+    return "much"
 
 
 def as_a_tuple():
@@ -82,7 +82,7 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.exposed, exposed_all, "nothing is hidden then"),
         (tasks.exposed, exposed_rest, "not all of the backward can hide something"),
         (tasks.exposed, exposed_last, "a message may have to wait"),
-        (tasks.exposed, exposed_nothing, "expected a number of seconds"),
+        (tasks.exposed, exposed_in_words, "expected a number of seconds"),
         (tasks.ranking, whole_node_first, "A (TP 8 x DP 8, micro-batch 1): measured 4.05 s"),
         (tasks.ranking, two_letters, "expected the letters B, C, A in some order"),
     ]
