@@ -11,7 +11,7 @@ from lib import Cluster, ExpertGPTConfig, GPTConfig
 from lib.parallel.grid.config import ParallelConfig, valid_configs
 from lib.parallel.grid.trainer import GridTrainer
 
-BATCH, LENGTH = 8, 8
+BATCH, LENGTH = 4, 8
 SMALL = GPTConfig(layers=2, hidden=8, heads=2, vocabulary=10, positions=LENGTH, deviation=0.3)
 DENSE = replace(SMALL, layers=4, heads=4)
 EXPERTS = ExpertGPTConfig(4, 8, 4, vocabulary=10, positions=LENGTH, deviation=0.3, experts=4, k=2, inner=8)
