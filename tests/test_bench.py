@@ -68,7 +68,10 @@ def test_all_of_gpt2_is_measured(found):
 
 def test_the_ring_is_measured(found):
     measured = {(r["work"], r["backward"], r["threads"], r["how"], r["devices"]) for r in found["context"]}
-    ways = [("dense", 1), *((f"ring, {order}", n) for order in ("zigzag", "contiguous") for n in QUICK.in_ring)]
+    ways = [
+        ("dense", 1),
+        *((f"ring, {order}", n) for order in ("zigzag", "striped", "contiguous") for n in QUICK.in_ring),
+    ]
     assert measured == {("attention", b, 1, how, n) for b in (False, True) for how, n in ways}
 
 
