@@ -61,7 +61,7 @@ class _Ring(Function):
             if not last:
                 coming = group.recv(behind, VALUES, async_op=True)
                 group.send(kv, ahead, VALUES)
-            if hop > 1:  # what the devices before have found for the keys that are here now
+            if hop > 1:  # what those before found for the keys that are here
                 sums = group.recv(behind, GRADIENTS, async_op=True)
             dkv = torch.zeros_like(kv) if hop else home
             blocks = ctx.ring.blocks((group.rank - hop) % group.size, ctx.causal)

@@ -83,7 +83,7 @@ class TiledBlock(ParallelBlock):
 
 
 class TiledContextGPT(ContextGPT):
-    """A `ContextGPT` whose layers are `TiledBlock`s, and whose logits are never whole: a tile of tokens at a time."""
+    """A `ContextGPT` of layers like `TiledBlock`, whose logits are never whole: a tile of tokens at a time."""
 
     Block = TiledBlock
 
