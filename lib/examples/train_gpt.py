@@ -87,7 +87,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder for what a training can go on from")
     number("--every", default=100, help="steps between checkpoints (%(default)s); there is one at the end, too")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last one in --checkpoint DIR, on any devices"
+        "--resume",
+        nargs="?",
+        const="last",
+        choices=("last", "if-any"),
+        metavar="if-any",
+        help="go on from the last one in --checkpoint DIR, on any devices; if-any: or begin, where there is none",
     )
     return parser
 
@@ -117,7 +122,7 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--validation {options.validation}: this is a share of the text, at least 0 and below 1")
     if options.resume and not options.checkpoint:
         raise ValueError("--resume: from which folder? Name it with --checkpoint DIR")
-    if options.resume and checkpoint.latest(options.checkpoint) is None:
+    if options.resume == "last" and checkpoint.latest(options.checkpoint) is None:
         raise ValueError(f"--resume: there is no complete checkpoint in {options.checkpoint}. Leave --resume out")
     if options.checkpoint and not options.resume and checkpoint.latest(options.checkpoint):
         raise ValueError(
@@ -226,7 +231,7 @@ def learn(
         what = f"a GPT of {config.parameters:,} parameters, {options.dtype} on {options.device}"
         print(f"{machine}: {what}, {options.data_parallel} replica(s)", flush=True)
     done = 0
-    if options.resume:
+    if options.resume and checkpoint.latest(options.checkpoint) is not None:
         done, wrong = checkpoint.load(options.checkpoint, trainer, config, group)
         if group.rank == 0:
             for fault in wrong:

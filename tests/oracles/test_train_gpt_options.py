@@ -334,6 +334,17 @@ def test_a_training_goes_on_on_other_devices(tmp_path):
         torch.testing.assert_close(found[name], x, rtol=0, atol=1e-5)
 
 
+def test_resume_if_there_is_any(tmp_path):
+    """What torchrun starts again begins the first time, and goes on the second."""
+    options = ["--size", 1, "--checkpoint", tmp_path / "c", "--every", 3, "--resume", "if-any"]
+    first = simulated(train_gpt.main, *TRAINED, *options)
+    shutil.rmtree(tmp_path / "c" / "step-000006")
+    second = simulated(train_gpt.main, *TRAINED, *options)
+    assert "resumed" not in first
+    assert "resumed after 3 of 6 steps" in second
+    assert losses(second)[5] == losses(first)[5]
+
+
 def test_old_checkpoints_make_room(tmp_path):
     simulated(train_gpt.main, *TRAINED, "--size", 2, "--checkpoint", tmp_path / "c", "--every", 2)
     assert sorted(place.name for place in (tmp_path / "c").iterdir()) == ["lock", "step-000004", "step-000006"]
