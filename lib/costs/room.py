@@ -1,7 +1,7 @@
 """How much memory a step of training needs on a real machine, and whether there is room for it.
 
-The count is that of `lib.costs.memory`, moment by moment. Three things are as code bases do them: gradients are summed
-in buffers that are always there, activations are kept `copies` times as large as counted, and there is a `reserve`.
+The count is that of `lib.costs.memory`, moment by moment. But gradients are summed in buffers that are always there,
+activations are kept `copies` times as large as counted, and there is a `reserve`.
 """
 
 from dataclasses import dataclass, fields

@@ -16,7 +16,6 @@ class StepPlan(TrainingPlan):
     `interleaved`: stages that each pipeline device has (v). `split` of the layers over the stages: "equal"; "ends",
     where the first and the last stage have a layer less, for embedding and head; "best", dealt so that the slowest
     stage is as fast as it can be. `overlap`: gradients travel while the last micro-batch's backward runs.
-
     Raises ValueError for what cannot be, naming it.
     """
 

@@ -4,7 +4,7 @@ The counts come from the shape of the model and the plan, the speeds from a `Mac
 b texts of s tokens in a micro-batch, h hidden, L layers; t, p, d devices in tensor, pipeline and data parallelism; m
 micro-batches of a replica.
 
-Left out: experts and context parallelism, offloading, links that others use too, and whatever a code base does beside.
+Left out: experts, context parallelism, offloading, links that others use too.
 """
 
 from functools import cache
@@ -18,9 +18,8 @@ from lib.devices.hardware import Hardware
 from lib.devices.network import Ways
 
 BYTES = 2  # of an activation, and of a parameter as it is sent
-# Bytes of memory traffic for each parameter in the optimizer's step, in float32: zero the sum; take the gradients over;
-# scale them and look for infinities; their norm; clip; Adam reads gradient, weight and both moments and writes three of
-# them; the weight once more, in 16 bits. (Adding up micro-batches is hidden behind the products.)
+# Bytes of memory traffic per parameter in the optimizer's step: zero the sum; take the gradients over; scale them; their
+# norm; clip; Adam reads gradient, weight and both moments and writes three of them; the weight once more, in 16 bits.
 OPTIMIZE = 2 + 6 + 8 + 4 + 8 + 28 + 6
 
 
@@ -84,9 +83,7 @@ def head_seconds(shape: ModelShape, plan: StepPlan, machine: Machine) -> float:
 
 def stage_times(layers: int, p: int, one: float, head: float, split: str) -> list[float]:
     """Of each stage, for one micro-batch: its layers at `one` second each, and on the last stage the head too."""
-    if p == 1:
-        return [layers * one + head]
-    if split == "best":
+    if split == "best" and p > 1:
         # What the slowest stage may be: some layers, or some and the head; and then all layers must find a place.
         limits = sorted(extra + n * one for extra in (0.0, head) for n in range(layers + 1))
         slowest = next(
@@ -96,7 +93,7 @@ def stage_times(layers: int, p: int, one: float, head: float, split: str) -> lis
         )
         return [slowest] + [(layers * one + head - slowest) / (p - 1)] * (p - 1)
     counts = [layers / p] * p
-    if split == "ends":
+    if split == "ends" and p > 1:
         each = (layers + 2) // p
         counts = [each - 1] + [each] * (p - 2) + [each - 1]
     return [n * one + head * (stage == p - 1) for stage, n in enumerate(counts)]
