@@ -18,7 +18,7 @@ from lib.devices.hardware import Hardware
 from lib.devices.network import Ways
 
 BYTES = 2  # of an activation, and of a parameter as it is sent
-# Bytes of memory traffic per parameter in the optimizer's step: zero the sum; take the gradients over; scale them; their
+# Bytes of memory traffic per parameter in the optimizer's step: zero the sum; take the gradients over; scale; their
 # norm; clip; Adam reads gradient, weight and both moments and writes three of them; the weight once more, in 16 bits.
 OPTIMIZE = 2 + 6 + 8 + 4 + 8 + 28 + 6
 
