@@ -212,6 +212,9 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
         ),
     },
     mistakes={
+        "a mean of the two means. A micro-batch with fewer samples counts as much as the other: add sums, divide once.": (
+            lambda parts, w, x1, y1, x2, y2: (gradient(w, x1, y1) + gradient(w, x2, y2)) / 2
+        ),
         "only the first micro-batch counts.": lambda parts, w, x1, y1, x2, y2: gradient(w, x1, y1),
         "only the second micro-batch counts: it replaced the first.": lambda parts, w, x1, y1, x2, y2: gradient(
             w, x2, y2

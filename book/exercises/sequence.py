@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -109,6 +110,11 @@ def normalized(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias)
 
 
+def normalized_over(x: Tensor, dim: int, correction: int = 0) -> Tensor:
+    variance, mean = torch.var_mean(x, dim, correction=correction, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
 def forgetful_norm(group: Group, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias)
 
@@ -145,6 +151,17 @@ def forgetful_norm(group: Group, x: Tensor, weight: Tensor, bias: Tensor) -> Ten
             lambda parts, x, weight, bias: F.layer_norm(x, x.shape) * weight + bias
         ),
         "the bias is missing.": lambda parts, x, weight, bias: F.layer_norm(x, weight.shape, weight),
+        "the variance was divided by n - 1, as x.var does unless told correction=0. LayerNorm divides by n.": (
+            lambda parts, x, weight, bias: normalized_over(x, 1, correction=1) * weight + bias
+        ),
+        "mean and variance are those of a feature, over tokens. LayerNorm takes those of a token, over features.": (
+            lambda parts, x, weight, bias: (
+                torch.cat([normalized_over(piece, 0) for piece in cut(x, parts, 0)]) * weight + bias
+            )
+        ),
+        "this is RMSNorm. LayerNorm subtracts the mean of each token first.": lambda parts, x, weight, bias: (
+            F.rms_norm(x, weight.shape, weight) + bias
+        ),
     },
     refused={"weight has one number more than a token": {"weight": "hidden+1"}},
     hints=(

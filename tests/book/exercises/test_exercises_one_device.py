@@ -61,6 +61,21 @@ def batch_by_floor(memory, state, per_text, logits):
     return max(0, math.floor((memory - state) / (per_text + logits)))
 
 
+def batch_by_range(memory, state, per_text, logits):
+    return len(range(state + per_text + logits, memory + 1, per_text + logits))
+
+
+def price_by_divmod(parameters, tokens, devices, teraflops, cents):
+    hours, rest = divmod(6 * parameters * tokens * 10**6, devices * teraflops * 3600)
+    hours += bool(rest)
+    return hours, hours * devices * cents // 100
+
+
+def state_by_thresholds(parameters, devices, zero):
+    sizes = zip((2, 2, 12), (3, 2, 1), strict=True)
+    return tuple(size * parameters / devices ** (zero >= first) for size, first in sizes)
+
+
 def price_in_floats(parameters, tokens, devices, teraflops, cents):
     hours = math.ceil(6 * parameters * 1e9 * tokens * 1e9 / (devices * teraflops * 1e12) / 3600)
     return hours, hours * devices * cents // 100
@@ -92,6 +107,9 @@ def test_the_stub_waits_and_the_solution_passes(task):
         (tasks.largest_batch, batch_by_floor),
         (tasks.hours_and_dollars, price_in_floats),
         (tasks.hours_and_dollars, price_by_seconds),
+        (tasks.hours_and_dollars, price_by_divmod),
+        (tasks.largest_batch, batch_by_range),
+        (tasks.state_bytes, state_by_thresholds),
     ],
 )
 def test_other_styles_of_right_answers_pass(task, program):

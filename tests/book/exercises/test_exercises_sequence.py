@@ -237,7 +237,23 @@ def norm_of_a_part_of_the_weight(group, x, weight, bias):
     return F.layer_norm(x, weight.shape, copy_to(weight, group) / group.size, copy_to(bias, group))
 
 
+def norm_unbiased(group, x, weight, bias):
+    y = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+    return y * copy_to(weight, group) + copy_to(bias, group)
+
+
+def norm_over_tokens(group, x, weight, bias):
+    y = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    return y * copy_to(weight, group) + copy_to(bias, group)
+
+
+def norm_by_var_mean(group, x, weight, bias):
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    return torch.addcmul(copy_to(bias, group), (x - mean) * (variance + 1e-5).rsqrt(), copy_to(weight, group))
+
+
 RIGHT = [
+    (tasks.sequence_norm, norm_by_var_mean),
     (tasks.sequence_mlp, mlp_with_helpers),
     (tasks.sequence_mlp, mlp_einsum),
     (tasks.sequence_mlp, mlp_with_linear),
@@ -257,6 +273,8 @@ REMARKED = [
 ]
 
 WRONG = [
+    (tasks.sequence_norm, norm_unbiased, "the variance was divided by n - 1"),
+    (tasks.sequence_norm, norm_over_tokens, "those of a feature, over tokens"),
     (tasks.sequence_norm, norm_of_a_part_of_the_weight, "the result on rank 0, index [0, 0]"),
     (tasks.gather_again, again_dw_of_own_tokens_summed, "own tokens alone for dw, then a sum over devices"),
     (tasks.sequence_mlp, mlp_gathers_again, "gather_linear gathers x a second time, in the backward"),
