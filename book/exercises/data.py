@@ -212,7 +212,7 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
         ),
     },
     mistakes={
-        "a mean of the two means. A micro-batch with fewer samples counts as much as the other: add sums, divide once.": (
+        "a mean of the two means: the smaller micro-batch counts as much as the other. Add sums, divide once.": (
             lambda parts, w, x1, y1, x2, y2: (gradient(w, x1, y1) + gradient(w, x2, y2)) / 2
         ),
         "only the first micro-batch counts.": lambda parts, w, x1, y1, x2, y2: gradient(w, x1, y1),
