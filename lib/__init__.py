@@ -105,6 +105,7 @@ from lib.parallel.pipeline.schedules import (
     zb_h2,
 )
 from lib.parallel.pipeline.search import search_schedule
+from lib.parallel.pipeline.shapes import check_shapes
 from lib.parallel.pipeline.stages import cut_gpt, cut_layers, reduce_tied
 from lib.parallel.pipeline.steps import (
     Backward,
@@ -302,6 +303,7 @@ __all__ = [
     "capacity_for",
     "check_same_parameters",
     "check_schedule",
+    "check_shapes",
     "clip_gradients",
     "context_memory",
     "copy_to",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from book.pictures.kit.blocks import label, tag
@@ -67,31 +68,66 @@ def draw_schedule(
 
 
 def _steps(lane: Sequence[Slot], schedule: Schedule, device: int, top: float, scale: float) -> list[Element | None]:
-    """One path for all boxes of a kind: pictures stay small."""
+    """One path for all boxes of a kind, in units of time and of a lane's height, from the first of them on: lanes that
+    do the same at other times are then the same text, and a widget stores it once."""
     color, mine = paint(device), schedule.stages_of(device)
-    lane = _visible(lane, 1 / scale)
-    boxes: dict[str, list[str]] = defaultdict(list)
-    words: dict[str, list[tuple[float, str, float]]] = defaultdict(list)
-    marks = []
-    for step, start, end in lane:
-        if end == start:
-            continue
-        kind = "F" if isinstance(step, Forward) else "W" if isinstance(step, BackwardWeight) else "B"
-        x, wide = LEFT + start * scale, (end - start) * scale
-        boxes[kind].append(f"M{number(x)} {number(top)}h{number(wide)}v{WORK}h-{number(wide)}z")
-        words[kind].append((x + wide / 2, str(step.micro), wide))
-        if mine.index(step.stage):  # its second stage on, a line under the number
-            marks.append(f"M{number(x + 1.5)} {number(top + WORK - 2.5)}h{number(max(wide - 3, 1))}")
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    for step, start, end in _visible(lane, 1 / scale):
+        if end > start:
+            kind = "F" if isinstance(step, Forward) else "W" if isinstance(step, BackwardWeight) else "B"
+            boxes[kind].append(Box(start, end - start, str(step.micro), mine.index(step.stage) > 0))
     drawn: list[Element | None] = []
     for kind, look in _looks(color).items():
         if not boxes[kind]:
             continue
-        path = element("path", d="".join(boxes[kind]), stroke=color.ink, stroke_width=0.8, **look)
+        first = boxes[kind][0].start
+        moved = [box._replace(start=box.start - first) for box in boxes[kind]]
+        units = f"scale({scale:.5g} {WORK})"
+        line = {"stroke": color.ink, "stroke_width": 0.8, "vector_effect": "non-scaling-stroke"}
+        path = element("path", d=_outline(moved), transform=units, **line, **look)
         ink = color.text if kind == "F" else None
-        drawn.append(element("g", path, _digits(words[kind], top, ink), data_rank=device, data_kind=kind))
-    if marks:
-        drawn.append(element("path", d="".join(marks), stroke="currentColor", stroke_width=2, data_chunk=device))
+        place = f"translate({number(LEFT + first * scale)} {number(top)})"
+        drawn.append(
+            element(
+                "g", path, _digits(moved, scale, ink), _marks(moved, scale), transform=place, data_rank=device,
+                data_kind=kind,
+            )
+        )  # fmt: skip
     return drawn
+
+
+class Box(NamedTuple):
+    """A step on the clock; `later`: not of the first of its device's stages."""
+
+    start: float
+    wide: float
+    text: str
+    later: bool
+
+
+def _outline(boxes: list[Box]) -> str:
+    """A box for each: a step to the right from where the last one began, across, down, and back."""
+    path, at = "", 0.0
+    for box in boxes:
+        move = _short(box.start - at)
+        at += float(move)  # what is written: rounding must not add up from box to box
+        path += f"m{move} 0h{_short(box.wide)}v1h-{_short(box.wide)}z"
+    return path
+
+
+def _short(value: float) -> str:
+    """Of units: 0.5 -> ".5", 2.0 -> "2"."""
+    return f"{value:.2f}".rstrip("0").rstrip(".").removeprefix("0") or "0"
+
+
+def _marks(boxes: list[Box], scale: float) -> Element | None:
+    """A line under the number, from the second stage of a device on."""
+    lines = [
+        f"M{number(box.start * scale + 1.5)} {WORK - 2.5}h{number(max(box.wide * scale - 3, 1))}"
+        for box in boxes
+        if box.later
+    ]
+    return element("path", d="".join(lines), stroke="currentColor", stroke_width=2, data_chunk="") if lines else None
 
 
 def _visible(lane: Sequence[Slot], least: float) -> Sequence[Slot]:
@@ -109,22 +145,25 @@ def _looks(color: Paint) -> dict[str, dict[str, object]]:
     return {"F": {"fill": color.fill}, "B": {"fill": "none"}, "W": {"fill": color.ink, "fill_opacity": ".25"}}
 
 
-def _digits(words: list[tuple[float, str, float]], top: float, ink: str | None) -> Element | None:
+def _digits(boxes: list[Box], scale: float, ink: str | None) -> Element | None:
     """The numbers that fit into their boxes."""
-    fitting = [(x, text) for x, text, wide in words if len(text) * DIGIT + 1 <= wide]
-    texts = [element("text", text, x=number(x), y=number(top + 14)) for x, text in fitting]
-    return element("g", *texts, font_size=11, text_anchor="middle", fill=ink) if texts else None
+    fitting = [box for box in boxes if len(box.text) * DIGIT + 1 <= box.wide * scale]
+    texts = [element("text", box.text, x=number((box.start + box.wide / 2) * scale)) for box in fitting]
+    look = {"transform": "translate(0 14)", "font_size": 11, "text_anchor": "middle", "fill": ink}
+    return element("g", *texts, **look) if texts else None
 
 
 def _area(points: list[tuple[float, float]], device: int, top: float, scale: float, most: float) -> list[Element]:
-    """What is held over time, as an area that stands on its base line."""
+    """What is held over time, in units of time and micro-batches, as an area that stands on its base line."""
     base, color = top + 3 + HELD, paint(device)
-    path = f"M{number(LEFT)} {number(base)}"
-    for (_, before), (time, level) in pairwise(points):
+    levels = dict(points)  # of several at one time the last: what is let go and taken at once is no change
+    path = "M0 0"
+    for (_, before), (time, level) in pairwise(levels.items()):
         if level != before:
-            path += f"H{number(LEFT + time * scale)}V{number(base - HELD * level / most)}"
+            path += f"H{_short(time)}V{_short(level)}"
+    units = f"translate({LEFT} {number(base)})scale({scale:.5g} {-HELD / most:.5g})"
     line = element("path", d=f"M{LEFT} {number(base)}H{RIGHT}", stroke="currentColor", stroke_opacity=".4")
-    area = element("path", d=path + f"V{number(base)}z", fill=color.ink, fill_opacity=".45", data_held=device)
+    area = element("path", d=path + "V0z", transform=units, fill=color.ink, fill_opacity=".45", data_held=device)
     return [line, area]
 
 

@@ -56,14 +56,19 @@ def bubble_of(lanes: list[list[Slot]], times: Times, together: bool = False) -> 
     return Bubble(max(lane[-1].end - lane[0].start for lane in lanes), ideal)
 
 
-def pipeline_bytes(schedule: Schedule, batch: int, sequence: int, hidden: int, itemsize: int = 2) -> list[int]:
+def pipeline_bytes(
+    schedule: Schedule, batch: int, sequence: int, hidden: int, itemsize: int = 2, scatter: int = 1
+) -> list[int]:
     """Bytes that each device sends: batch x sequence x hidden numbers per boundary, micro-batch and direction.
 
     `batch` is that of a micro-batch. Between two stages on one device nothing is sent. A tensor-parallel device sends
-    as much, a copy; cut over t devices (scatter/gather, or sequence parallelism), each sends 1/t of it.
+    as much, a copy. Cut over t = `scatter` devices, which must divide hidden, each sends 1/t of it (`scatter` of
+    `run_pipeline`; or sequence parallelism); the receivers' all-gathers are not counted.
     """
+    if hidden % scatter:
+        raise ValueError(f"pipeline_bytes: a hidden size of {hidden} cannot be cut over scatter={scatter} devices alike")
     lists = (schedule if schedule.has_messages else with_messages(schedule, "beside")).steps
-    one = batch * sequence * hidden * itemsize
+    one = batch * sequence * (hidden // scatter) * itemsize
     return [one * sum(isinstance(step, Send) for step in steps) for steps in lists]
 
 

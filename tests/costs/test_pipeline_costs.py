@@ -29,6 +29,9 @@ def test_bytes():
     assert pipeline_bytes(one_f_one_b(3, 5), 2, 3, 4) == [5 * one, 10 * one, 5 * one]
     assert pipeline_bytes(interleaved(2, 4, 3), 2, 3, 4) == [5 * 4 * one] * 2  # five boundaries, a direction each
     assert pipeline_bytes(zb_v(2, 4), 2, 3, 4) == [2 * 4 * one] * 2  # of three boundaries, one lies within a device
+    assert pipeline_bytes(one_f_one_b(3, 5), 2, 3, 4, scatter=4) == [5 * one // 4, 10 * one // 4, 5 * one // 4]
+    with pytest.raises(ValueError, match="4 cannot be cut over scatter=3"):
+        pipeline_bytes(one_f_one_b(3, 5), 2, 3, 4, scatter=3)
 
 
 def test_flops_of_the_halves_are_what_they_compute():

@@ -28,6 +28,7 @@ from lib.parallel.pipeline.steps import (
     Step,
     What,
 )
+from lib.parallel.sharding.shards import shard
 
 Stage = Callable[[Tensor], Tensor]
 
@@ -38,6 +39,7 @@ def run_pipeline(
     stages: Mapping[int, Stage],
     inputs: Sequence[Tensor],
     loss: Callable[[Tensor, int], Tensor],
+    scatter: Group | None = None,
 ) -> dict[int, Tensor]:
     """Does this device's steps. Returns the loss of each micro-batch on the device of the last stage; {} elsewhere.
 
@@ -45,13 +47,17 @@ def run_pipeline(
     micro-batch k, used by stage 0; `loss(y, k)` makes one number of the last stage's output, already weighted. What
     goes from stage to stage is one tensor. Communication: one message per boundary, micro-batch and direction.
 
+    `scatter` is the tensor-parallel group of this stage, whose devices all hold the same tensor: then each sends 1/t of
+    it, cut along the last dim, and the receivers put it together by an all-gather over their own group.
+
     In a trace, each step is a span under its own name, such as "1F0". Raises ValueError before anything runs when the
-    schedule cannot work, or does not fit the group, the stages or the inputs.
+    schedule cannot work, or does not fit the group, the stages or the inputs. Whether what one stage makes is what the
+    next one takes, `check_shapes` finds out.
     """
     _check(group, schedule, stages, inputs)
     if not schedule.has_messages:
         schedule = with_messages(schedule)
-    worker = _Worker(group, schedule, stages, inputs, loss)
+    worker = _Worker(group, schedule, stages, inputs, loss, scatter)
     for step in schedule.steps[group.rank]:
         with group.span(str(step)):
             worker.do(step)
@@ -68,8 +74,10 @@ class _Worker:
         stages: Mapping[int, Stage],
         inputs: Sequence[Tensor],
         loss: Callable[[Tensor, int], Tensor],
+        scatter: Group | None,
     ):
         self.group, self.schedule, self.stages, self.inputs, self.loss = group, schedule, stages, inputs, loss
+        self.scatter = scatter
         self.last = schedule.stages - 1
         self.split = {(s.stage, s.micro) for s in schedule.steps[group.rank] if isinstance(s, BackwardInput)}
         self.later = Later()
@@ -107,7 +115,7 @@ class _Worker:
         if not y.requires_grad:
             raise ValueError(
                 f"run_pipeline on rank {self.group.rank}: what stage {stage} makes of micro-batch {micro} has no "
-                "gradient, so nothing before it would learn. Is there a detach() or a no_grad() in the stage?"
+                f"gradient, {_why_none(stage)}"
             )
         # The edge, not y: what was sent need not be kept.
         self.graphs[stage, micro] = x, get_gradient_edge(y)
@@ -126,13 +134,16 @@ class _Worker:
 
     def _take(self, what: What, stage: int, micro: int) -> Tensor:
         value = self.here.pop((what, stage, micro))
-        return value.wait() if isinstance(value, Handle) else value
+        if not isinstance(value, Handle):  # it was made here
+            return value
+        value = value.wait()  # with `scatter`  Shard(-1) -> Replicate
+        return value if self.scatter is None else self.scatter.all_gather(value, -1)
 
     def _give(self, what: What, stage: int, to: int, micro: int, value: Tensor) -> None:
         if self._device(to) == self.group.rank:  # the next stage lies here, too
             self.here[what, to, micro] = value
         else:
-            self.made[what, stage, micro] = value
+            self.made[what, stage, micro] = value if self.scatter is None else shard(value, self.scatter, -1)
 
     def _device(self, stage: int) -> int:
         return self.schedule.device_of[stage]
@@ -142,6 +153,15 @@ def _tag(step: Send | Recv) -> int:
     """One for each boundary and direction: messages of one tag keep their order, those of others may overtake them."""
     boundary = max(step.stage, step.peer)
     return 2 * boundary + (step.what == "B")
+
+
+def _why_none(stage: int) -> str:
+    if stage > 0:
+        return "so nothing before it would learn. Is there a detach() or a no_grad() in the stage?"
+    return (
+        "so the first stage would not learn. Is there a detach() or a no_grad() in it? If all its weights are frozen, it "
+        "has no backward: compute its outputs beforehand, and hand these in as the inputs of a pipeline without it"
+    )
 
 
 def _check(group: Group, schedule: Schedule, stages: Mapping[int, Stage], inputs: Sequence[Tensor]) -> None:

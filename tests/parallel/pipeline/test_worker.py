@@ -15,6 +15,7 @@ from lib import (
     Mesh,
     Schedule,
     average_gradients,
+    check_shapes,
     cut_gpt,
     gpipe,
     one_f_one_b,
@@ -113,6 +114,31 @@ def test_bytes_are_those_of_the_formula():
         assert sent == pipeline_bytes(schedule, batch=1, sequence=8, hidden=CONFIG.hidden, itemsize=8)
 
 
+@pytest.mark.parametrize("make", [one_f_one_b, zb_v])
+def test_each_device_of_a_tensor_group_sends_its_part(make):
+    """Scatter/gather: the same gradients, 1/t of the bytes between stages, and an all-gather for every message."""
+    config, schedule, steps = replace(CONFIG, layers=4), make(2, 2), {}
+
+    def run(group, scatter):
+        mesh = Mesh(group, pp=2, tp=2)
+        gpt = build(mesh.tp, config=config)
+        stages = cut_gpt(gpt, schedule, mesh.pp.rank)
+        some, loss = TOKENS[:2].tensor_split(2), loss_of(gpt, TARGETS[:2].tensor_split(2), 2)
+        run_pipeline(mesh.pp, schedule, stages, some, loss, scatter=mesh.tp if scatter else None)
+        return [p.grad for p in gpt.parameters()]
+
+    for scatter in False, True:
+        cluster = Cluster(4)
+        outputs = cluster.run(run, scatter)
+        sent = [cluster.meters.count(rank, "send").bytes_sent for rank in (0, 2)]
+        assert sent == pipeline_bytes(schedule, 1, 8, CONFIG.hidden, 8, scatter=2 if scatter else 1)
+        steps[scatter] = outputs, cluster.meters.count(0, "all_gather").calls
+    for plain, cut in zip(steps[False][0], steps[True][0], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, cut, strict=True))
+    received = sum(step.letter.startswith("RECV") for step in with_messages(schedule).steps[0])
+    assert steps[True][1] - steps[False][1] == received > 0
+
+
 def test_the_trace_names_the_steps():
     cluster = Cluster(2, hardware="H100")
     cluster.run(gradients, gpipe(2, 2), TOKENS[:2], TARGETS[:2])
@@ -169,8 +195,33 @@ def test_a_stage_that_cuts_the_graph_is_named():
 
     with says(ValueError, "rank 1", "stage 1 gives its input no gradient", "detach()"):
         run("input")
-    with says(ValueError, "rank 1", "what stage 1 makes of micro-batch 0 has no gradient", "detach()"):
+    with says(ValueError, "rank 1", "what stage 1 makes of micro-batch 0 has no gradient", "nothing before it"):
         run("output")
+    layer.requires_grad_(False)
+    with says(ValueError, "rank 0", "stage 0", "the first stage would not learn", "frozen", "compute its outputs"):
+        run("neither")
+
+
+def test_shapes_between_stages_are_known_before_anything_runs():
+    def rehearse(group, wrong=None):
+        torch.manual_seed(0)
+        gpt = build(group.split(group.size), config=replace(CONFIG, dropout=0.1))
+        stages = cut_gpt(gpt, zb_v(2, 2), group.rank)
+        if wrong and 1 in stages:
+            run = stages[1]
+            stages[1] = lambda x: wrong(run(x))
+        random = torch.get_rng_state()
+        made = check_shapes(group, zb_v(2, 2), stages, TOKENS.tensor_split(2))
+        assert torch.equal(random, torch.get_rng_state()), "the step finds the stream as it was"
+        assert all(p.grad is None for p in gpt.parameters())
+        return made
+
+    between = (3, 8, CONFIG.hidden)
+    assert Cluster(2).run(rehearse) == [{0: between, 3: (3, 8, CONFIG.vocabulary)}, {1: between, 2: between}]
+    with says(ValueError, "rank 1 of 2: stage 2 cannot take", "(3, 8, 5)", "Let stage 1 return"):
+        Cluster(2).run(rehearse, lambda y: y[..., :5])
+    with says(ValueError, "rank 1 of 2: stage 1 makes tuple", "must return one tensor"):
+        Cluster(2).run(rehearse, lambda y: (y, y))
 
 
 def test_layers_that_cannot_be_cut_so():
