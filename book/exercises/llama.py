@@ -162,6 +162,46 @@ def gated_mlp(group: Group, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return reduce_from((F.silu(gate) * up) @ shard(down, group, 1).T, group)  # (tokens, hidden)  Replicate
 
 
+def shared_scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.T
+
+
+@exercise(
+    oracle=shared_scores,
+    inputs={"q": Input("heads tokens 4"), "k": Input("tokens 4")},
+    returns={"the scores of your heads": Shard(0)},
+    gradients=("k",),
+    backward=(Talk(AllReduce(), "tokens 4"),),
+    slips={
+        "each device has the gradient of k from its own heads only: what all of them use enters by copy_to.": (
+            lambda group, q, k: shard(q, group, 0) @ k.T
+        ),
+        "the gradient of k was added up twice, so it is too large by the number of devices. Once is enough.": (
+            lambda group, q, k: shard(q, group, 0) @ copy_to(copy_to(k, group), group).T
+        ),
+    },
+    mistakes={
+        "the scores are divided, by the root of 4 perhaps; here they are the plain products.": (
+            lambda parts, q, k: shared_scores(q, k) / 2
+        ),
+    },
+    hints=(
+        "Every device has a copy of the keys, and uses it for its own queries. What is the gradient of what P "
+        "devices use?",
+        "A sum over the devices, of what each has. copy_to does nothing forward, and adds up backward.",
+        "shard(q, group, 0) are your heads. Multiply them with copy_to(k, group).T, and send nothing else.",
+    ),
+)  # fmt: skip
+def scores_of_shared_keys(group: Group, q: Tensor, k: Tensor) -> Tensor:
+    """The scores of your heads, (heads/P, tokens, tokens), where all heads share the same keys.
+
+    q (heads, tokens, 4) and k (tokens, 4) are whole. Use your heads of q only. The gradient of k must be right on every
+    device, by one all-reduce of its size.
+    """
+    mine = shard(q, group, 0)  # (heads/P, tokens, 4)  Shard(0)
+    return mine @ copy_to(k, group).T  # a copy on each device: its gradient is added up, once
+
+
 def small(heads: int, kv_heads: int, layers: int = 2, **more: int) -> LlamaConfig:
     sizes = {"hidden": 4 * heads, "inner": 2 * heads, "vocabulary": heads, "positions": 4096, **more}
     return LlamaConfig(layers=layers, heads=heads, kv_heads=kv_heads, **sizes)

@@ -121,18 +121,22 @@ def simulate_step(
     hardware: Hardware,
     sequence_parallel: bool = True,
     recompute: Recompute | None = None,
-    runs: tuple[int, int] = (1, 2),
+    runs: tuple[int, int] | None = (1, 2),
 ) -> Step:
     """One step of a model of any size, without its numbers: bfloat16 on `meta`, attention by the fused kernel.
 
-    Layers are equal, so models of `runs` layers tell how long all of them take. What the clock leaves out:
-    contention, and the time to start a kernel unless `hardware` has one.
+    Layers are equal, so models of `runs` layers tell how long all of them take; with None all layers are run. What the
+    clock leaves out: contention, and the time to start a kernel unless `hardware` has one.
     """
-    few, more = (
-        _run(replace(config, layers=n), devices, sequence, hardware, sequence_parallel, recompute) for n in runs
-    )
-    times = (config.layers - runs[0]) / (runs[1] - runs[0])
-    seconds, activations, sent = (a + times * (b - a) for a, b in zip(few, more, strict=True))
+
+    def run(layers: int) -> tuple[float, int, int]:
+        return _run(replace(config, layers=layers), devices, sequence, hardware, sequence_parallel, recompute)
+
+    if runs is None:
+        seconds, activations, sent = run(config.layers)
+    else:
+        times = (config.layers - runs[0]) / (runs[1] - runs[0])
+        seconds, activations, sent = (a + times * (b - a) for a, b in zip(*map(run, runs), strict=True))
     flops = step_flops(llama_shape(config), 1, sequence, causal_half=True)
     mfu = flops / (devices * seconds * hardware.flops)
     return Step(seconds, mfu, llama_parameters(config, devices), activations, sent)

@@ -66,7 +66,7 @@ def pipeline_bytes(
     `run_pipeline`; or sequence parallelism); the receivers' all-gathers are not counted.
     """
     if hidden % scatter:
-        raise ValueError(f"pipeline_bytes: a hidden size of {hidden} cannot be cut over scatter={scatter} devices alike")
+        raise ValueError(f"pipeline_bytes: hidden={hidden} cannot be cut over scatter={scatter} devices alike")
     lists = (schedule if schedule.has_messages else with_messages(schedule, "beside")).steps
     one = batch * sequence * (hidden // scatter) * itemsize
     return [one * sum(isinstance(step, Send) for step in steps) for steps in lists]

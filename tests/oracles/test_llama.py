@@ -85,6 +85,32 @@ def test_drawn_text_is_the_same_on_any_number_of_devices_and_without_a_cache():
     assert not torch.equal(Cluster(1).run(program)[0], alone)
 
 
+def test_drawn_text_is_theirs_with_the_same_random_numbers(monkeypatch):
+    """Their temperature and top-k, with our numbers in the place of those that `multinomial` draws."""
+    theirs, random = reference("llama 3"), torch.Generator().manual_seed(3)
+    config, state = read_llama(theirs)
+    prompt = texts()[0][:, :4]
+
+    def draw(shares, num_samples):
+        noise = torch.empty(shares.shape[::-1], dtype=torch.float64).exponential_(generator=random).T
+        return (shares.double() / noise).argmax(-1, keepdim=True)
+
+    monkeypatch.setattr(torch, "multinomial", draw)
+    expected = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=True, temperature=0.7, top_k=9,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+
+    def program(group, **options):
+        model = Llama(config, group).double()
+        load_dense(model, state, group)
+        return generate(model, prompt, 10, **options)
+
+    drawn = Cluster(4).run(program, temperature=0.7, top_k=9, seed=3)
+    assert all(torch.equal(text, expected) for text in drawn)
+    assert not torch.equal(Cluster(1).run(program)[0], expected)
+
+
 @pytest.mark.parametrize("kind", ["llama 3", "qwen3"])
 def test_bfloat16_is_as_near_as_their_own_rounding(kind):
     """Every order of additions rounds otherwise. Ours, on any number of devices, is about as far from the exact logits

@@ -15,7 +15,8 @@ from lib.parallel.llama.rotary import Llama3Scaling, Scaling
 class LlamaConfig:
     """Sizes are numbers of elements. `inner` is the width of the MLP; `head_size` is hidden / heads unless given.
 
-    `positions` is the longest text. `eps` is that of the norms, `theta` and `scaling` those of the rotary positions
+    `positions` is the longest text. `window`, if given, says why: the published model looks back at so many positions
+    only; up to there, ours is the same. `eps` is that of the norms, `theta` and `scaling` those of the rotary positions
     (see `turn_of`). `tied`: the head is the embedding once more. `qkv_bias`: queries, keys and values have a bias (Qwen
     2). `qk_norm`: queries and keys are normalized, head by head (Qwen 3). `deviation` is that of the first weights.
 
@@ -30,6 +31,7 @@ class LlamaConfig:
     vocabulary: int
     head_size: int = 0
     positions: int = 4096
+    window: int | None = None
     eps: float = 1e-5
     theta: float = 10_000.0
     scaling: Scaling | None = None
@@ -50,6 +52,11 @@ class LlamaConfig:
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"LlamaConfig: {name}={size!r} must be an integer of at least 1")
+        if self.window is not None and self.positions > self.window:
+            raise ValueError(
+                f"LlamaConfig: positions={self.positions} beyond window={self.window}: a sliding window is not "
+                f"supported. Take positions={self.window}; up to there nothing is out of sight"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"LlamaConfig: {self.heads} heads cannot share {self.kv_heads} heads of keys and values: kv_heads must "
@@ -108,7 +115,7 @@ LLAMAS = {
     "llama-3-70b": _config(80, 8192, 64, 8, 28672, 128256, **_LLAMA_3),
     "llama-3-405b": _config(126, 16384, 128, 8, 53248, 128256, **_LLAMA_31, scaling=Llama3Scaling(8.0)),
     "llama-3.2-1b": _config(16, 2048, 32, 8, 8192, 128256, **_LLAMA_31, scaling=Llama3Scaling(32.0), tied=True),
-    "mistral-7b": _config(32, 4096, 32, 8, 14336, 32000),  # its window: 4096 positions
+    "mistral-7b": _config(32, 4096, 32, 8, 14336, 32000, window=4096),
     "qwen2.5-7b": _config(28, 3584, 28, 4, 18944, 152064, **_QWEN, positions=32768, qkv_bias=True),
     "qwen3-0.6b": _config(
         28, 1024, 16, 8, 3072, 151936, **_QWEN, head_size=128, positions=40960, qk_norm=True, tied=True

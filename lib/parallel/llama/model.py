@@ -127,8 +127,19 @@ class Llama(nn.Module):
         else:
             last = 0 if positions.is_meta or not positions.numel() else int(positions.max())
         if last >= self.config.positions:
-            raise ValueError(f"{where} reach position {last}; the model has {self.config.positions}, from 0 on")
+            raise ValueError(
+                f"{where} reach position {last}; the model has {self.config.positions}, from 0 on{self._seen()}"
+            )
         return positions
+
+    def _seen(self) -> str:
+        """Why it has no more positions, where that is not clear."""
+        if self.config.window is None:
+            return ""
+        return (
+            f". It was trained with a sliding window of {self.config.window} (sliding_window): beyond it, a token "
+            "must not see all tokens before it, and here it would. Take a shorter text"
+        )
 
 
 @torch.no_grad()

@@ -34,8 +34,9 @@ BUILT_IN = {  # settings of theirs that change the model, and the values that ou
 def llama_config(settings: Mapping[str, Any] | str | Path) -> LlamaConfig:
     """Our config from theirs: what config.json holds, or a path: its own, its folder's, or that of the weights.
 
-    A model that looks back at a window of positions only (Mistral) is ours as long as a text is not longer than the
-    window, so `positions` ends there. Raises ValueError that names a missing or unsupported setting.
+    A model that looks back at a window of positions only (Mistral, some Qwen) is ours as long as a text is not longer
+    than the window, so `positions` ends there, and a longer text is refused. Raises ValueError that names a missing or
+    unsupported setting.
     """
     if not isinstance(settings, Mapping):
         path = Path(settings)
@@ -55,8 +56,8 @@ def llama_config(settings: Mapping[str, Any] | str | Path) -> LlamaConfig:
     theta, scaling = _rotary(settings)
     sizes = {ours: settings[theirs] for theirs, ours in NAMES.items()}
     window = _window(settings)
-    if window:
-        sizes["positions"] = min(sizes["positions"], window)
+    if window and window <= sizes["positions"]:
+        sizes |= {"positions": window, "window": window}
     return LlamaConfig(
         **sizes,
         kv_heads=settings.get("num_key_value_heads") or sizes["heads"],
@@ -104,7 +105,7 @@ def to_settings(config: LlamaConfig) -> dict[str, Any]:
     """What config.json says of our config, so that `transformers` builds the same model."""
     if config.qkv_bias and config.qk_norm:
         raise ValueError("to_settings: no published kind has both qkv_bias and qk_norm")
-    kind = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+    kind = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "mistral" if config.window else "llama"
     scaling: dict[str, Any] | None = None
     if isinstance(config.scaling, LinearScaling):
         scaling = {"rope_type": "linear", "factor": config.scaling.factor}
@@ -120,9 +121,7 @@ def to_settings(config: LlamaConfig) -> dict[str, Any]:
         raise ValueError(f"to_settings: {type(config.scaling).__name__} has no name in a config.json")
     return {
         "model_type": kind,
-        "architectures": [
-            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[kind]
-        ],
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
         **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()},
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,
@@ -132,4 +131,5 @@ def to_settings(config: LlamaConfig) -> dict[str, Any]:
         "rope_scaling": scaling,
         "tie_word_embeddings": config.tied,
         "initializer_range": config.deviation,
+        **({"sliding_window": config.window, "use_sliding_window": True} if config.window else {}),
     }

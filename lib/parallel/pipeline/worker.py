@@ -159,8 +159,8 @@ def _why_none(stage: int) -> str:
     if stage > 0:
         return "so nothing before it would learn. Is there a detach() or a no_grad() in the stage?"
     return (
-        "so the first stage would not learn. Is there a detach() or a no_grad() in it? If all its weights are frozen, it "
-        "has no backward: compute its outputs beforehand, and hand these in as the inputs of a pipeline without it"
+        "so the first stage would not learn. Is there a detach() or a no_grad() in it? If all its weights are frozen, "
+        "it has no backward: compute its outputs beforehand, and hand these in as the inputs of a pipeline without it"
     )
 
 

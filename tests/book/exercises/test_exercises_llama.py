@@ -8,7 +8,7 @@ from book.exercises import llama as tasks
 from lib import copy_to, reduce_from, shard
 from lib.parallel.llama.config import LLAMAS
 
-EVERY = [tasks.rotate_own, tasks.gated_mlp, tasks.cache_bytes, tasks.parameters]
+EVERY = [tasks.rotate_own, tasks.gated_mlp, tasks.scores_of_shared_keys, tasks.cache_bytes, tasks.parameters]
 
 # ---- rotate_own ----
 
@@ -89,6 +89,39 @@ def mlp_silu_of_product(group, *inputs):
     return mlp_with(group, *inputs, act=lambda gate, up: F.silu(gate * up))
 
 
+# ---- scores_of_shared_keys ----
+
+
+def scores_one_head_at_a_time(group, q, k):
+    keys = copy_to(k, group)
+    return torch.stack([head @ keys.T for head in shard(q, group, 0)])
+
+
+def scores_by_einsum(group, q, k):
+    return torch.einsum("ntc,sc->nts", shard(q, group, 0), copy_to(k, group))
+
+
+def scores_without_f(group, q, k):
+    return shard(q, group, 0) @ k.T
+
+
+def scores_summed_twice(group, q, k):
+    once = copy_to(k, group)
+    return (copy_to(once, group) @ shard(q, group, 0).mT).mT
+
+
+def scores_of_all_heads(group, q, k):
+    return q @ copy_to(k, group).T
+
+
+def scores_divided(group, q, k):
+    return shard(q, group, 0) @ copy_to(k, group).T / 2
+
+
+def scores_of_detached_keys(group, q, k):
+    return shard(q, group, 0) @ copy_to(k.detach(), group).T
+
+
 # ---- formulas ----
 
 
@@ -137,7 +170,12 @@ def count_biases(layers, hidden, heads, kv_heads, inner, vocabulary):
 test_the_stub_waits = checks.stubs_wait(EVERY)
 test_right_answers_pass = checks.right_answers_pass(
     EVERY,
-    [(tasks.rotate_own, rotate_then_cut), (tasks.gated_mlp, mlp_in_two_products)],
+    [
+        (tasks.rotate_own, rotate_then_cut),
+        (tasks.gated_mlp, mlp_in_two_products),
+        (tasks.scores_of_shared_keys, scores_one_head_at_a_time),
+        (tasks.scores_of_shared_keys, scores_by_einsum),
+    ],
     {"cache_bytes": "is right: the engine counted the same", "parameters": "is right: the model has the same"},
 )
 test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
@@ -155,6 +193,11 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.gated_mlp, mlp_gates_up, "it was applied to the second"),
         (tasks.gated_mlp, mlp_no_silu, "there is no SiLU"),
         (tasks.gated_mlp, mlp_silu_of_product, "for the gate alone"),
+        (tasks.scores_of_shared_keys, scores_without_f, "from its own heads only"),
+        (tasks.scores_of_shared_keys, scores_summed_twice, "added up twice"),
+        (tasks.scores_of_shared_keys, scores_of_all_heads, "the whole"),
+        (tasks.scores_of_shared_keys, scores_divided, "the scores are divided"),
+        (tasks.scores_of_shared_keys, scores_of_detached_keys, "loses the gradient"),
         (tasks.cache_bytes, cache_of_queries, "all heads were counted"),
         (tasks.cache_bytes, cache_of_cut_heads, "A head is not cut"),
         (tasks.cache_bytes, cache_of_all, "every device has all heads"),

@@ -1,5 +1,7 @@
 """The Llama: equal to one device in all its variants, in training on a grid, with caches and positions; refusals."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from parallel.small_llama import CONFIG, SHARED, build, dense_weights, one_thread, tokens_of  # noqa: F401
@@ -11,8 +13,10 @@ from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.layer import GatedMLP
 from lib.parallel.llama.model import Llama
 from lib.parallel.llama.sequence import SequenceGatedMLP, SequenceLlama
+from lib.parallel.sharding.dense import layout_of
 from lib.parallel.sharding.linear import ColumnParallelLinear
 from lib.parallel.sharding.placement import Shard
+from lib.parallel.zero.fully_sharded import FullySharded
 from lib.parallel.zero.optimizer import ShardedOptimizer
 
 BOTH = pytest.mark.parametrize("make", [Llama, SequenceLlama], ids=["TP", "TP+SP"])
@@ -146,6 +150,38 @@ def test_training_on_a_grid_with_zero_equals_one_device(make):
         assert not torch.equal(x, state[name]), name
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_2_and_3_equal_one_device(stage):
+    state, tokens = dense_weights(SHARED), tokens_of(4, 13, SHARED)
+
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+    def train(group, replicas):
+        mesh = Mesh(group, dp=replicas, tp=group.size // replicas)
+        model = build(mesh.tp, state, SHARED)
+        if stage == 3:
+            sharded = FullySharded(model, mesh.dp, layers=model.blocks)
+            optimizer = sgd(model.parameters())
+        else:
+            optimizer = ShardedOptimizer(model, mesh.dp, sgd)
+        mine = tokens.chunk(replicas)[mesh.dp.rank]
+        for _ in range(2):
+            optimizer.zero_grad()
+            with optimizer.reducing() if stage == 2 else nullcontext():
+                model(mine[:, :-1], mine[:, 1:]).backward()
+            optimizer.step()
+        return sharded.whole_parameters() if stage == 3 else {n: p.detach() for n, p in model.named_parameters()}
+
+    (layouts,) = Cluster(1).run(lambda group: {n: layout_of(Llama(SHARED, group), n) for n in state})
+    (alone,) = Cluster(1).run(train, 1)
+    many = Cluster(4).run(train, 2)
+    for name, x in alone.items():
+        assert not torch.equal(x, state[name]), name
+        for rank, mine in enumerate(many):
+            assert torch.allclose(mine[name], layouts[name].piece(x, 2, rank % 2), atol=1e-12), name
+
+
 def test_initialized_as_the_shards_of_one_dense_model():
     def make(group):
         torch.manual_seed(5)
@@ -187,6 +223,14 @@ def test_refused_tokens(tokens, more, says):
     with pytest.raises(ValueError, match=".") as refused:
         Cluster(2).run(lambda group: Llama(CONFIG, group)(torch.zeros(tokens, dtype=torch.long), **more))
     assert says in str(refused.value)
+
+
+def test_a_text_longer_than_the_sliding_window_is_refused_by_its_name():
+    config = LlamaConfig(**{**vars(CONFIG), "positions": 8, "window": 8})
+    with pytest.raises(ValueError, match=r"reach position 8.*sliding window of 8 \(sliding_window\).*shorter text"):
+        Cluster(2).run(lambda group: Llama(config, group)(torch.zeros(1, 9, dtype=torch.long)))
+    with pytest.raises(ValueError, match="positions=16 beyond window=8: a sliding window is not supported"):
+        LlamaConfig(**{**vars(CONFIG), "window": 8})
 
 
 def test_a_token_beyond_the_vocabulary():
