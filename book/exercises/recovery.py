@@ -53,10 +53,14 @@ def numbered_in_the_whole(rows: int, before: int, after: int, rank: int) -> Read
 def judge_reads(given: Any, right: Reads, rows: int, before: int, after: int, rank: int) -> None:
     """What is read, one after the other, must be the piece of this rank."""
     on = f"is wrong for {rows} rows, {before} files, rank {rank} of {after}."
-    try:
-        reads = [(int(source), int(a), int(b)) for source, a, b in given]
-    except (TypeError, ValueError):
-        raise Fault(on, f"expected a list of (file, start, stop), given {kind(given)}") from None
+    reads = []
+    for one in given if isinstance(given, list | tuple) else [given]:
+        try:
+            source, a, b = map(int, one)
+        except (TypeError, ValueError):
+            raise Fault(on, f"expected a list of (file, start, stop), and {one!r} is no such triple") from None
+        if a != b:  # nothing is read from there
+            reads.append((source, a, b))
     files = [range(a, b) for a, b in pairwise(starts(rows, before))]
     got: list[int] = []
     for source, a, b in reads:
@@ -86,6 +90,21 @@ def _rows(some: set[int]) -> str:
     return f"rows {', '.join(map(str, sorted(some)))}" if some else "empty"
 
 
+def cut_otherwise(size_of: Callable[[int, int], int]) -> Callable[[int, int, int, int], Reads]:
+    """Pieces that begin at each multiple of one length; the last device gets what is left."""
+
+    def reads(rows: int, before: int, after: int, rank: int) -> Reads:
+        each = size_of(rows, after)
+        a, b = min(rows, rank * each), rows if rank == after - 1 else min(rows, (rank + 1) * each)
+        found = []
+        for source, (c, d) in enumerate(pairwise(starts(rows, before))):
+            if max(a, c) < min(b, d):
+                found.append((source, max(a, c) - c, min(b, d) - c))
+        return found
+
+    return reads
+
+
 def by_the_files(rows: int, before: int, after: int, rank: int) -> Reads:
     """The file of the same rank, whole."""
     sizes = shard_sizes(rows, before)
@@ -101,6 +120,12 @@ def by_the_files(rows: int, before: int, after: int, rank: int) -> Reads:
     slips={
         "these are the rows of the whole tensor. In a file, they are counted from where the file begins.": (
             numbered_in_the_whole
+        ),
+        "this cuts by rounding up, and the last devices get less, or nothing. The book cuts by shard_sizes.": (
+            cut_otherwise(lambda rows, after: -(-rows // after))
+        ),
+        "this cuts by rounding down, and the last device gets the rest. The book cuts by shard_sizes.": (
+            cut_otherwise(lambda rows, after: rows // after)
         ),
         "this is the file of the same rank. With another number of devices, the pieces begin elsewhere.": by_the_files,
         "old and new are exchanged.": lambda rows, before, after, rank: (
@@ -161,6 +186,9 @@ def judge_interval(given: Any, right: float, save_seconds: float, device_life: f
         ),
         "this is the time between failures itself: half of it is lost with each.": (
             lambda save_seconds, device_life, devices: device_life / devices
+        ),
+        "the 2 is missing: a failure loses HALF an interval on the average.": (
+            lambda save_seconds, device_life, devices: math.sqrt(save_seconds * device_life / devices)
         ),
         "the root is missing.": lambda save_seconds, device_life, devices: 2 * save_seconds * device_life / devices,
         "a failure comes n times as often, not n times as rarely: divide.": (
@@ -229,6 +257,9 @@ def _bytes(each: Callable[[int, bool], int]) -> Callable[[int, int, bool], int]:
             "replicas hold the same. One of them saves.": _bytes(
                 lambda replicas, masters: replicas * (14 if masters else 12)
             ),
+            "replicas hold the same, and all of it: nothing is divided by their number.": (
+                lambda parameters, replicas, masters: parameters * (14 if masters else 12) // replicas
+            ),
             "replicas hold the same, so one of them saves; and gradients are not saved.": _bytes(
                 lambda replicas, masters: 16 * replicas
             ),
@@ -286,7 +317,8 @@ def incidents() -> dict[str, list[float]]:
 def judge_reasons(given: Any, right: dict[str, str]) -> None:
     """Each incident by its cause."""
     if not isinstance(given, dict) or set(given) != set(right):
-        raise Fault("is wrong.", f"expected a dict with the keys {', '.join(right)}, given {kind(given)}")
+        told = f"one with {', '.join(map(repr, given)) or 'none'}" if isinstance(given, dict) else kind(given)
+        raise Fault("is wrong.", f"expected a dict with the keys {', '.join(right)}, given {told}")
     for letter, reason in given.items():
         if reason not in REASONS:
             raise Fault("is wrong.", f"{letter}: {reason!r} is not one of {', '.join(REASONS)}")
