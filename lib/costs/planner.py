@@ -73,7 +73,7 @@ def answer(shape: ModelShape, devices: int, batch: int, sequence: int, machine: 
     lines = table(shape, devices, batch, sequence, machine)
     lines += ["", "Why the first:"]
     for sentence in reasons(shape, first, batch, machine):
-        lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="      ")
+        lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
     parts = sorted(first.terms.items(), key=lambda part: -part[1])
     shares = [f"{name} {seconds / first.seconds:.0%}" for name, seconds in parts if seconds >= 0.005 * first.seconds]
     return "\n".join([*lines, "", *textwrap.wrap("Its time: " + ", ".join(shares), WIDTH)])

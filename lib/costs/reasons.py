@@ -40,10 +40,10 @@ def reasons(shape: ModelShape, chosen: Proposal, batch: int, machine: Machine) -
         mine = getattr(chosen.plan, field)
         values = sorted({getattr(one.plan, field) for one in every})
         near = [v for v in values if v < mine][-1:] + [v for v in values if v > mine][:1]
-        others = [_beside(chosen, _of(every, field, value, chosen), words.format(value), machine) for value in near]
+        others = [_beside(chosen, _of(every, field, value, chosen), _named(words, value), machine) for value in near]
         others = [sentence for sentence in others if sentence]
         if others:
-            told.append(f"{words.format(mine)}: " + "; ".join(others) + ".")
+            told.append(f"{_named(words, mine)}: " + "; ".join(others) + ".")
     with_, without = (_of(every, "recompute", how, chosen) for how in ("full", None))
     if chosen.plan.recompute is None:
         told.append("Nothing recomputed: " + (_beside(chosen, with_, "all recomputed", machine) or "it fits") + ".")
@@ -52,6 +52,11 @@ def reasons(shape: ModelShape, chosen: Proposal, batch: int, machine: Machine) -
             "All recomputed: " + (_beside(chosen, without, "nothing recomputed", machine) or "it is faster") + "."
         )
     return told
+
+
+def _named(words: str, value: int) -> str:
+    """ "4 stages on each device", "1 stage on each device"."""
+    return words.format(value).replace("1 stages", "1 stage") if value == 1 else words.format(value)
 
 
 def _of(every: Sequence[Proposal], field: str, value: object, chosen: Proposal) -> list[Proposal]:
@@ -85,7 +90,7 @@ def _beside(chosen: Proposal, others: Sequence[Proposal], name: str, machine: Ma
     changed = [
         word
         for word in describe(best.plan).split(", ")[1:]
-        if word not in describe(chosen.plan) + name and not word.startswith(name.split(" on each")[0])
+        if word not in describe(chosen.plan) + name and not word.startswith(name.removesuffix(" on each device"))
     ]
     at_best = f" at best (with {', '.join(changed)})" if changed else ""
     return f"{name} takes {slower:.1%} longer{at_best}: {why} (+{grown[term]:.3g} s)"
