@@ -32,10 +32,20 @@ def line(sizes: dict[str, int], axis: str, rank: int, inside: bool = True, start
     return [first + i * stride for i in range(sizes[axis])]
 
 
+def own_size_too(sizes: dict[str, int], axis: str, rank: int) -> list[int]:
+    stride = 1
+    for name in list(sizes)[list(sizes).index(axis) :]:
+        stride *= sizes[name]
+    first = rank - rank // stride % sizes[axis] * stride
+    return [first + i * stride for i in range(sizes[axis])]
+
+
 def judge_group(given: Any, right: list[int], sizes: dict[str, int], axis: str, rank: int) -> None:
     """The same ranks in the same order."""
     grid = " x ".join(f"{name} {size}" for name, size in sizes.items())
     on = f"for rank {rank} along {axis}, in {grid}"
+    if hasattr(given, "tolist"):
+        given = given.tolist()  # an array is as good as a list
     if not isinstance(given, list | tuple) or not all(isinstance(one, int) for one in given):
         raise Fault(f"is wrong {on}.", f"expected a list of ranks, given {kind(given)}")
     if list(given) != right:
@@ -59,6 +69,10 @@ def judge_group(given: Any, right: list[int], sizes: dict[str, int], axis: str, 
         "the step is the product of the sizes behind the axis, not before it: the last axis is the fastest.": (
             lambda sizes, axis, rank: line(sizes, axis, rank, inside=False)
         ),
+        "the rank itself belongs to its group.": (
+            lambda sizes, axis, rank: [other for other in line(sizes, axis, rank) if other != rank]
+        ),
+        "the step is the product of the sizes BEHIND the axis. Its own size is not among them.": own_size_too,
         "this begins at the rank itself. The group begins where the coordinate is 0.": (
             lambda sizes, axis, rank: line(sizes, axis, rank, start=False)
         ),
@@ -126,6 +140,7 @@ RULE_CASES = (
     (ParallelConfig(dp=4, pp=2, tp=2, micro_batches=3, chunks=3), 16, 64),
     (ParallelConfig(dp=4, pp=4, tp=1, chunks=4, micro_batches=8, ep=2), 16, 32),
     (ParallelConfig(dp=2, pp=4, cp=2, tp=2, micro_batches=4), 16, 12),
+    (ParallelConfig(dp=2, pp=2, tp=4, micro_batches=4), 32, 64),
 )
 
 
@@ -135,6 +150,23 @@ RULE_CASES = (
     cases=RULE_CASES,
     praise="is right: every broken rule is found, and no other.",
     slips={
+        "the product must BE the number of devices. A grid that divides it leaves devices without work.": (
+            lambda config, devices, batch: (
+                rules_by_lib(config, devices, batch) - {"devices"}
+                | ({"devices"} if devices % (config.dp * config.pp * config.cp * config.tp) else set())
+            )
+        ),
+        "this model has one expert, so ep must divide 1: whether it divides dp is another rule.": (
+            lambda config, devices, batch: (
+                rules_by_lib(config, devices, batch) - {"experts"} | ({"experts"} if config.dp % config.ep else set())
+            )
+        ),
+        "dp x micro_batches must divide the batch: that each of the two does is not enough.": (
+            lambda config, devices, batch: (
+                rules_by_lib(config, devices, batch) - {"batch"}
+                | ({"batch"} if batch % config.dp or batch % config.micro_batches else set())
+            )
+        ),
         "it stops at the first broken rule. Who mends that one starts again, and meets the next.": one_by_one,
         "the layers are cut into pp x chunks stages, not into pp.": (
             lambda config, devices, batch: broken_but(config, devices, batch, chunks=1)
@@ -223,7 +255,8 @@ def judge_order(given: Any, right: Order, *case: Any) -> None:
     oracle=best_order,
     judge=judge_order,
     cases=(USUAL, LONG_TEXTS, FEW_TOKENS),
-    praise="is right: no order of the axes talks for a shorter time on these three machines.",
+    praise="is right: no order of the axes talks for a shorter time on these three machines. (Did you only sort by "
+    "bytes? It suffices here. With an axis that is as large as a node, sizes count too.)",
     slips={
         "tensor parallelism stands outermost: its all-reduces, several for each layer, cross the network.": (
             lambda *case: ("tp", "cp", "dp", "pp")
@@ -260,6 +293,8 @@ def judge_micro(given: Any, right: int | str, batch: int, texts: int, dp: int) -
     """The number, or "impossible"."""
     if given != right or isinstance(given, bool):
         found = f"it gives {given!r}"
+        if right == "impossible":
+            found += f': {dp} x {texts} does not divide {batch}, so the answer is the word "impossible"'
         if isinstance(given, int):
             found += f": then a step has {dp} x {given} x {texts} = {dp * given * texts} texts, not {batch}"
         raise Fault(f"is wrong for a batch of {batch}, {texts} texts at a time, dp={dp}.", found)

@@ -40,6 +40,18 @@ def known(task, number):
     return list(task.slips.values())[number], list(task.slips)[number][:40]
 
 
+def rules_where(**other):
+    """The solution, with another test for one rule."""
+
+    def program(config, devices, batch):
+        broken = tasks.broken_rules.solution(config, devices, batch)
+        for name, test in other.items():
+            broken = broken - {name} | ({name} if test(config, devices, batch) else set())
+        return broken
+
+    return program
+
+
 test_the_stub_waits = checks.stubs_wait(EVERY)
 test_right_answers_pass = checks.right_answers_pass(
     EVERY,
@@ -50,6 +62,14 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
     [
         *[(task, *known(task, number)) for task in EVERY for number in range(len(task.slips))],
         (tasks.group_of, lambda sizes, axis, rank: (rank,), "given [5]"),
+        (tasks.group_of, tasks.own_size_too, "BEHIND the axis"),
+        (
+            tasks.broken_rules,
+            rules_where(devices=lambda c, n, b: n % (c.dp * c.pp * c.cp * c.tp)),
+            "must BE the number",
+        ),
+        (tasks.broken_rules, rules_where(experts=lambda c, n, b: c.dp % c.ep), "this model has one expert"),
+        (tasks.broken_rules, rules_where(batch=lambda c, n, b: b % c.dp or b % c.micro_batches), "is not enough"),
         (tasks.group_of, lambda sizes, axis, rank: rank, "expected a list of ranks"),
         (tasks.group_of, lambda sizes, axis, rank: sizes["ep"], "KeyError"),
         (tasks.broken_rules, rules_all, "kept after all: batch"),
