@@ -49,6 +49,8 @@ def run_part(plan, name: str, **options: int) -> object:
         from bench.experts import measure
     elif name == "context":
         from bench.context import measure
+    elif name == "pipeline":
+        from bench.pipeline import measure
     elif name == "inference":
         from bench.gpt import measure_inference as measure
     elif name == "collectives":
@@ -84,6 +86,7 @@ def main() -> None:
     jobs += [("gpt", {"threads": n}) for n in (1, 2)]
     jobs += [("experts", {"threads": n}) for n in (1, 2)]
     jobs += [("context", {"threads": 1})]
+    jobs += [("pipeline", {"threads": n}) for n in (1, 2)]
     jobs += [("inference", {"devices": devices}) for devices in (0, *plan.in_gpt)]
     jobs += [("collectives", {}), ("clock", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
     # One after the other: side by side they would disturb each other.
@@ -96,6 +99,7 @@ def main() -> None:
         "gpt": [row for name, rows in results if name == "gpt" for row in rows],
         "experts": [row for name, rows in results if name == "experts" for row in rows],
         "context": [row for name, rows in results if name == "context" for row in rows],
+        "pipeline": [row for name, rows in results if name == "pipeline" for row in rows],
         "inference": [row for name, row in results if name == "inference"],
         "collectives": next(rows for name, rows in results if name == "collectives"),
         "clock": next(rows for name, rows in results if name == "clock"),

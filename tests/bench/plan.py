@@ -28,6 +28,8 @@ class Plan:
     text: int = 256  # tokens, for all of GPT-2
     in_gpt: tuple[int, ...] = (4,)
     long_text: int = 4096  # tokens, for attention over a sequence that is cut
+    in_pipeline: tuple[int, ...] = (4,)
+    micros: int = 8
     in_ring: tuple[int, ...] = (1, 8)
     meta_layers: int = 96
     rounds: int = 5
@@ -39,7 +41,7 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     2, 8, 48, 96, in_block=(4, 12), processes=(2,), clusters=(2, 8), in_memory=(4,),
-    layers=2, vocabulary=101, text=8, long_text=32, meta_layers=2, rounds=2, calls=64,
+    in_pipeline=(2,), micros=2, layers=2, vocabulary=101, text=8, long_text=32, meta_layers=2, rounds=2, calls=64,
 )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The numbers as markdown."""
 
+from itertools import chain
+
 TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("MLP", "simulated", 4, True): 1.15,
     ("MLP", "simulated", 12, True): 1.35,
@@ -10,6 +12,7 @@ TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("experts", "simulated", 8, True): 1.30,
     ("GPT-2 small", "TP", 4, False): 1.15,
     ("GPT-2 small", "TP", 4, True): 1.25,
+    ("GPT-2 in stages", "1F1B", 4, True): 1.15,
     ("attention", "ring, zigzag", 8, True): 1.30,
 }
 TARGET_INFERENCE = 1.15  # times the memory that the dense model takes
@@ -26,6 +29,7 @@ def tables(found: dict) -> str:
         ratios(found["gpt"]),
         ratios(found["experts"]),
         ratios(found["context"]),
+        ratios(found["pipeline"]),
         faults(found),
         collectives(found),
         clock(found),
@@ -56,7 +60,7 @@ def spread(value: dict, digits: int = 2) -> str:
 
 def targets(found: dict) -> str:
     rows = []
-    for row in found["layers"] + found["block"] + found["gpt"] + found["experts"] + found["context"]:
+    for row in chain(*(found[part] for part in ("layers", "block", "gpt", "experts", "context", "pipeline"))):
         wanted = TARGETS.get((row["work"], row["how"], row["devices"], row["backward"]))
         if wanted:
             how = "" if row["how"] == "simulated" else f" {row['how']}"
