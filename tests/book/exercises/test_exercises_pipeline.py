@@ -1,6 +1,7 @@
 """The exercises on pipelines: the stub waits, solutions pass, each typical mistake is rejected by its name."""
 
 import exercise_checks as checks
+import torch
 
 from book.exercises import pipeline as tasks
 from lib import Backward, BackwardInput, Forward, Recv, Send, zb_h1
@@ -42,6 +43,22 @@ def gpipe_that_stops(p, m):
     return [Forward(r)[0] for r in range(p)]
 
 
+def one_f_one_b_that_counts(p, m):
+    """Right as well: a forward as long as fewer than p - r are held, else a backward."""
+    lists = []
+    for r in range(p):
+        steps, done, back = [], 0, 0
+        while back < m:
+            if done < m and done - back < p - r:
+                steps.append(Forward(r, done))
+                done += 1
+            else:
+                steps.append(Backward(r, back))
+                back += 1
+        lists.append(steps)
+    return lists
+
+
 def two_more_ahead(p, m):
     lists = []
     for r in range(p):
@@ -63,6 +80,15 @@ def zero_bubble(p, m):
 def halves_at_once(x, w, dy):
     dw = dy.T @ x
     return dy @ w, lambda: dw
+
+
+def halves_by_einsum(x, w, dy):
+    """Right as well."""
+
+    def weights():
+        return torch.einsum("to,ti->oi", dy, x)
+
+    return torch.einsum("to,oi->ti", dy, w), weights
 
 
 def halves_swapped(x, w, dy):
@@ -123,7 +149,12 @@ def mend_by_gpipe(steps):
 test_the_stub_waits = checks.stubs_wait(EVERY)
 test_right_answers_pass = checks.right_answers_pass(
     EVERY,
-    [(tasks.gpipe, gpipe_backwards_in_another_order), (tasks.mend, mend_all_receives_first)],
+    [
+        (tasks.gpipe, gpipe_backwards_in_another_order),
+        (tasks.one_f_one_b, one_f_one_b_that_counts),
+        (tasks.halves, halves_by_einsum),
+        (tasks.mend, mend_all_receives_first),
+    ],
     {task.name: task.praise for task in EVERY},
 )
 test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
