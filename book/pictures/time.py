@@ -17,7 +17,7 @@ Pairs = Sequence[tuple[float, float]]
 GROUPS = {
     "computing": ("products", "elementwise", "head"),
     "computed anew": ("recomputation",),
-    "communication": ("tensor parallel", "data parallel", "pipeline sends"),
+    "sending": ("tensor parallel", "data parallel", "pipeline sends"),
     "bubble": ("bubble",),
     "host too slow": ("host",),
     "update": ("optimizer", "accumulation"),
