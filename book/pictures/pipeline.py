@@ -157,7 +157,7 @@ def _area(points: list[tuple[float, float]], device: int, top: float, scale: flo
     """What is held over time, in units of time and micro-batches, as an area that stands on its base line."""
     base, color = top + 3 + HELD, paint(device)
     levels = dict(points)  # of several at one time the last: what is let go and taken at once is no change
-    path = "M0 0"
+    path = f"M0 0V{_short(levels[0.0])}"
     for (_, before), (time, level) in pairwise(levels.items()):
         if level != before:
             path += f"H{_short(time)}V{_short(level)}"

@@ -55,6 +55,8 @@ def test_areas_are_as_high_as_what_is_held():
     for device, node in enumerate(nodes(picture, "data-held")):
         levels = [float(level) for level in re.findall(r"V([\d.]+)", node.get("d"))]
         assert (max(levels), min(levels)) == (4 - device, 0)
+        risen = levels[0] if device == 0 else levels[1]  # the first device holds something from the beginning on
+        assert risen == 1
         assert float(re.search(r"scale\(\S+ (\S+)\)", node.get("transform"))[1]) == -HELD / 8
 
 
