@@ -28,7 +28,9 @@ def judge_lists(given: Any, right: Lists, p: int, m: int) -> None:
     """The checker, the time, the memory: in this order."""
     on = f"p={p}, m={m}"
     if not isinstance(given, list | tuple) or len(given) != p or not all(isinstance(x, list | tuple) for x in given):
-        raise Fault(f"is wrong for {on}.", f"expected {p} lists of steps, given {kind(given)}")
+        fix = " Return the lists, not the Schedule." if isinstance(given, Schedule) else ""
+        told = f"a list of {len(given)}" if isinstance(given, list | tuple) else kind(given)
+        raise Fault(f"is wrong for {on}.", f"expected {p} list(s) of steps, one for each device, given {told}.{fix}")
     strange = [step for steps in given for step in steps if not isinstance(step, Forward | Backward)]
     if strange:
         raise Fault(f"is wrong for {on}.", f"expected steps Forward and Backward, given {strange[0]!r}")
@@ -66,7 +68,7 @@ def lists_of(make: Callable[[int, int], Schedule]) -> Callable[[int, int], Lists
     return lambda p, m: [list(steps) for steps in make(p, m).steps]
 
 
-CASES = ((1, 3), (2, 4), (4, 8), (4, 3))
+CASES = ((1, 3), (2, 4), (4, 8), (4, 3), (4, 2))
 
 
 @planning(
