@@ -94,6 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="if-any",
         help="go on from the last one in --checkpoint DIR, on any devices; if-any: or begin, where there is none",
     )
+    parser.add_argument("--unsaved", action="store_true", help="train on when a checkpoint cannot be written")
     return parser
 
 
@@ -258,7 +259,13 @@ def learn(
             raise ValueError(f"the loss of step {step} is {loss.item()}: take a lower --rate, or --clip 1")
         if options.checkpoint and ((step + 1) % options.every == 0 or last):
             log.pause()
-            checkpoint.save(options.checkpoint, step + 1, trainer, config, group)
+            try:
+                checkpoint.save(options.checkpoint, step + 1, trainer, config, group)
+            except OSError as error:  # on all devices, whoever could not write
+                if not options.unsaved:
+                    raise
+                if group.rank == 0:
+                    print(f"not saved: {error}", flush=True)
             log.go_on()
     state = model_state(trainer.model, trainer.optimizer)
     weights = trainer.own_weights() if options.save else None

@@ -334,6 +334,18 @@ def test_a_training_goes_on_on_other_devices(tmp_path):
         torch.testing.assert_close(found[name], x, rtol=0, atol=1e-5)
 
 
+def test_a_checkpoint_that_cannot_be_written_stops_the_training_unless_it_is_told_to_go_on(tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "step-000003").write_text("in the way")
+    options = ["--size", 2, "--checkpoint", tmp_path / "c", "--every", 3]
+    with pytest.raises(SystemExit, match="checkpoint of step 3: rank 0: File exists: .*; rank 1: .* as they were"):
+        simulated(train_gpt.main, *TRAINED, *options)
+    said = simulated(train_gpt.main, *TRAINED, *options, "--unsaved")
+    assert "not saved: checkpoint of step 3: rank 0: File exists" in said
+    assert list(losses(said)) == list(range(6))
+    assert (tmp_path / "c" / "step-000006" / "manifest.json").exists()
+
+
 def test_resume_if_there_is_any(tmp_path):
     """What torchrun starts again begins the first time, and goes on the second."""
     options = ["--size", 1, "--checkpoint", tmp_path / "c", "--every", 3, "--resume", "if-any"]

@@ -26,8 +26,8 @@ def parameters_held(
 ) -> dict[str, Held]:
     """By name, what this device holds of the parameters of `model`, whose layers are split over `group`.
 
-    `over` says so of a layout, where not all are cut over one group (as experts are not). A parameter may be a `Piece`
-    of FullySharded. Communication: one small all-gather per group, of shapes.
+    `over` says so of a layout, where not all are cut over one group (as experts are not): each group as one object. A
+    parameter may be a `Piece` of FullySharded. Communication: one small all-gather per group, of shapes.
     """
     over = over or (lambda layout: group)
     named = dict(model.named_parameters())
@@ -53,18 +53,21 @@ def parameters_held(
 
 
 def all_held(held: dict[str, Held], optimizer: Optimizer | Any, saved: set[str] = frozenset()) -> list[Held]:
-    """The parameters, as `parameters_held` gives them, their masters, and what `optimizer` keeps of each.
+    """The parameters, as `parameters_held` gives them, their masters, and what `optimizer` keeps of each; there may be
+    a list of optimizers, each for some of them.
 
     A new optimizer keeps nothing yet: of a checkpoint that is to be loaded, `saved` are the names of its tensors, and
     the optimizer is given room for those that are its own.
     """
+    optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+    stepped = [(_innermost(each), *what) for each in optimizers for what in _stepped(held, each)]
     found = list(held.values())
-    for name, p, is_master in _stepped(held, optimizer):
+    for inner, name, p, is_master in stepped:
         one = held[name]
         part = p.origin.where if isinstance(p, Piece) else one.part
         if is_master:
             found.append(replace(one, name=f"master.{name}", x=p, part=part))
-        state = _innermost(optimizer).state[p]
+        state = inner.state[p]
         for key in sorted({label.partition(".")[0] for label in saved if label.partition(".")[2] == name}):
             if key not in ("parameter", "master", *state):
                 state[key] = torch.zeros_like(p.detach()) if key != "step" else torch.zeros(())
