@@ -60,7 +60,7 @@ def test_what_is_refused(options, words, tmp_path, monkeypatch):
 def test_a_checkpoint_goes_on_where_it_stopped(tmp_path):
     options = ["--size", 2, "--pipeline-parallel", 2, *SAME, "--checkpoint", tmp_path, "--every", 3]
     whole = simulated(train_gpt.main, *options)
-    (tmp_path / "step-000006" / "complete.json").unlink()
+    (tmp_path / "step-000006" / "manifest.json").unlink()
     resumed = simulated(train_gpt.main, *options, "--resume")
     later = {step: loss for step, loss in losses(whole).items() if step >= 3}
     assert losses(resumed) == later
