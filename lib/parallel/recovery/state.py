@@ -1,4 +1,4 @@
-"""All that a training needs to go on: parameters, master weights, and what the optimizer keeps of each.
+"""All that a training needs to go on: parameters, buffers, master weights, and what the optimizer keeps of each.
 
 Names are those of the model on one device, whatever the devices: `parameter.blocks.0.mlp.up.weight`, and
 `exp_avg.blocks.0.mlp.up.weight` for Adam's momentum of it. A moment is laid out as the parameter that it belongs to.
@@ -24,13 +24,15 @@ from lib.parallel.zero.piece import Piece, whole_shape
 def parameters_held(
     model: nn.Module, group: Group, over: Callable[[Placement], Group] | None = None
 ) -> dict[str, Held]:
-    """By name, what this device holds of the parameters of `model`, whose layers are split over `group`.
+    """By name, what this device holds of the parameters and buffers of `model`, whose layers are split over `group`.
 
     `over` says so of a layout, where not all are cut over one group (as experts are not): each group as one object. A
     parameter may be a `Piece` of FullySharded. Communication: one small all-gather per group, of shapes.
     """
     over = over or (lambda layout: group)
-    named = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
+    lasting = model.state_dict().keys()  # some buffers are no part of the state
+    named = parameters | {name: buffer for name, buffer in model.named_buffers() if name in lasting}
     layouts = {name: layout_of(model, name) for name in named}
     shapes: dict[str, list[torch.Size]] = {}
     for members in {over(layout): None for layout in layouts.values()}:
@@ -48,7 +50,8 @@ def parameters_held(
         whole = layout.whole([torch.empty(shape, device="meta") for shape in shapes[name]]).shape
         rows = rows_of(layout, whole, whole_shape(p), members.size, members.rank)
         part = p.origin.where if isinstance(p, Piece) else None
-        held[name] = Held(f"parameter.{name}", p, tuple(whole), rows, part)
+        kind = "parameter" if name in parameters else "buffer"
+        held[name] = Held(f"{kind}.{name}", p, tuple(whole), rows, part)
     return held
 
 
@@ -69,7 +72,7 @@ def all_held(held: dict[str, Held], optimizer: Optimizer | Any, saved: set[str] 
             found.append(replace(one, name=f"master.{name}", x=p, part=part))
         state = inner.state[p]
         for key in sorted({label.partition(".")[0] for label in saved if label.partition(".")[2] == name}):
-            if key not in ("parameter", "master", *state):
+            if key not in ("parameter", "buffer", "master", *state):
                 state[key] = torch.zeros_like(p.detach()) if key != "step" else torch.zeros(())
         for key, x in state.items():
             if isinstance(x, Tensor) and x.ndim == 0:  # a number, such as Adam's count of steps
