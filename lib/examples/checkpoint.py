@@ -19,11 +19,12 @@ from lib.parallel.recovery.state import all_held, parameters_held
 MAY_CHANGE = ("data_parallel", "pipeline_parallel", "zero", "sequence_parallel", "recompute", "accumulate")
 
 
-def save(folder: Path, done: int, trainer: Trainer, config: GPTConfig, group: Group) -> None:
-    """All devices call it after `done` steps. An interruption leaves the last complete checkpoint as it was."""
+def save(folder: Path, done: int, trainer: Trainer, config: GPTConfig, group: Group, text: str = "") -> None:
+    """All devices call it after `done` steps; `text` is the fingerprint of what is trained on. An interruption leaves
+    the last complete checkpoint as it was."""
     held = all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer)
     settings = [{k: v for k, v in some.items() if k != "params"} for some in trainer.adam.param_groups]
-    saving.save(folder, done, held, {"training": _facts(trainer, config), "optimizer": settings}, group)
+    saving.save(folder, done, held, {"training": _facts(trainer, config, text), "optimizer": settings}, group)
 
 
 def latest(folder: Path) -> int | None:
@@ -32,14 +33,14 @@ def latest(folder: Path) -> int | None:
     return checkpoint.manifest_of(places[0])["step"] if places else None
 
 
-def load(folder: Path, trainer: Trainer, config: GPTConfig, group: Group) -> tuple[int, list[str]]:
+def load(folder: Path, trainer: Trainer, config: GPTConfig, group: Group, text: str = "") -> tuple[int, list[str]]:
     """The training goes on as if it had never stopped. Returns the steps that are done, and what is wrong with newer
     checkpoints. Raises ValueError when no checkpoint is whole, or when it was another training, and names how."""
     place, wrong = checkpoint.newest(folder, group)
     if place is None:
         raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(wrong)}")
     manifest = checkpoint.manifest_of(place)
-    there, here = manifest["facts"]["training"], json.loads(json.dumps(_facts(trainer, config)))
+    there, here = manifest["facts"]["training"], json.loads(json.dumps(_facts(trainer, config, text)))
     for name in here:
         if there.get(name) != here[name]:
             raise ValueError(
@@ -54,6 +55,6 @@ def load(folder: Path, trainer: Trainer, config: GPTConfig, group: Group) -> tup
     return manifest["step"], wrong
 
 
-def _facts(trainer: Trainer, config: GPTConfig) -> dict[str, Any]:
+def _facts(trainer: Trainer, config: GPTConfig, text: str) -> dict[str, Any]:
     recipe = {name: value for name, value in asdict(trainer.recipe).items() if name not in MAY_CHANGE}
-    return {**asdict(config), **recipe, "dtype": str(trainer.recipe.dtype)}
+    return {**asdict(config), **recipe, "dtype": str(trainer.recipe.dtype), "text": text}

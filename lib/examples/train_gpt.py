@@ -13,6 +13,7 @@ A recipe whose texts are made of words, in about 40 seconds of one core:
 """
 
 import argparse
+import hashlib
 import math
 import sys
 from contextlib import nullcontext
@@ -231,9 +232,9 @@ def learn(
     if group.rank == 0:
         what = f"a GPT of {config.parameters:,} parameters, {options.dtype} on {options.device}"
         print(f"{machine}: {what}, {options.data_parallel} replica(s)", flush=True)
-    done = 0
+    done, fingerprint = 0, hashlib.sha256(text.tokens.numpy().tobytes()).hexdigest()[:16]
     if options.resume and checkpoint.latest(options.checkpoint) is not None:
-        done, wrong = checkpoint.load(options.checkpoint, trainer, config, group)
+        done, wrong = checkpoint.load(options.checkpoint, trainer, config, group, fingerprint)
         if group.rank == 0:
             for fault in wrong:
                 print(f"not used: {fault}", flush=True)
@@ -260,7 +261,7 @@ def learn(
         if options.checkpoint and ((step + 1) % options.every == 0 or last):
             log.pause()
             try:
-                checkpoint.save(options.checkpoint, step + 1, trainer, config, group)
+                checkpoint.save(options.checkpoint, step + 1, trainer, config, group, fingerprint)
             except OSError as error:  # on all devices, whoever could not write
                 if not options.unsaved:
                     raise

@@ -309,6 +309,12 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     ]:
         with pytest.raises(SystemExit, match=re.escape(message)):
             simulated(train_gpt.main, *TRAINED, "--size", 2, *folder, *options)
+    for name, text in (("one", "abc" * 90), ("other", "xyz" * 90)):
+        (tmp_path / name).write_text(text)
+    there = ["--size", 1, "--checkpoint", tmp_path / "bytes", "--every", 3, "--text"]
+    simulated(train_gpt.main, *TRAINED, *there, tmp_path / "one")
+    with pytest.raises(SystemExit, match="was written with text='.*', and this is text='.*': resume with"):
+        simulated(train_gpt.main, *TRAINED, *there, tmp_path / "other", "--resume")
     damaged = tmp_path / "c" / "step-000006" / "rank-1.safetensors"
     damaged.write_bytes(b"short")
     said = simulated(train_gpt.main, *TRAINED, "--size", 2, *folder, "--resume")
