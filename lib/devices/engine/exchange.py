@@ -43,6 +43,20 @@ class Exchange:
         """The key of a sub-group: the same on all its members, which make it at the same place of the same program."""
         return self._keys.setdefault((parent, ranks, times), len(self._keys) + 1)
 
+    def stand_still(self, me: int, call: object, ranks: tuple[int, ...]) -> None:
+        """Device `me` waits until another says `go_on(me)`. The errors name `call`, in the group of `ranks`."""
+        self._waiting.check_caller(me, call)
+        self._waiting.wait(me, call, ranks)
+
+    def go_on(self, me: int) -> None:
+        """Device `me`, which stands still, may go on when its turn comes."""
+        self.turns.ready(me)
+
+    def step_back(self, me: int, call: object) -> None:
+        """Device `me` asks again and again: the others, of whom one may have the answer, go first."""
+        self._waiting.check_caller(me, call)
+        self.turns.step_back(me)
+
     def __reduce__(self) -> None:
         raise TypeError(
             "a Group cannot be saved: it is a connection between running devices. Save the state_dict() of a module in "

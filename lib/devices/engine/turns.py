@@ -69,13 +69,11 @@ class Turns:
 
     def wait(self, rank: int) -> None:
         """Called by device `rank` when it has the turn: gives it away until another device calls `ready(rank)`."""
-        self._leave_program(rank)
-        self.stop_if_failed()
-        self._waiting.add(rank)
-        self._lay_aside(rank)
-        self._pass_turn()
-        self._may_run[rank].acquire()
-        self._enter_program(rank)
+        self._give_away(rank, self._waiting.add)
+
+    def step_back(self, rank: int) -> None:
+        """Called by device `rank` when it has the turn: lets the others who are ready go first."""
+        self._give_away(rank, self._ready.append)
 
     def ready(self, rank: int) -> None:
         """Device `rank`, which waits, may go on when its turn comes."""
@@ -122,6 +120,15 @@ class Turns:
         self._lay_aside(rank)
         self._unfinished -= 1
         self._pass_turn()
+
+    def _give_away(self, rank: int, stand_in_line: Callable[[int], None]) -> None:
+        self._leave_program(rank)
+        self.stop_if_failed()
+        stand_in_line(rank)
+        self._lay_aside(rank)
+        self._pass_turn()
+        self._may_run[rank].acquire()
+        self._enter_program(rank)
 
     def _lay_aside(self, rank: int) -> None:
         self.owned.lay_aside(rank)

@@ -7,6 +7,7 @@ import torch
 
 from lib.devices import Cluster
 from lib.devices.engine.turns import Turns
+from lib.devices.errors import DeadlockError
 
 
 def test_results_come_in_rank_order_even_when_devices_end_in_another():
@@ -130,3 +131,34 @@ def test_a_run_inside_of_a_run():
 def test_size_and_repr(size):
     assert Cluster(size).size == size
     assert repr(Cluster(size)) == f"Cluster({size})"
+
+
+def test_a_device_that_asks_again_and_again_lets_the_others_go_first():
+    said = []
+
+    def program(group):
+        while group.rank == 0 and "done" not in said:
+            said.append("asks")
+            group.place.step_back(group.me, "ask()")
+        said.append("done")
+
+    Cluster(2).run(program)
+    assert said == ["asks", "done", "done"]
+    Cluster(1).run(lambda group: group.place.step_back(group.me, "ask()"))  # nobody else: it goes on at once
+
+
+def test_a_device_stands_still_until_another_says_go_on():
+    said = []
+
+    def program(group, told=True):
+        if group.rank == 0:
+            group.place.stand_still(0, "a word()", group.ranks)
+        elif told:
+            said.append("go on")
+            group.place.go_on(0)
+        said.append(group.rank)
+
+    Cluster(2).run(program)
+    assert said == ["go on", 1, 0]
+    with pytest.raises(DeadlockError, match=r"0 +a word\(\) in group \(0, 1\)"):
+        Cluster(2).run(program, told=False)
