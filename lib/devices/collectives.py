@@ -46,8 +46,8 @@ def can_combine(dtype: torch.dtype, op: str) -> bool:
 
 
 def one_each(x: Tensor, parts: int) -> list[Tensor]:
-    """`x` for every device, each in memory of its own: what one device writes, no other may see."""
-    return [x, *(x.clone() for _ in range(parts - 1))]
+    """`x` for every device: what one writes, no other may see. The memory is copied only when one of them writes."""
+    return [x, *(torch._lazy_clone(x) for _ in range(parts - 1))]
 
 
 @dataclass(frozen=True)

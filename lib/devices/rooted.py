@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from lib.devices.collectives import AllGather, AllReduce, AllToAll, Collective, ReduceScatter, combine
+from lib.devices.collectives import AllGather, AllReduce, AllToAll, Collective, ReduceScatter, combine, one_each
 from lib.devices.pieces import cut
 from lib.devices.traffic import Traffic, chain, piece_bytes, size_in_bytes, star
 
@@ -23,7 +23,7 @@ class Broadcast(Collective):
 
     def results(self, tensors):
         # A copy for every device, the sender too: its own tensor stays its own.
-        return [tensors[self.src].clone() for _ in tensors]
+        return one_each(tensors[self.src].clone(), len(tensors))
 
     def traffic(self, tensors):
         return chain(size_in_bytes(tensors[self.src]), len(tensors), first=self.src)
