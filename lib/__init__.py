@@ -1,8 +1,9 @@
 """One Model, Many Devices: simulated devices, models that are split over them, and what it costs.
 
 `lib.devices` says how devices run and talk, `lib.parallel` how a model is split (a room per idea), `lib.costs` what it
-costs, `lib.real` how the same programs run as real processes, and `lib.examples` has programs that use all of it.
-Imports only go down, in this order. Readers find every name here: `from lib import Cluster, shard`.
+costs, `lib.real` how the same programs run as real processes, `lib.guest` runs the programs of others,
+and `lib.examples` has programs that use all of it. Imports only go down, in this order. Readers find every name here:
+`from lib import Cluster, shard`.
 """
 
 from lib.costs.activations import LayerShape, activation_bytes, activation_terms, saved_by_term
@@ -39,6 +40,7 @@ from lib.devices.mesh import Mesh
 from lib.devices.meters import Count, Meters
 from lib.devices.streams import different_random, same_random
 from lib.devices.trace import Event, Trace
+from lib.guest.program import guest, script
 from lib.parallel.attention.attention import KVCache, ParallelSelfAttention
 from lib.parallel.attention.heads import FusedHeads, ParallelQKV
 from lib.parallel.attention.kernels import attend, fused_attend
@@ -328,6 +330,7 @@ __all__ = [
     "gpt_synchronizations",
     "gradient_norm",
     "gradient_norm_on",
+    "guest",
     "gustafson",
     "held",
     "imbalance",
@@ -369,6 +372,7 @@ __all__ = [
     "same_random",
     "saved_by_term",
     "scatter_to",
+    "script",
     "search_schedule",
     "shard",
     "shard_batch",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("lib.devices", "lib.parallel", "lib.costs", "lib.real", "lib.examples", "book")  # from the ground up
+# From the ground up.
+FLOORS = ("lib.devices", "lib.parallel", "lib.costs", "lib.real", "lib.guest", "lib.examples", "book")
 
 
 def name_of(file: Path, root: Path) -> str:

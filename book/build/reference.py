@@ -15,7 +15,8 @@ from book.build.record import ROOT, code, program
 
 FOLDER = ROOT / "reference"
 MOST_USED = 20
-ROOMS = ("lib.devices", "lib.parallel", "lib.costs", "lib.real", "lib.examples", "book")  # imports go down: to the left
+# Imports go down: to the left.
+ROOMS = ("lib.devices", "lib.parallel", "lib.costs", "lib.real", "lib.guest", "lib.examples", "book")
 
 
 def module_of(file: Path, root: Path = ROOT) -> str:

@@ -70,7 +70,7 @@ class Cluster:
         clock = Clock(self.size, self.hardware, self.trace) if self.hardware else None
         exchange = Exchange(self.size, self.meters, clock, self.rendezvous)
         outputs: list[Any] = [None] * self.size
-        shared = SharedArguments(program, args, kwargs)
+        shared = SharedArguments(getattr(program, "main", program), args, kwargs)  # of a guest, what it runs
         with_modes = modes_of_the_caller()
 
         def device(rank: int) -> None:
@@ -83,12 +83,13 @@ class Cluster:
         with _alone(turns):
             failed = True
             try:
+                turns.owners += program.owners(self.size) if hasattr(program, "owners") else []
                 with clock.memory.watching() if clock else nullcontext():
                     turns.run()
                 failed = False
             finally:
                 exchange.turns = None  # the groups are dead now, and nothing keeps the threads
-                turns.owned.give_back(failed)
+                turns.give_back(failed)
         exchange.check_nothing_left()
         if self.size > 1:
             shared.check_unchanged(self.size)

@@ -23,13 +23,15 @@ from lib.devices.pieces import cut, row_major, shard_sizes
 from lib.devices.traffic import Traffic, piece_bytes, ring, size_in_bytes
 
 COMBINE = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
+# What torch.distributed has besides, and the programs in `lib.guest` use.
+RARELY = {"product": torch.mul, "band": torch.bitwise_and, "bor": torch.bitwise_or, "bxor": torch.bitwise_xor}
 
 
 def combine(tensors: Sequence[Tensor], op: str) -> Tensor:
     """The tensors combined element by element, in rank order: the same bits whoever computes it."""
-    result = tensors[0].clone()
+    result, two = tensors[0].clone(), COMBINE.get(op) or RARELY[op]
     for x in tensors[1:]:
-        COMBINE[op](result, x, out=result)
+        two(result, x, out=result)
     return result
 
 
@@ -39,7 +41,7 @@ def can_combine(dtype: torch.dtype, op: str) -> bool:
     x = torch.empty(1, dtype=dtype, device="cpu")
     try:
         with _disable_current_modes():  # a clock would count it as the work of the device that asks first
-            COMBINE[op](x, x)
+            (COMBINE.get(op) or RARELY[op])(x, x)
     except (RuntimeError, NotImplementedError):
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.devices.collectives import COMBINE, Collective, can_combine
+from lib.devices.collectives import COMBINE, RARELY, Collective, can_combine
 from lib.devices.engine.partners import advice
 from lib.devices.engine.wording import short_ranks
 
@@ -29,7 +29,7 @@ def tensor(group: Any, x: object, verb: str) -> None:
 
 def operation(group: Any, verb: Collective, x: Tensor | None) -> None:
     """ValueError for an unknown `op`; TypeError for numbers that PyTorch cannot combine by it."""
-    if verb.op not in tuple(COMBINE):  # whatever was passed, hashable or not
+    if verb.op not in (*COMBINE, *RARELY):  # whatever was passed, hashable or not
         raise ValueError(f"{_who(group, verb.name)}: op={verb.op!r} is not one of {', '.join(map(repr, COMBINE))}")
     if x is not None and not can_combine(x.dtype, verb.op):
         raise TypeError(

@@ -25,6 +25,7 @@ class Exchange:
         # The protocol's calls, handed on as they are: a program makes them thousands of times.
         self.join, self.collect, self.hand_out = self._meetings.join, self._meetings.collect, self._meetings.hand_out
         self.send, self.recv, self.expect = self._post.send, self._post.recv, self._post.expect
+        self.offer, self.forget = self._post.offer, self._waiting.forget
 
     @property
     def turns(self) -> Turns | None:

@@ -41,6 +41,7 @@ class Letter:
     ranks: tuple[int, ...]  # of the group, in the cluster
     begin: float = 0.0
     end: float = 0.0
+    taken: bool = False  # whether its recv was called
     sender_waits: bool = False
 
     @property

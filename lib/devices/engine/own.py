@@ -6,10 +6,24 @@ A device finds its own when it gets the turn, and lays it aside when it gives th
 import ctypes
 import random
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Owner(Protocol):
+    """Keeps something of the process for each device. A program that has more than `Owned` brings owners of its own:
+    `program.owners(size)` is asked for them."""
+
+    def take_up(self, rank: int) -> None:
+        """Device `rank` gets the turn: what it has for itself is the process's now. The first call begins the run."""
+
+    def lay_aside(self, rank: int) -> None:
+        """Device `rank` gives the turn away."""
+
+    def give_back(self, failed: bool) -> None:
+        """After the run, the process has what it had before. Called also when the run never began."""
 
 
 class Own(NamedTuple):

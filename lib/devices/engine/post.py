@@ -25,6 +25,20 @@ class Post:
 
     def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> None:
         """Puts `x` into the mailbox of `dst` and goes on; with rendezvous, waits until `dst` takes it."""
+        letter = self._put(key, ranks, rank, dst, tag, x)
+        if self._rendezvous:
+            self._see_off(letter, ranks, rank, Message("send", dst, tag))
+
+    def offer(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> Handle | None:
+        """Puts `x` into the mailbox of `dst` and goes on. With rendezvous, a handle that waits until `dst` takes it."""
+        letter, call = self._put(key, ranks, rank, dst, tag, x), Message("send", dst, tag)
+        if not self._rendezvous:
+            return None
+        return self._waiting.later(
+            call, ranks, ranks[rank], where(sys._getframe()), lambda: self._see_off(letter, ranks, rank, call)
+        )
+
+    def _put(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Tensor) -> Letter:
         me, call, address = ranks[rank], Message("send", dst, tag), Address(key, rank, dst, tag)
         self._waiting.check_caller(me, call)
         self._meters.charge(me, "send", Traffic(messages_sent=1, bytes_sent=size_in_bytes(x)))
@@ -37,11 +51,16 @@ class Post:
         recv = self._mail.put(address, letter)
         if recv is not None:
             self._deliver(address, letter, recv)
-        elif self._rendezvous:
+        return letter
+
+    def _see_off(self, letter: Letter, ranks: tuple[int, ...], rank: int, call: Message) -> None:
+        me = ranks[rank]
+        self._waiting.check_caller(me, call)
+        if not letter.taken:
             letter.sender_waits = True
             self._waiting.wait(me, call, ranks)
-        if self._clock is not None and self._rendezvous:
-            self._clock.wait_until(me, letter.end, f"send to {ranks[dst]}", letter.begin)
+        if self._clock is not None:
+            self._clock.wait_until(me, letter.end, f"send to {ranks[call.peer]}", letter.begin)
 
     def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> Tensor:
         """The oldest message from `src` under `tag`; waits until there is one."""
@@ -65,7 +84,7 @@ class Post:
 
     def _deliver(self, address: Address, letter: Letter, recv: Recv) -> None:
         """The letter and its recv have found each other; the one of the two that came first may be waiting."""
-        recv.letter = letter
+        recv.letter, letter.taken = letter, True
         src, dst = letter.ranks[address.src], letter.ranks[address.dst]
         if self._clock is not None:
             if self._rendezvous:

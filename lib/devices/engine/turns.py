@@ -10,9 +10,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
-from lib.devices.engine.own import Owned
+from lib.devices.engine.own import Owned, Owner
 from lib.devices.errors import Stopped
 
 
@@ -42,7 +42,7 @@ class Turns:
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
-        self.owned = Owned(size)
+        self.owners: list[Owner] = [Owned(size)]
         self._interruptible: int | None = None  # the device that is in its program now
         self._interrupting = threading.Lock()  # guards the field above
         self.failure: BaseException | None = None
@@ -50,6 +50,7 @@ class Turns:
     def run(self) -> None:
         """Blocks until every device has ended. Re-raises what made the run fail; leaves no thread behind."""
         try:
+            self._take_up(0)
             self._threads[0].start()  # the others are started by those before them, when their first turn comes
             # Not one long wait: the system may hand an interrupt to a device's thread, and that does not end a wait.
             while not self._all_ended.wait(0.2):
@@ -66,6 +67,12 @@ class Turns:
                 raise failure
             finally:
                 del failure  # this frame is in its traceback: no cycle may keep the devices' tensors alive
+
+    def give_back(self, failed: bool) -> None:
+        """After the run: what the devices had for themselves is the caller's again."""
+        with ExitStack() as last_first:
+            for owner in self.owners:
+                last_first.callback(owner.give_back, failed)
 
     def wait(self, rank: int) -> None:
         """Called by device `rank` when it has the turn: gives it away until another device calls `ready(rank)`."""
@@ -130,8 +137,13 @@ class Turns:
         self._may_run[rank].acquire()
         self._enter_program(rank)
 
+    def _take_up(self, rank: int) -> None:
+        for owner in self.owners:
+            owner.take_up(rank)
+
     def _lay_aside(self, rank: int) -> None:
-        self.owned.lay_aside(rank)
+        for owner in self.owners:
+            owner.lay_aside(rank)
         if self._watch is not None:
             self._watch(rank)
 
@@ -161,7 +173,7 @@ class Turns:
             self._waiting.clear()
         if self._ready:
             rank = self._ready.popleft()
-            self.owned.take_up(rank)
+            self._take_up(rank)
             if self._has_begun(rank):
                 self._may_run[rank].release()
             else:

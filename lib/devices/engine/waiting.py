@@ -41,6 +41,10 @@ class Waiting:
         self._open[handle] = f"rank {rank} in {line}"
         return handle
 
+    def forget(self, handle: Handle) -> None:
+        """Nobody will wait for `handle`, and that is no mistake."""
+        del self._open[handle]
+
     def check_caller(self, rank: int, call: object) -> None:
         """RuntimeError unless the run lasts and the caller is the thread of device `rank`."""
         if self.turns is None:

@@ -1,0 +1,1 @@
+"""Programs of others, written for `torch.distributed`, on simulated devices."""

@@ -1,0 +1,85 @@
+"""The guest's own modules: each device imports them anew, so their globals are the device's own.
+
+Scripts keep their process groups in globals. Two devices in one module would overwrite each other's.
+"""
+
+import sys
+import types
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from lib.devices.engine.wording import is_the_readers
+from lib.guest import private
+
+# Packages that keep one state for the process in their modules. Each device imports them anew.
+SINGLETONS = ("hydra", "absl", "accelerate", "fire", "tyro", "draccus")
+
+
+class Modules:
+    """Owner of the modules under the folder `root`, of the packages `own`, and of `__main__`. It also stands among
+    Python's finders, to see which modules these are."""
+
+    def __init__(self, root: str | None, own: Iterable[str], size: int):
+        self._root = f"{Path(root).resolve()}/" if root else None
+        self._own = frozenset(own)
+        self._names = {"__main__"} if root else set()
+        self._mine: list[dict[str, types.ModuleType]] = [{} for _ in range(size)]
+        self._caller: dict[str, types.ModuleType] | None = None
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """Asked by Python at every import. None: the other finders are asked."""
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or not self._is_own(name, spec.origin or next(iter(spec.submodule_search_locations or ()), "")):
+            return None
+        self._names.add(name)
+        return spec
+
+    def take_up(self, rank: int) -> None:
+        """The modules of device `rank` are those of the process."""
+        if self._caller is None:
+            self._begin()
+        sys.modules.update(self._mine[rank])
+
+    def lay_aside(self, rank: int) -> None:
+        """They are kept, and the next device finds none."""
+        names = self._names
+        self._mine[rank] = {name: sys.modules.pop(name) for name in list(names) if name in sys.modules}
+        private.forget_import_locks(names)
+
+    def give_back(self, failed: bool) -> None:
+        """The modules are those from before; the guest's are gone."""
+        if self._caller is None:
+            return
+        sys.meta_path.remove(self)
+        for name in self._names:
+            sys.modules.pop(name, None)
+        sys.modules.update(self._caller)
+
+    def _begin(self) -> None:
+        sys.meta_path.insert(0, self)
+        mine = {name for name, module in list(sys.modules.items()) if self._is_own(name, _file(module))}
+        self._names |= mine
+        self._caller = {name: sys.modules.pop(name) for name in mine | {"__main__"} if name in sys.modules}
+        if not self._root:
+            sys.modules["__main__"] = self._caller["__main__"]
+
+    def _is_own(self, name: str, file: str) -> bool:
+        if name.partition(".")[0] in self._own:
+            return True
+        return bool(self._root) and file.startswith(self._root) and is_the_readers(file)
+
+
+def run_as(path: str, name: str) -> types.ModuleType:
+    """Executes the file at `path` as the module `name` of this device, e.g. "__main__"."""
+    source = Path(path).read_bytes()
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = path
+    exec(compile(source, path, "exec"), vars(module))
+    return module
+
+
+def _file(module: types.ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    return file if isinstance(file, str) else next(iter(getattr(module, "__path__", ())), "")

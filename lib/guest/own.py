@@ -1,0 +1,147 @@
+"""What a process has once and each device has for itself: the world of torch.distributed, the environment, `sys.argv`,
+and what the run changes for all of its devices.
+
+Each is an `Owner` (lib/devices/engine/own.py): it swaps a reference or two when the turn passes.
+"""
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from lib.devices.group import Group
+from lib.guest import private
+
+
+@dataclass
+class Device:
+    """One device of a run with a guest on it: the group of all, and the works that it has started."""
+
+    group: Group
+    open_works: dict = field(default_factory=dict)  # handle not yet waited for -> the line that started it
+    trouble: BaseException | None = None  # what went wrong in a thread of the program's own
+
+
+_here = threading.local()
+
+
+def here() -> Device | None:
+    """The device whose thread this is; None in a thread that a program started itself."""
+    return getattr(_here, "device", None)
+
+
+def be(device: Device | None) -> None:
+    """This thread is that of `device`."""
+    _here.device = device
+
+
+class Outside:
+    """Enters the contexts of a run when it begins, and leaves them when it is over."""
+
+    def __init__(self, contexts: tuple[Callable[[int], Any], ...], size: int):
+        self._contexts, self._size = contexts, size
+        self._entered: ExitStack | None = None
+
+    def take_up(self, rank: int) -> None:
+        """At first, the contexts are entered."""
+        if self._entered is None:
+            self._entered = ExitStack()
+            self._entered.enter_context(warnings.catch_warnings())
+            for make in self._contexts:
+                self._entered.enter_context(make(self._size))
+
+    def lay_aside(self, rank: int) -> None:
+        """They hold for all devices."""
+
+    def give_back(self, failed: bool) -> None:
+        """They are left, the last first."""
+        if self._entered is not None:
+            self._entered.close()
+
+
+class Worlds:
+    """Of torch.distributed: the groups that each device has made."""
+
+    def __init__(self, size: int):
+        self._caller = private.world()
+        self._mine = [private.World() for _ in range(size)]
+
+    def take_up(self, rank: int) -> None:
+        """torch.distributed sees the groups of device `rank`."""
+        private.set_world(self._mine[rank])
+
+    def lay_aside(self, rank: int) -> None:
+        """Nothing to keep: the world that was taken up is the device's own."""
+
+    def give_back(self, failed: bool) -> None:
+        """torch.distributed sees what it saw before."""
+        private.set_world(self._caller)
+
+
+class Environments:
+    """`os.environ`: each device has a copy, with the variables of `of(rank)` in it."""
+
+    def __init__(self, of: Callable[[int], dict[str, str]], size: int):
+        self._caller = os.environ._data
+        self._mine = [self._caller | _encoded(of(rank)) for rank in range(size)]
+
+    def take_up(self, rank: int) -> None:
+        """The environment is that of device `rank`, for Python; what C reads is the last that anyone has set."""
+        os.environ._data = self._mine[rank]
+
+    def lay_aside(self, rank: int) -> None:
+        """Nothing to keep: the copy is the device's own."""
+
+    def give_back(self, failed: bool) -> None:
+        """As before, for C too."""
+        os.environ._data = self._caller
+        for name in set().union(*self._mine) - set(self._caller):
+            os.unsetenv(name)
+        for name, value in self._caller.items():
+            if any(mine.get(name) != value for mine in self._mine):
+                os.putenv(name, value)
+
+
+def _encoded(variables: dict[str, str]) -> dict[bytes, bytes]:
+    return {os.environ.encodekey(name): os.environ.encodevalue(value) for name, value in variables.items()}
+
+
+class Attributes:
+    """Attributes of a module that each device sets for itself, such as `sys.argv`. All start with copies of lists."""
+
+    def __init__(self, module: Any, names: tuple[str, ...], size: int):
+        self._module, self._names = module, names
+        self._caller = self._read()
+        self._mine = [{name: _copy(value) for name, value in self._caller.items()} for _ in range(size)]
+
+    def take_up(self, rank: int) -> None:
+        """The attributes are those of device `rank`."""
+        self._write(self._mine[rank])
+
+    def lay_aside(self, rank: int) -> None:
+        """They are kept."""
+        self._mine[rank] = self._read()
+
+    def give_back(self, failed: bool) -> None:
+        """They are as before."""
+        self._write(self._caller)
+
+    def _read(self) -> dict[str, Any]:
+        return {name: getattr(self._module, name) for name in self._names}
+
+    def _write(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self._module, name, value)
+
+
+def _copy(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def of_sys(size: int) -> Attributes:
+    """What programs set in `sys`. torch.distributed wraps the excepthook each time that it is initialized."""
+    return Attributes(sys, ("argv", "path", "excepthook"), size)

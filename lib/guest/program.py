@@ -1,0 +1,112 @@
+"""Programs written for `torch.distributed`, unchanged, as programs for `Cluster.run`.
+
+Cluster(4).run(guest(train, config))                # train(config) calls dist.init_process_group itself
+Cluster(4).run(script("train.py", "--steps", "3"))  # as torchrun --nproc-per-node 4 train.py --steps 3
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.devices.engine.own import Owner
+from lib.devices.group import Group
+from lib.guest import modules, own, world
+from lib.guest.globals import Globals
+from lib.guest.variables import variables
+
+
+class Exit(RuntimeError):
+    """A device left its program by `sys.exit(code)`, and not with 0."""
+
+    def __init__(self, rank: int, code: Any):
+        self.rank, self.code = rank, code
+        super().__init__(f"rank {rank} left the program by sys.exit({code!r})")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What runs on each device. Others add to it by `dataclasses.replace`.
+
+    `main` is called with nothing. `argv` is what `sys.argv` holds; modules under the folder `root`, and the packages
+    `own`, are imported anew on each device; `nodes` says how many nodes the devices stand in, and `torchrun` whether
+    the environment holds the variables that it sets. `inside`: contexts that each device enters, made from its group.
+    `outside`: contexts around the whole run, made from its size. `more_owners`: makers of owners, from the size.
+    """
+
+    main: Callable[[], Any]
+    argv: tuple[str, ...] | None = None
+    root: str | None = None
+    nodes: int = 1
+    inside: tuple[Callable[[Group], Any], ...] = ()
+    outside: tuple[Callable[[int], Any], ...] = ()
+    more_owners: tuple[Callable[[int], Owner], ...] = ()
+    own: tuple[str, ...] = modules.SINGLETONS
+    torchrun: bool = True
+
+    def owners(self, size: int) -> list[Owner]:
+        """What the devices have for themselves; `Cluster.run` asks for it."""
+        if size % self.nodes:
+            raise ValueError(f"{size} devices cannot stand in {self.nodes} equal nodes")
+        set_by = (lambda rank: variables(rank, size, self.nodes)) if self.torchrun else (lambda rank: {})
+        return [
+            own.Outside((world.patches, *self.outside), size),
+            own.Worlds(size),
+            own.of_sys(size),
+            own.Environments(set_by, size),
+            modules.Modules(self.root, self.own, size),
+            Globals(self.main, size),
+            *(make(size) for make in self.more_owners),
+        ]
+
+    def __call__(self, group: Group) -> Any:
+        device = own.Device(group)
+        outer = own.here()
+        own.be(device)
+        if self.argv is not None:
+            sys.argv = list(self.argv)
+        if self.root is not None:
+            sys.path.insert(0, self.root)
+        try:
+            with ExitStack() as contexts:
+                # A backward may else go on in threads of its own, which cannot give the turn away.
+                contexts.enter_context(torch.autograd.set_multithreading_enabled(False))
+                for make in self.inside:
+                    contexts.enter_context(make(group))
+                result = self.main()
+            world.end(device)
+            return result
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise Exit(group.rank, error.code) from error
+            world.end(device)
+            return None
+        finally:
+            world.close(device)
+            own.be(outer)
+
+
+def guest(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Guest:
+    """`function(*args, **kwargs)` on each device, as in a process that torchrun started."""
+    if not callable(function):
+        raise TypeError(f"guest needs a function, not {type(function).__name__}; script(path) runs a file")
+    return Guest(partial(function, *args, **kwargs))
+
+
+def script(path: str | Path, *argv: str, root: str | Path | None = None) -> Guest:
+    """What `torchrun path *argv` runs in each process. Modules under `root` (default: the script's folder) are the
+    guest's own. FileNotFoundError when there is no such file."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise FileNotFoundError(f"script: there is no file {str(path)!r}; the folder at the moment is {Path.cwd()}")
+    folder = str(Path(root).resolve()) if root else str(file.parent)
+    return Guest(partial(_run, str(file)), (str(path), *map(str, argv)), folder)
+
+
+def _run(file: str) -> None:
+    modules.run_as(file, "__main__")

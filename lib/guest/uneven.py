@@ -1,0 +1,51 @@
+"""The all-to-all of `torch.distributed`: each device knows the lengths of its own pieces, and of those that it gets."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lib.devices.collectives import Collective
+from lib.devices.errors import MismatchError
+from lib.devices.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class UnevenAllToAll(Collective):
+    """Piece j of each flat tensor goes to device j. The lengths come with the tensors: `sent` and `expected`."""
+
+    name: ClassVar[str] = "all_to_all"
+
+    @classmethod
+    def of(cls, x: Tensor, sent: list[int], expected: list[int]) -> "UnevenAllToAll":
+        """The verb for `x`, which carries the lengths (in elements) to the meeting."""
+        x.sent, x.expected = sent, expected
+        return cls()
+
+    def may_differ(self):
+        return 0
+
+    def results(self, tensors):
+        for j, x in enumerate(tensors):
+            coming = [y.sent[j] for y in tensors]
+            if coming != x.expected:
+                raise MismatchError(
+                    f"all_to_all: device {j} of the group expects pieces of {x.expected} elements from the others, who "
+                    f"send it {coming}. Exchange the sizes first: output_split_sizes[i] is what device i sends"
+                )
+        pieces = [x.split(x.sent) for x in tensors]
+        return [torch.cat(arrived) for arrived in zip(*pieces, strict=True)]
+
+    def traffic(self, tensors):
+        parts, to = len(tensors), self._bytes_to(tensors)
+        return [
+            Traffic(parts - 1, sum(to[r]) - to[r][r], parts - 1, sum(row[r] for row in to) - to[r][r])
+            for r in range(parts)
+        ]
+
+    def seconds(self, tensors, ways):
+        return ways.direct(self._bytes_to(tensors))
+
+    def _bytes_to(self, tensors):
+        return [[n * x.element_size() for n in x.sent] for x in tensors]  # [sender][receiver]
