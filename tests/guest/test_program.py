@@ -102,7 +102,7 @@ def test_a_script_has_its_own_modules_and_arguments(tmp_path, capsys):
         Cluster(2).run(script(tmp_path / "train.py", "--fast", "3"))
     assert (failed.value.rank, failed.value.code) == (1, 3)
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        script(tmp_path / "trian.py")
+        script(tmp_path / "no_such.py")
 
 
 def other_shape():
