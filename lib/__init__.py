@@ -156,6 +156,9 @@ from lib.parallel.tensor.vocabulary import (
     padded_vocabulary,
     vocab_parallel_cross_entropy,
 )
+from lib.parallel.typed.kinds import CONSTANT, ENTERED, SUMMAND, WHOLE, Kind, Operand, PlacementError
+from lib.parallel.typed.mode import Typed
+from lib.parallel.typed.moves import MOVES, Move
 from lib.parallel.zero.fully_sharded import FullySharded, whole_parameters
 from lib.parallel.zero.master import MasterWeights
 from lib.parallel.zero.optimizer import ShardedOptimizer
@@ -172,6 +175,7 @@ __all__ = [
     "BackwardWeight",
     "Block",
     "Bubble",
+    "CONSTANT",
     "Cluster",
     "ColumnParallelLinear",
     "Comparison",
@@ -181,6 +185,7 @@ __all__ = [
     "CutTokens",
     "DEEPSEEK_V3",
     "DeadlockError",
+    "ENTERED",
     "Event",
     "ExpertChoiceRouter",
     "ExpertGPT",
@@ -204,6 +209,7 @@ __all__ = [
     "HubFolder",
     "HybridSharded",
     "KVCache",
+    "Kind",
     "LLAMAS",
     "Later",
     "LayerShape",
@@ -215,6 +221,7 @@ __all__ = [
     "LlamaBlock",
     "LlamaConfig",
     "MIXTRAL_8X7B",
+    "MOVES",
     "Machine",
     "MasterWeights",
     "Measured",
@@ -224,8 +231,10 @@ __all__ = [
     "MixtureOfExperts",
     "ModelShape",
     "ModelState",
+    "Move",
     "NodeFirstExperts",
     "NothingFits",
+    "Operand",
     "OverlappedBlock",
     "OverlappedColumnLinear",
     "OverlappedExperts",
@@ -241,6 +250,7 @@ __all__ = [
     "ParallelSelfAttention",
     "Partial",
     "Placement",
+    "PlacementError",
     "Processes",
     "Proposal",
     "RankGrid",
@@ -251,6 +261,7 @@ __all__ = [
     "RoutingRule",
     "RowParallelLinear",
     "SIZES",
+    "SUMMAND",
     "Schedule",
     "Send",
     "SequenceBlock",
@@ -276,8 +287,10 @@ __all__ = [
     "TiledContextGPT",
     "Times",
     "Trace",
+    "Typed",
     "UlyssesAttention",
     "VocabParallelEmbedding",
+    "WHOLE",
     "activation_bytes",
     "activation_terms",
     "algorithm_bandwidth",

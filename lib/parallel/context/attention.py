@@ -9,6 +9,7 @@ from torch import Tensor
 from lib.devices import Group
 from lib.parallel.context.blocks import Block, blocks_between
 from lib.parallel.context.cut import CutTokens, Order, Places, token_places
+from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import check_member
 from lib.parallel.tensor.dropout import ParallelDropout
 
@@ -45,6 +46,7 @@ class ContextAttention:
         """The positions of the tokens of device `rank`, or of this one."""
         return self.everyone[self.group.rank if rank is None else rank]
 
+    @named
     def own(self, x: Tensor, dim: int = 1) -> Tensor:
         """This device's tokens of a whole sequence: Replicate -> cut along `dim`. Nothing is sent."""
         if x.shape[dim] != self.length:
@@ -56,6 +58,7 @@ class ContextAttention:
         """What this device's queries see of the keys of device `source`."""
         return blocks_between(self.places(), self.places(source), causal, self.documents)
 
+    @named
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True, dropout: ParallelDropout | None = None
     ) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lib.devices import Group, Handle
 from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets, unpack
+from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import shard
 
 
@@ -82,6 +83,7 @@ def _checksum(name: str, x: Tensor) -> int:
     return start if x.is_meta else zlib.crc32(x.detach().cpu().flatten().view(torch.uint8).numpy(), start)
 
 
+@named
 def average_gradients(
     module: nn.Module,
     group: Group,

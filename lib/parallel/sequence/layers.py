@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from lib.devices import Group
 from lib.parallel.sharding.autocast import as_products_take
 from lib.parallel.sharding.conjugates import copy_to, gather_pieces
+from lib.parallel.sharding.named import named
 
 
+@named
 def gather_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group, dim: int) -> Tensor:
     """`F.linear(all_gather(x, group, dim), weight, bias)` that keeps only this device's piece of x for its backward.
 

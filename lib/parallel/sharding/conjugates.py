@@ -30,9 +30,11 @@ from torch.autograd.function import once_differentiable
 from lib.devices import Group
 from lib.devices.engine.partners import partner_of
 from lib.devices.group import Sizes
+from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import shard, shard_sizes
 
 
+@named
 def copy_to(x: Tensor, group: Group) -> Tensor:
     """Into a sharded region. Forward: identity, Replicate -> Replicate. Backward: all-reduce, Partial -> Replicate."""
     return _CopyTo.apply(x, group)
@@ -51,6 +53,7 @@ class _CopyTo(Function):
 
 
 @partner_of("all_reduce")
+@named
 def reduce_from(x: Tensor, group: Group) -> Tensor:
     """Out of a sharded region. Forward: all-reduce, Partial -> Replicate. Backward: identity."""
     return _ReduceFrom.apply(x, group)
@@ -68,6 +71,7 @@ class _ReduceFrom(Function):
 
 
 @partner_of("scatter")
+@named
 def scatter_to(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: this device's piece along `dim`, Replicate -> Shard(dim). Backward: all-gather."""
     return _ScatterTo.apply(x, group, dim)
@@ -86,6 +90,7 @@ class _ScatterTo(Function):
 
 
 @partner_of("gather", "all_gather")
+@named
 def gather_from(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: all-gather, Shard(dim) -> Replicate. Backward: this device's piece of the gradient.
 
@@ -108,6 +113,7 @@ class _GatherFrom(Function):
 
 
 @partner_of("all_gather")
+@named
 def all_gather(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: all-gather, Shard(dim) -> Replicate. Backward: reduce-scatter, Partial -> Shard(dim).
 
@@ -129,6 +135,7 @@ class _AllGather(Function):
 
 
 @partner_of("reduce_scatter")
+@named
 def reduce_scatter(x: Tensor, group: Group, dim: int) -> Tensor:
     """Forward: reduce-scatter, Partial -> Shard(dim). Backward: all-gather, Shard(dim) -> Replicate."""
     return _ReduceScatter.apply(x, group, dim)
@@ -147,6 +154,7 @@ class _ReduceScatter(Function):
 
 
 @partner_of("all_to_all")
+@named
 def all_to_all(x: Tensor, group: Group, split_dim: int, concat_dim: int, sizes: Sizes | None = None) -> Tensor:
     """Forward: all-to-all, Shard(concat_dim) -> Shard(split_dim). Backward: the all-to-all back.
 

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from lib.devices import Group
 from lib.devices.pieces import cut, shard_sizes
+from lib.parallel.sharding.named import named
 
 __all__ = ["shard", "shard_sizes", "unshard"]
 
 
+@named
 def shard(x: Tensor, group: Group, dim: int) -> Tensor:
     """This device's piece of `x` along `dim`: a view, no copy. Replicate -> Shard(dim), and it costs nothing.
 

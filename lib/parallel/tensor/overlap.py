@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from lib.devices import Group
 from lib.parallel.sharding.autocast import as_products_take
 from lib.parallel.sharding.linear import ColumnParallelLinear
+from lib.parallel.sharding.named import named
 from lib.parallel.tensor.mlp import ParallelMLP
 
 
+@named
 def overlapped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:
     """`F.linear(copy_to(x, group), weight, bias)`, with f's all-reduce beside the product for the weight's gradient.
 

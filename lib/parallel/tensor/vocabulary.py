@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lib.devices import Group
 from lib.parallel.sharding.autocast import autocast_type
 from lib.parallel.sharding.conjugates import reduce_from
+from lib.parallel.sharding.named import named
 
 
 def padded_vocabulary(vocabulary: int, parts: int) -> int:
@@ -74,6 +75,7 @@ class VocabParallelEmbedding(nn.Module):
         return reduce_from(y, self.group)
 
 
+@named
 def vocab_parallel_cross_entropy(
     logits: Tensor, targets: Tensor, group: Group, vocabulary: int, ignore_index: int = -100
 ) -> Tensor:
@@ -141,12 +143,14 @@ class _CrossEntropy(Function):
         return gradient, None, None, None
 
 
+@named
 def mean_loss(losses: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """The mean of the losses of all tokens (batch, S) whose target is not `ignore_index`: a single number."""
     counted = targets.numel() if targets.is_meta else int((targets != ignore_index).sum())
     return losses.mean() if counted == targets.numel() else losses.sum() / counted  # of none: not a number
 
 
+@named
 def own_tokens(tokens: Tensor, width: int, group: Group) -> tuple[Tensor, Tensor]:
     """Which tokens this device holds the rows of (bool), and the number of the row (0 for the others)."""
     local = tokens - group.rank * width
@@ -154,6 +158,7 @@ def own_tokens(tokens: Tensor, width: int, group: Group) -> tuple[Tensor, Tensor
     return mine, local * mine
 
 
+@named
 def check_tokens(tokens: Tensor, vocabulary: int, group: Group, who: str) -> None:
     """Raises IndexError when a token is outside of the vocabulary. On the meta device there is nothing to look at."""
     if tokens.is_meta or not tokens.numel():
