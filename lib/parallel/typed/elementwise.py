@@ -75,6 +75,8 @@ def together(name: str, operands: list[Operand]) -> Kind:
             "Bring them to one placement, by all_to_all or a gather"
         )
     (dim,) = dims
+    if len({x.shape[x.dim] for x in cut}) > 1:
+        raise PlacementError(f"{title(name)} of pieces of other lengths: {', '.join(str(x.shape) for x in cut)}")
     for x in operands:
         if x.dim is not None:
             continue

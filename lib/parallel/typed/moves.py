@@ -94,7 +94,7 @@ def scatter_to(x: Operand, group, dim: int) -> Kind:
             f"{x.group_size} times too much. Take shard, whose backward gathers nothing"
         )
     _takes(x, "scatter_to", Replicate())
-    return cut_along(from_start(dim, x.ndim))
+    return _cut_now(x, dim)
 
 
 def gather_from(x: Operand, group, dim: int) -> Kind:
@@ -112,7 +112,7 @@ def all_gather(x: Operand, group, dim: int) -> Kind:
 def reduce_scatter(x: Operand, group, dim: int) -> Kind:
     """The own piece of the sum."""
     _summand(x, "reduce_scatter", "reduce-scatter")
-    return cut_along(from_start(dim, x.ndim))
+    return _cut_now(x, dim)
 
 
 def all_to_all(x: Operand, group, split_dim: int, concat_dim: int, sizes=None) -> Kind:
@@ -120,7 +120,7 @@ def all_to_all(x: Operand, group, split_dim: int, concat_dim: int, sizes=None) -
     if sizes is not None:
         raise PlacementError("all_to_all with sizes sends rows where data says: types cannot follow them")
     _cut(x, "all_to_all", concat_dim)
-    return cut_along(from_start(split_dim, x.ndim))
+    return _cut_now(x, split_dim)
 
 
 def shard(x: Operand, group, dim: int) -> Kind:
@@ -131,7 +131,7 @@ def shard(x: Operand, group, dim: int) -> Kind:
             "which nobody sums. Use scatter_to, or copy_to before it"
         )
     _takes(x, "shard", Replicate())
-    return cut_along(from_start(dim, x.ndim))
+    return _cut_now(x, dim)
 
 
 def gather_linear(x: Operand, weight: Operand, bias: Operand | None, group, dim: int) -> Kind:
@@ -141,14 +141,14 @@ def gather_linear(x: Operand, weight: Operand, bias: Operand | None, group, dim:
     return linear(Operand(all_gather(x, group, dim), tuple(whole), x.group_size), weight, bias)
 
 
-def gather_linear_beside(x: Operand, weight: Operand, bias: Operand | None, group, dim: int) -> Kind:
-    """The same over another axis: the product alone."""
-    return linear(x, weight, bias)
-
-
 def overlapped_linear(x: Operand, weight: Operand, bias: Operand | None, group) -> Kind:
     """copy_to, then the product."""
     return linear(Operand(copy_to(x, group), x.shape, x.group_size), weight, bias)
+
+
+def linear_beside(x: Operand, weight: Operand, bias: Operand | None, *group_and_dim) -> Kind:
+    """Both, seen from another axis: the product alone."""
+    return linear(x, weight, bias)
 
 
 def stays(name: str) -> Callable[..., Kind]:
@@ -161,6 +161,15 @@ def stays(name: str) -> Callable[..., Kind]:
         return x.kind
 
     return rule
+
+
+def _cut_now(x: Operand, dim: int) -> Kind:
+    if x.shape[from_start(dim, x.ndim)] < x.group_size:
+        raise PlacementError(
+            f"{x.shape} is cut along dim {dim} over {x.group_size} devices: some would have nothing, and a piece of "
+            "length 1 would be taken for one that all share"
+        )
+    return cut_along(from_start(dim, x.ndim))
 
 
 def _takes(x: Operand, name: str, value) -> None:

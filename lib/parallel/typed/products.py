@@ -6,7 +6,15 @@ x cut by rows,  w Replicate               cut by rows; w must have entered
 x and w cut along the dim that is summed  a partial sum
 """
 
-from lib.parallel.typed.elementwise import added, must_have_entered, no_partial, shard_or_stay, together, whole_together
+from lib.parallel.typed.elementwise import (
+    added,
+    must_have_entered,
+    no_partial,
+    operands_in,
+    shard_or_stay,
+    together,
+    whole_together,
+)
 from lib.parallel.typed.kinds import SUMMAND, Kind, Operand, PlacementError, written
 
 
@@ -70,7 +78,7 @@ def _of_partial(x: Operand, w: Operand) -> Kind:
     return partial.kind
 
 
-def attention(q: Operand, k: Operand, v: Operand, mask: Operand | None = None, *args, **kwargs) -> Kind:
+def attention(q: Operand, k: Operand, v: Operand, *args, **kwargs) -> Kind:
     """softmax(q k^T) v: heads and texts do not talk, so they may be cut; tokens and the numbers of a head may not."""
     no_partial("attention", q, k, v)
     for x in (q, k, v):
@@ -79,7 +87,7 @@ def attention(q: Operand, k: Operand, v: Operand, mask: Operand | None = None, *
                 f"attention of a {written(x.value)} of {x.ndim} dims: every token needs the keys and values of all "
                 "before it. Gather them, or cut the heads"
             )
-    given = [q, k, v] if mask is None else [q, k, v, mask]
+    given = [q, k, v, *operands_in(args, kwargs)]  # a mask
     if all(x.dim is None for x in given):
         return whole_together(given)
     heads = [Operand(x.kind, tuple(1 if x.dim is None else n for n in x.shape), x.group_size) for x in given]

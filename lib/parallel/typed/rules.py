@@ -13,7 +13,7 @@ NONLINEAR = (
 )
 LINEAR = (
     "neg contiguous clone detach to float double half bfloat16 type_as view_as_self positive requires_grad_ cpu data "
-    "alias retain_grad zeros_like ones_like empty_like rand_like randn_like full_like cuda type"
+    "alias long retain_grad zeros_like ones_like empty_like rand_like randn_like full_like cuda type"
 )
 
 RULES: Mapping[str, Callable] = {
@@ -70,8 +70,8 @@ BESIDE: Mapping[str, Callable] = {  # what a move over one axis is for the kinds
     "vocab_parallel_cross_entropy": lookup.vocab_parallel_beside,
     "own": lookup.own_places_beside,
     "call": products.context_beside,
-    "gather_linear": moves.gather_linear_beside,
-    "overlapped_linear": moves.gather_linear_beside,
+    "gather_linear": moves.linear_beside,
+    "overlapped_linear": moves.linear_beside,
 }
 
 ASK = frozenset(  # they tell something about a tensor that is no tensor, and no number of it
