@@ -1,4 +1,4 @@
-"""A GPT-2 block on many devices against the dense one: ours, PyTorch's own simulation, and real processes."""
+"""A GPT-2 block on many devices against the dense one: ours, the least possible, LocalTensor, and real processes."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.dense import DenseBlock
+from bench.in_a_row import time_in_a_row
 from bench.local_tensor import time_local_tensor
 from bench.plain import PlainBlock
 from bench.plan import Plan, progress
@@ -44,6 +45,8 @@ def measure(plan: Plan, threads: int, processes: bool) -> list[dict]:
         for how, sequence in (("TP", False), ("TP + SP", True)):
             split = partial(device_block, sequence, plan.heads)
             variants |= {(how, n): partial(time_simulated, n, split, dense) for n in plan.in_block}
+            several = [n for n in plan.in_block if n > 1]
+            variants |= {(f"{how}, in a row", n): partial(time_in_a_row, n, split, dense) for n in several}
         for n in plan.local_tensor:
             variants["LocalTensor, TP", n] = partial(time_local_tensor, n, PlainBlock, dense)
         for n in plan.processes if processes else ():
