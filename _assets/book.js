@@ -27,5 +27,18 @@
   document.addEventListener("input", update); // a widget shows another picture
 })();
 
+// A link to a folded box opens it, and on paper all are open.
+(() => {
+  const unfold = () => {
+    const box = document.getElementById(location.hash.slice(1));
+    if (box instanceof HTMLDetailsElement) box.open = true;
+  };
+  window.addEventListener("load", unfold);
+  window.addEventListener("hashchange", unfold);
+  window.addEventListener("beforeprint", () => {
+    for (const box of document.querySelectorAll("details.folklore")) box.open = true;
+  });
+})();
+
 // Opened from the disk, a page may not read its neighbors: the search shows titles only, instead of failing.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;

@@ -53,11 +53,12 @@
     score.setAttribute("role", "status");
     const again = make("button", {type: "button", className: "quiz-again"}, "Start again");
     questions[0].before(make("div", {className: "quiz-bar"}, score, again));
-    const update = () => {
+    const update = (event) => {
       const chosen = questions.map((one) => one.querySelector("input:checked")).filter(Boolean);
       const right = chosen.filter((one) => one.classList.contains("right")).length;
+      const verdict = event ? (event.target.classList.contains("right") ? "Right. " : "No. ") : "";
       score.textContent = chosen.length
-        ? `${right} of ${chosen.length} right, ${questions.length - chosen.length} to go`
+        ? `${verdict}${right} of ${chosen.length} right, ${questions.length - chosen.length} to go`
         : `${questions.length} sentences`;
     };
     document.addEventListener("change", update);

@@ -36,8 +36,15 @@ def test_next_and_previous_walk_through_the_whole_book(visit, site):
     opened.clean()
 
 
-# A page of each kind: the root, a chapter, one without a source of its own, a module of the reference.
-KINDS = ["intro.html", "chapters/tensor_parallelism.html", "search.html", "reference/lib.devices.group.html"]
+# A page of each kind: the root, a chapter, one with a script of its own, one without a source, a module of the
+# reference.
+KINDS = [
+    "intro.html",
+    "chapters/tensor_parallelism.html",
+    "folklore_checked.html",
+    "search.html",
+    "reference/lib.devices.group.html",
+]
 
 
 def frame(path: str) -> tuple:
