@@ -1,0 +1,166 @@
+"""Processes that a program starts itself, with `mp.spawn` or `mp.Process`: each lot of them is a cluster of its own.
+
+What is started runs when somebody waits for it (`join`, `is_alive`, a queue), or when the program that started it ends:
+as many devices as were started, numbered in that order.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from lib.devices.cluster import Cluster
+from lib.guest import modules, own, private
+from lib.guest.callers import is_a_guests
+from lib.guest.children import simulated_processes
+from lib.guest.copies import own_copy
+from lib.guest.exits import Exit
+from lib.guest.shared import simulated_waiting
+
+Start = Callable[[int, Any], Any]  # (number of devices, program): runs the program on so many
+
+
+def start_plainly(size: int, program: Any) -> None:
+    """On a cluster with the hardware of the device that starts it."""
+    clock = own.here() and own.here().group.place.clock
+    Cluster(size, clock.hardware if clock else None).run(program)
+
+
+@dataclass
+class Call:
+    """What one process runs. With `anew`, the device imports the function's module itself, as a spawned process does;
+    else it takes the function as it is, as a forked one does, and any other that no import would find."""
+
+    function: Callable
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    anew: bool = True
+    run: Callable = lambda function, *args, **kwargs: function(*args, **kwargs)  # noqa: E731
+
+    def __post_init__(self) -> None:
+        self.name = getattr(self.function, "__qualname__", "<")
+        self.module = getattr(self.function, "__module__", None) or ""
+        module = sys.modules.get(self.module)
+        self.file = getattr(module, "__file__", None) or "<"
+        if self.module == "__main__" and getattr(module, "__spec__", None):
+            self.module = module.__spec__.name  # it runs by its name, as `-m package.train`
+        bound = hasattr(self.function, "__self__")
+        self.anew = self.anew and not bound and "<" not in self.name + self.file and is_a_guests(self.file)
+
+    def __call__(self) -> Any:
+        function = self._imported() if self.anew else self.function
+        return self.run(function, *own_copy(self.args), **own_copy(self.kwargs))
+
+    def _imported(self) -> Callable:
+        if self.module in ("__main__", "__mp_main__"):
+            found: Any = modules.run_as(self.file, "__mp_main__")
+            sys.modules["__main__"] = found
+        else:
+            found = importlib.import_module(self.module)
+        for name in self.name.split("."):
+            found = getattr(found, name)
+        return found
+
+
+def _play(calls: list[Call]) -> Any:
+    return calls[own.here().group.me]()
+
+
+@dataclass
+class Batch:
+    """Processes that run together, once."""
+
+    run_on: Callable[[list[Call]], None]
+    calls: list[Call] = field(default_factory=list)
+    begun: bool = False
+
+    def run(self) -> None:
+        """Raises what one of them raised."""
+        if not self.begun:
+            self.begun = True
+            self.run_on(self.calls)
+
+
+_elsewhere: list[Batch] = []  # what was started where no device runs, as in a test
+
+
+def started() -> list[Batch]:
+    """What the calling device has started and not waited for."""
+    return _elsewhere if own.here() is None else own.here().started
+
+
+def run_started() -> None:
+    """Whoever waits for something, or ends, may wait for these."""
+    while started():
+        started().pop(0).run()
+
+
+class Context:
+    """What `mp.spawn(..., join=False)` returns."""
+
+    def __init__(self, batch: Batch):
+        self._batch, self.processes = batch, []
+
+    def join(self, timeout: float | None = None, grace_period: float | None = None) -> bool:
+        """True: all have ended. Raises as the context of real processes does, from the error itself."""
+        try:
+            self._batch.run()
+        except Exit as error:
+            code = error.code if isinstance(error.code, int) else 1
+            raise ProcessExitedException(str(error), error.rank, self.pids()[error.rank], code) from error
+        except Exception as error:
+            raise ProcessRaisedException(f"{type(error).__name__}: {error}", 0, self.pids()[0]) from error
+        return True
+
+    def pids(self) -> list[int]:
+        """Numbers for the processes."""
+        return [os.getpid() + 1 + rank for rank in range(len(self._batch.calls))]
+
+
+@contextmanager
+def launching(child: Callable[[Callable[[], Any]], Any], start: Start = start_plainly) -> Iterator[None]:
+    """Once around a run, for all of its devices, or where there is none.
+
+    While entered, processes are simulated. `child(main)` makes the program in which each device calls `main()`."""
+
+    def run_on(calls: list[Call]) -> None:
+        with private.unwatched():
+            start(len(calls), child(partial(_play, calls)))
+
+    def start_processes(fn: Callable, args: tuple = (), nprocs: int = 1, join: bool = True, daemon: bool = False,
+                        start_method: str = "spawn", **options: Any) -> Context | None:  # fmt: skip
+        if nprocs < 1:
+            raise ValueError(f"mp.spawn(nprocs={nprocs}) starts no process. {_FEW}")
+        batch = Batch(run_on, [Call(fn, (rank, *args), {}, start_method != "fork") for rank in range(nprocs)])
+        context = Context(batch)
+        if not join:
+            started().append(batch)
+            return context
+        context.join()
+        return None
+
+    def batch_of_processes() -> Batch:
+        if not started() or started()[-1].begun:
+            started().append(Batch(run_on))
+        return started()[-1]
+
+    with (
+        private.patched(sys.modules["torch.multiprocessing.spawn"], start_processes=start_processes),
+        private.patched(sys.modules["torch.multiprocessing"], start_processes=start_processes),
+        simulated_processes(batch_of_processes, Call),
+        simulated_waiting(run_started),
+    ):
+        try:
+            yield
+        finally:
+            if own.here() is None:
+                _elsewhere.clear()
+
+
+_FEW = "Where it is the number of GPUs, as torch.cuda.device_count() gives it, --no-gpu pretends some"

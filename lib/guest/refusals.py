@@ -1,0 +1,92 @@
+"""What PyTorch offers and simulated devices do not: left out with a warning where the results stay the same, refused
+with a sentence where they would not."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.profiler
+from torch.autograd.profiler_util import EventList
+
+from lib.guest import private
+from lib.guest.callers import for_devices, for_guests, refused
+
+
+class QuietProfiler(torch.profiler.profile):
+    """In the place of `torch.profiler.profile`: records nothing. There is one profiler in a process, and devices that
+    each start it in turn would end the process."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__()
+        _left_out("torch.profiler", "it records nothing here; --hardware H100 --trace out.json writes the timeline", 3)
+
+    def start(self) -> None:
+        """Nothing begins."""
+
+    stop = step = start
+
+    def key_averages(self, *args: Any, **kwargs: Any) -> EventList:
+        """No events."""
+        return EventList([])
+
+    def events(self) -> EventList:
+        """No events."""
+        return EventList([])
+
+    def export_chrome_trace(self, path: str) -> None:
+        """A trace without events."""
+        Path(path).write_text('{"traceEvents": []}')
+
+    def export_stacks(self, path: str, metric: str = "") -> None:
+        """No stacks."""
+        Path(path).write_text("")
+
+
+def _uncompiled(model: Callable | None = None, **options: Any) -> Any:
+    _left_out("torch.compile", "the program runs without it, with the same results", 4)
+    return (lambda function: function) if model is None else model
+
+
+def _left_out(what: str, why: str, depth: int) -> None:
+    warnings.warn(f"{what} is left out on simulated devices: {why}", stacklevel=depth)
+
+
+@contextmanager
+def refusals(size: int) -> Iterator[None]:
+    """Around a run of `size` devices."""
+    with ExitStack() as patches:
+        for module, replacements in (
+            (torch, {"compile": for_devices(torch.compile, _uncompiled)}),
+            (torch.nn.Module, {"compile": for_devices(torch.nn.Module.compile, _uncompiled)}),
+            (torch.profiler, {"profile": QuietProfiler}),
+            (dist, {"monitored_barrier": for_devices(dist.monitored_barrier, refused(
+                "monitored_barrier looks for a process that hangs, which is named here without it",
+                "Call dist.barrier() in its place"))}),
+        ):  # fmt: skip
+            patches.enter_context(private.patched(module, **replacements))
+        yield
+
+
+class Asked:
+    """Made for one run; `gpus` says afterwards whether the program asked how many GPUs there are, or whether any."""
+
+    def __init__(self) -> None:
+        self.gpus = False
+
+    @contextmanager
+    def __call__(self, size: int) -> Iterator[None]:
+        """Around a run. The answers are those of this machine."""
+        names = ("device_count", "is_available")
+        with private.patched(torch.cuda, **{name: self._noting(getattr(torch.cuda, name)) for name in names}):
+            yield
+
+    def _noting(self, real: Callable) -> Callable:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.gpus = True
+            return real(*args, **kwargs)
+
+        return for_guests(real, noted)

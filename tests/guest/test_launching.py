@@ -1,0 +1,80 @@
+"""What travels into simulated processes, and how they wait for each other."""
+
+import inspect
+import multiprocessing
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lib.guest.program import guest
+from torch.distributed.elastic.agent.server import local_elastic_agent as agent
+
+from lib import Cluster
+from lib.devices.errors import DeadlockError
+from lib.guest import shared
+from lib.guest.copies import own_copy
+from lib.guest.variables import variables
+
+
+def test_arguments_are_copies_that_share_their_tensors():
+    layer, tensor, names = torch.nn.Linear(2, 2), torch.zeros(3), ["a"]
+    lock = multiprocessing.Lock()
+    copy = own_copy((layer, [tensor, tensor], {"names": names}, lock, layer.weight))
+    copy[1][0][0] = 5
+    copy[2]["names"].append("b")
+    copy[0](torch.ones(2)).sum().backward()
+    assert tensor[0] == 5
+    assert names == ["a"]
+    assert copy[0].weight.data_ptr() == layer.weight.data_ptr()
+    assert layer.weight.grad is None
+    assert copy[0].weight.grad is not None
+    assert copy[3] is lock
+
+
+def test_devices_wait_for_each_other_at_barriers_events_and_queues():
+    said, tools = [], []
+
+    def program():
+        dist.init_process_group("gloo")
+        if not tools:  # made inside of the run, they give the turn away
+            context = mp.get_context("spawn")
+            tools.extend([context.Barrier(2), context.Event(), context.Queue()])
+        barrier, event, queue = tools
+        if dist.get_rank() == 0:
+            assert queue.get() == "from 1"
+            event.set()
+        else:
+            queue.put("from 1")
+            event.wait()
+        barrier.wait()
+        said.append(dist.get_rank())
+
+    Cluster(2).run(guest(program))
+    assert sorted(said) == [0, 1]
+
+
+def test_a_lock_that_nobody_opens_is_a_deadlock(monkeypatch):
+    monkeypatch.setattr(shared, "PATIENCE", 0.05)
+    with pytest.raises(DeadlockError, match=r"rank 0 waits at Queue.get\(\)"):
+        Cluster(1).run(guest(lambda: mp.get_context("spawn").Queue().get()))
+
+
+def test_what_nobody_waits_for_runs_at_the_end():
+    seen = []
+
+    def outer():
+        mp.spawn(lambda rank: seen.append(rank), nprocs=2)
+        mp.get_context("fork").Process(target=lambda: seen.append("left")).start()
+
+    Cluster(1).run(guest(outer))
+    assert seen == [0, 1, "left"]
+
+
+def test_all_variables_of_torchrun():
+    set_there = set(re.findall(r'"([A-Z_]+)": ', inspect.getsource(agent.LocalElasticAgent._start_workers)))
+    of_5 = variables(5, 8, nodes=2)
+    assert set(of_5) == set_there | {"LOCAL_RANK"}
+    told = ("RANK", "LOCAL_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    assert [of_5[name] for name in told] == ["5", "1", "1", "2", "4"]
