@@ -79,7 +79,7 @@ class Run:
         )
         if o.no_gpu:
             program = no_gpu(program, o.gpus, _say)
-        return no_data(program) if o.no_data else program
+        return no_data(program, _say) if o.no_data else program
 
     def _outside(self) -> list[Callable[[int], Any]]:
         o = self.options

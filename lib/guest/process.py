@@ -1,12 +1,15 @@
 """What else a process has once, and each device for itself: its folder, its loggers, its way to start processes.
 
-Each is an `Owner` (lib/devices/engine/own.py): swapped when the turn passes.
+Each is an `Owner` (lib/devices/engine/own.py): swapped when the turn passes. That happens thousands of times, so each
+does as little as it can.
 """
 
 import logging
 import os
+from contextlib import AbstractContextManager
 
 from lib.guest import private
+from lib.guest.callers import for_devices
 
 
 class Folders:
@@ -15,24 +18,33 @@ class Folders:
     def __init__(self, size: int):
         self._caller = os.getcwd()
         self._mine = [self._caller] * size
-        self._now = self._caller
+        self._moved = False  # whether any device has left the caller's folder
+        self._chdir = os.chdir
+        self._patch: AbstractContextManager | None = None
 
     def take_up(self, rank: int) -> None:
         """The process stands where device `rank` does."""
-        self._go(self._mine[rank])
+        if self._patch is None:
+            self._patch = private.patched(os, chdir=for_devices(self._chdir, self._go))
+            self._patch.__enter__()
+        if self._moved:
+            self._chdir(self._mine[rank])
 
     def lay_aside(self, rank: int) -> None:
         """Where it stands now."""
-        self._mine[rank] = self._now = os.getcwd()
+        if self._moved:
+            self._mine[rank] = os.getcwd()
 
     def give_back(self, failed: bool) -> None:
         """Where the caller stood."""
-        os.chdir(self._caller)
+        if self._patch is not None:
+            self._patch.__exit__(None, None, None)
+        if self._moved:
+            os.chdir(self._caller)
 
     def _go(self, folder: str) -> None:
-        if folder != self._now:
-            os.chdir(folder)
-            self._now = folder
+        self._chdir(folder)
+        self._moved = True
 
 
 class Loggers:
@@ -43,60 +55,57 @@ class Loggers:
 
     def __init__(self, size: int):
         self._root, self._manager = logging.root, logging.root.manager
-        self._caller = self._read()
-        self._mine: list[tuple] = [self._copy() for _ in range(size)]
+        self._caller = vars(self._root), vars(self._manager)
+        self._mine = [self._copy() for _ in range(size)]
+        self._enabled = self._root.level, self._manager.disable
         loggers = [logger for logger in self._manager.loggerDict.values() if isinstance(logger, logging.Logger)]
         self._libraries = [(x, vars(x).copy(), list(x.handlers), list(x.filters)) for x in loggers]
 
     def take_up(self, rank: int) -> None:
         """Logging is that of device `rank`."""
-        self._write(self._mine[rank])
+        self._write(*self._mine[rank])
 
     def lay_aside(self, rank: int) -> None:
-        """It is kept."""
-        self._mine[rank] = self._read()
+        """Nothing to keep: what it has changed is its own."""
 
     def give_back(self, failed: bool) -> None:
         """Logging is as before."""
-        self._write(self._caller)
+        self._write(*self._caller)
         for logger, values, handlers, filters in self._libraries:
             vars(logger).update(values, handlers=handlers, filters=filters)
 
-    def _copy(self) -> tuple:
-        handlers, filters, level, disabled, loggers, warned = self._caller
-        return list(handlers), list(filters), level, disabled, dict(loggers), warned
+    def _copy(self) -> tuple[dict, dict]:
+        root, manager = self._caller
+        mine = {**root, "handlers": list(root["handlers"]), "filters": list(root["filters"]), "_cache": {}}
+        return mine, {**manager, "loggerDict": dict(manager["loggerDict"])}
 
-    def _read(self) -> tuple:
-        root, manager = self._root, self._manager
-        return (root.handlers, root.filters, root.level, manager.disable, manager.loggerDict,
-                manager.emittedNoHandlerWarning)  # fmt: skip
-
-    def _write(self, state: tuple) -> None:
-        root, manager = self._root, self._manager
-        root.handlers, root.filters, level, disabled, manager.loggerDict, manager.emittedNoHandlerWarning = state
-        if (root.level, manager.disable) != (level, disabled):
-            root.level, manager.disable = level, disabled
-            manager._clear_cache()  # each logger remembers what is enabled
+    def _write(self, root: dict, manager: dict) -> None:
+        self._root.__dict__, self._manager.__dict__ = root, manager
+        enabled = self._root.level, self._manager.disable
+        if enabled != self._enabled:  # each logger remembers what is enabled
+            self._enabled = enabled
+            self._manager._clear_cache()
 
 
 class StartMethods:
     """What `multiprocessing.set_start_method` has set: each device may call it once."""
 
     def __init__(self, size: int):
-        self._caller = private.start_method()
+        self._context = private.default_context()
+        self._caller = self._context._actual_context
         self._mine = [self._caller] * size
 
     def take_up(self, rank: int) -> None:
         """As device `rank` has set it."""
-        private.set_start_method(self._mine[rank])
+        self._context._actual_context = self._mine[rank]
 
     def lay_aside(self, rank: int) -> None:
         """It is kept."""
-        self._mine[rank] = private.start_method()
+        self._mine[rank] = self._context._actual_context
 
     def give_back(self, failed: bool) -> None:
         """As before."""
-        private.set_start_method(self._caller)
+        self._context._actual_context = self._caller
 
 
 OWNERS = (Folders, Loggers, StartMethods)

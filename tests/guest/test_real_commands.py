@@ -1,9 +1,11 @@
-"""The two commands as a reader gives them, each in a process of its own."""
+"""The two commands as a reader gives them."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT, PROGRAMS = Path(__file__).parents[2], Path(__file__).parent / "programs"
 
@@ -33,9 +35,10 @@ def test_simulate(tmp_path):
     assert "2 devices simulated: 4 calls, 24 bytes sent" in done.stderr
 
 
-def test_a_test_suite_of_others():
-    done = command("pytest", "-q", "-p", "lib.guest.pytest_plugin", "-p", "no:cacheprovider", "suite_of_others.py",
-                   folder=PROGRAMS)  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
-    assert "simulated instead of started: 2 x 2, 1 x 4 (runs x devices)" in done.stdout
+def test_a_test_suite_of_others(capsys, monkeypatch):
+    monkeypatch.chdir(PROGRAMS)
+    words = ["-q", "-p", "lib.guest.pytest_plugin", "-p", "no:cacheprovider", "--noconftest", "--rootdir=."]
+    assert pytest.main([*words, "suite_of_others.py"]) == 0  # in this process: to start one takes seconds
+    said = capsys.readouterr().out
+    assert "4 passed" in said
+    assert "simulated instead of started: 2 x 2, 1 x 4 (runs x devices)" in said
