@@ -18,8 +18,6 @@ from typing import Any
 from lib.devices.cluster import Cluster
 from lib.guest.failure import exit_code, message
 from lib.guest.hints import NO_GPU
-from lib.guest.no_data import no_data
-from lib.guest.no_gpu import no_gpu
 from lib.guest.options import Options, read
 from lib.guest.own_time import OwnTime
 from lib.guest.printing import printing
@@ -78,8 +76,14 @@ class Run:
             outside=(*program.outside, self.time, *self._outside()),
         )
         if o.no_gpu:
+            from lib.guest.no_gpu import no_gpu  # only who asks for it waits for its imports
+
             program = no_gpu(program, o.gpus, _say)
-        return no_data(program, _say) if o.no_data else program
+        if o.no_data:
+            from lib.guest.no_data import no_data
+
+            program = no_data(program, _say)
+        return program
 
     def _outside(self) -> list[Callable[[int], Any]]:
         o = self.options

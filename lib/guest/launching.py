@@ -124,14 +124,15 @@ class Context:
 
 
 @contextmanager
-def launching(child: Callable[[Callable[[], Any]], Any], start: Start = start_plainly) -> Iterator[None]:
+def launching(child: Callable[[Callable[[], Any], Callable], Any], start: Start = start_plainly) -> Iterator[None]:
     """Once around a run, for all of its devices, or where there is none.
 
-    While entered, processes are simulated. `child(main)` makes the program in which each device calls `main()`."""
+    While entered, processes are simulated. `child(main, function)` makes the program in which each device
+    calls `main()`, and so `function`."""
 
     def run_on(calls: list[Call]) -> None:
         with private.unwatched():
-            start(len(calls), child(partial(_play, calls)))
+            start(len(calls), child(partial(_play, calls), calls[0].function))
 
     def start_processes(fn: Callable, args: tuple = (), nprocs: int = 1, join: bool = True, daemon: bool = False,
                         start_method: str = "spawn", **options: Any) -> Context | None:  # fmt: skip

@@ -24,7 +24,7 @@ class Modules:
     def __init__(self, root: str | None, own: Iterable[str], size: int):
         self._root = f"{Path(root).resolve()}/" if root else None
         self._own = frozenset(own)
-        self._names = {"__main__"} if root else set()
+        self._names = {"__main__", "__mp_main__"} if root else set()
         self._mine: list[dict[str, types.ModuleType]] = [{} for _ in range(size)]
         self._caller: dict[str, types.ModuleType] | None = None
 
@@ -61,7 +61,9 @@ class Modules:
         sys.meta_path.insert(0, self)
         mine = {name for name, module in list(sys.modules.items()) if self._is_own(name, _file(module))}
         self._names |= mine
-        self._caller = {name: sys.modules.pop(name) for name in mine | {"__main__"} if name in sys.modules}
+        self._caller = {
+            name: sys.modules.pop(name) for name in mine | {"__main__", "__mp_main__"} if name in sys.modules
+        }
         if not self._root:
             sys.modules["__main__"] = self._caller["__main__"]
 

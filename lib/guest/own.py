@@ -23,6 +23,7 @@ class Device:
 
     group: Group
     open_works: dict = field(default_factory=dict)  # handle not yet waited for -> the line that started it
+    started: list = field(default_factory=list)  # processes that it has started and not waited for
     trouble: BaseException | None = None  # what went wrong in a thread of the program's own
 
 

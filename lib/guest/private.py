@@ -6,12 +6,15 @@ with another version is told so in a sentence.
 
 import importlib
 import importlib._bootstrap as bootstrap
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 WRITTEN_FOR = "2.13"
 
@@ -65,8 +68,9 @@ def set_world(world: Any) -> None:
 
 @contextmanager
 def patched(module: Any, **replacements: Any) -> Iterator[None]:
-    """While entered, `module` has other attributes. Each must be there before."""
-    before = {name: take(module.__name__, name) for name in replacements}
+    """While entered, a module or class has other attributes. Each must be there before."""
+    is_class = isinstance(module, type)
+    before = {name: getattr(module, name) if is_class else take(module.__name__, name) for name in replacements}
     for name, value in replacements.items():
         setattr(module, name, value)
     try:
@@ -140,3 +144,37 @@ def forget_import_locks(names: set[str]) -> None:
     for name in names:
         with suppress(KeyError):
             del bootstrap._module_locks[name]
+
+
+def default_context() -> Any:
+    """What `multiprocessing.set_start_method` writes into, as `_actual_context`."""
+    return take("multiprocessing.context", "_default_context")
+
+
+def target_of(process: BaseProcess) -> Callable | None:
+    """The function that a process which has not been started will call."""
+    return process._target
+
+
+def arguments_of(process: BaseProcess) -> tuple[tuple, dict[str, Any]]:
+    """What it will call it with."""
+    return tuple(process._args), dict(process._kwargs)
+
+
+def method_of(process: BaseProcess) -> str:
+    """How it would be started: "fork", "spawn" or "forkserver"."""
+    return type(process)._start_method or multiprocessing.get_start_method()
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """While entered, this thread's modes and hooks are laid aside: a run that a device starts has its own."""
+    hooks = take("torch._C._autograd", "_top_saved_tensors_default_hooks")(True)
+    if hooks is not None:
+        take("torch._C._autograd", "_pop_saved_tensors_default_hooks")()
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        if hooks is not None:
+            take("torch._C._autograd", "_push_saved_tensors_default_hooks")(*hooks)

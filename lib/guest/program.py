@@ -7,7 +7,7 @@ Cluster(4).run(script("train.py", "--steps", "3"))  # as torchrun --nproc-per-no
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,13 @@ import torch
 
 from lib.devices.engine.own import Owner
 from lib.devices.group import Group
-from lib.guest import modules, own, world
+from lib.guest import launching, modules, own, process, world
+from lib.guest.exits import Exit
 from lib.guest.globals import Globals
+from lib.guest.refusals import refusals
+from lib.guest.signals import numbers_and_signals
+from lib.guest.store import simulated_stores
 from lib.guest.variables import variables
-
-
-class Exit(RuntimeError):
-    """A device left its program by `sys.exit(code)`, and not with 0."""
-
-    def __init__(self, rank: int, code: Any):
-        self.rank, self.code = rank, code
-        super().__init__(f"rank {rank} left the program by sys.exit({code!r})")
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,7 @@ class Guest:
     `own`, are imported anew on each device; `nodes` says how many nodes the devices stand in, and `torchrun` whether
     the environment holds the variables that it sets. `inside`: contexts that each device enters, made from its group.
     `outside`: contexts around the whole run, made from its size. `more_owners`: makers of owners, from the size.
+    `environment`: variables over those of torchrun. `start(size, program)` runs processes that the program starts.
     """
 
     main: Callable[[], Any]
@@ -48,20 +45,23 @@ class Guest:
     more_owners: tuple[Callable[[int], Owner], ...] = ()
     own: tuple[str, ...] = modules.SINGLETONS
     torchrun: bool = True
+    environment: tuple[tuple[str, str], ...] = ()
+    start: launching.Start = launching.start_plainly
 
     def owners(self, size: int) -> list[Owner]:
         """What the devices have for themselves; `Cluster.run` asks for it."""
         if size % self.nodes:
             raise ValueError(f"{size} devices cannot stand in {self.nodes} equal nodes")
         set_by = (lambda rank: variables(rank, size, self.nodes)) if self.torchrun else (lambda rank: {})
+        own_ways = (world.patches, simulated_stores, numbers_and_signals, refusals, self._launching)
         return [
-            own.Outside((world.patches, *self.outside), size),
+            own.Outside((*own_ways, *self.outside), size),
             own.Worlds(size),
             own.of_sys(size),
-            own.Environments(set_by, size),
+            own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),
             modules.Modules(self.root, self.own, size),
             Globals(self.main, size),
-            *(make(size) for make in self.more_owners),
+            *(make(size) for make in (*process.OWNERS, *self.more_owners)),
         ]
 
     def __call__(self, group: Group) -> Any:
@@ -79,6 +79,7 @@ class Guest:
                 for make in self.inside:
                     contexts.enter_context(make(group))
                 result = self.main()
+                launching.run_started()
             world.end(device)
             return result
         except SystemExit as error:
@@ -89,6 +90,15 @@ class Guest:
         finally:
             world.close(device)
             own.be(outer)
+
+    def _launching(self, size: int) -> Any:
+        return launching.launching(self._child, self.start)
+
+    def _child(self, main: Callable[[], Any], function: Callable) -> "Guest":
+        """What a process runs that this program starts: it inherits arguments and environment, as they are then."""
+        own_globals = partial(Globals, function)
+        more = (*self.more_owners, own_globals)
+        return replace(self, main=main, argv=None, nodes=1, torchrun=False, environment=(), more_owners=more)
 
 
 def guest(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Guest:

@@ -5,12 +5,14 @@ root of the suite are imported anew by each device, as a spawned process would. 
 were: none means that the suite starts its processes in another way (`torchrun`, `subprocess`), which stays real.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from lib.devices.cluster import Cluster
+from lib.guest.globals import Globals
 from lib.guest.launching import launching
 from lib.guest.program import Guest
 
@@ -26,8 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Around each test, what it starts is simulated."""
 
-    def child(main: Any) -> Guest:
-        return Guest(main, root=str(item.config.rootpath), torchrun=False)
+    def child(main: Callable[[], Any], function: Callable) -> Guest:
+        own_globals = partial(Globals, function)
+        return Guest(main, root=str(item.config.rootpath), torchrun=False, more_owners=(own_globals,))
 
     def start(size: int, program: Guest) -> None:
         item.config.stash[_sizes].append(size)

@@ -12,20 +12,21 @@ import torch.distributed.nn.functional  # noqa: F401  looks up the default group
 from lib.guest import private
 from lib.guest.own import Device, here
 from lib.guest.process_group import GuestGroup
+from lib.guest.store import Shelf, Store
 
 
 @contextmanager
 def patches(size: int) -> Iterator[None]:
     """Around a run on `size` devices."""
-    meet = partial(_meet, dist.HashStore(), size)
+    meet = partial(_meet, Shelf(), size)
     with private.names_by_thread(), private.quiet_errors(), private.groups_made_by(_make, meet):
         yield
 
 
-def _meet(store: dist.Store, size: int, method: str, rank: int, world_size: int, **options: Any) -> Iterator[tuple]:
+def _meet(shelf: Shelf, size: int, method: str, rank: int, world_size: int, **options: Any) -> Iterator[tuple]:
     """Whom a process meets: all devices of the run. ValueError for a rank or a size that is not this device's."""
     _check(rank, world_size, size)
-    yield store, _device().group.rank, size
+    yield Store(shelf), _device().group.rank, size
 
 
 def _make(size: int, rank: int, ranks: list[int], backend: Any, store: dist.Store, name: str, **options: Any) -> tuple:

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lib.guest.program import guest
 from torch.distributed.elastic.agent.server import local_elastic_agent as agent
 
 from lib import Cluster
 from lib.devices.errors import DeadlockError
 from lib.guest import shared
 from lib.guest.copies import own_copy
+from lib.guest.program import guest
 from lib.guest.variables import variables
 
 
