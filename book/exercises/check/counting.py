@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from book.exercises.check.answers import answer
@@ -44,14 +45,19 @@ class Counting(Shown):
         """What the formula is of."""
         return list(inspect.signature(self.solution).parameters)
 
+    @cached_property
+    def rights(self) -> list[tuple[int, ...]]:
+        """What is right, for each case. Counted once: the engine counts the same for every answer."""
+        return [self.oracle(*case) for case in self.cases]
+
     def _compared(self, program: Callable[..., Any]) -> Verdict:
         called = f"{self.name}({', '.join(self.numbers)})"
         if not callable(program):
             raise Fault("cannot be checked.", f"check needs the function {called} itself, given {kind(program)}")
-        for case in self.cases:
+        for case, rights in zip(self.cases, self.rights, strict=True):
             on = ", ".join(f"{name}={number}" for name, number in zip(self.numbers, case, strict=True))
             given = self._given(program, case, on)
-            for name, mine, right in zip(self.returns, given, self.oracle(*case), strict=True):
+            for name, mine, right in zip(self.returns, given, rights, strict=True):
                 if mine != right:
                     cause = self._cause(program, name)
                     raise Fault(
@@ -68,8 +74,7 @@ class Counting(Shown):
         except (Fault, NotImplementedError):
             return None
         mine = [given[self.returns.index(name)] for given in every]
-        rights = [self.oracle(*case) for case in self.cases]
-        if all(sorted(given) == sorted(right) for given, right in zip(every, rights, strict=True)):
+        if all(sorted(given) == sorted(right) for given, right in zip(every, self.rights, strict=True)):
             return f"Cause: the right numbers in another order. Return {', '.join(self.returns)}."
         for sentence, slip in self.slips.get(name, {}).items():
             if all(slip(*case) == number for case, number in zip(self.cases, mine, strict=True)):
