@@ -24,12 +24,11 @@ from lib.parallel.zero.master import MasterWeights
 
 # layers, hidden, heads, vocabulary, tokens, texts: the peak is at the loss, in attention, or in the optimizer's step.
 SHAPES = [
-    (4, 128, 4, 1024, 128, 4),
-    (4, 64, 4, 256, 256, 2),
-    (6, 256, 4, 256, 32, 1),
+    (2, 128, 4, 1024, 128, 4),
+    (2, 64, 4, 256, 256, 2),
+    (2, 256, 4, 256, 32, 1),
     (2, 128, 4, 5120, 16, 2),
     (3, 96, 8, 256, 64, 16),
-    (2, 64, 4, 256, 128, 4),
 ]
 
 
@@ -77,14 +76,18 @@ def gpt(shape):
         {"micro_batches": 3},
         {"dropout": True},
         {"precision": "mixed"},
-        {"precision": "bfloat16", "micro_batches": 3},
+        {"precision": "bfloat16", "micro_batches": 2},
     ],
     ids=str,
 )
 def test_the_peak_of_a_step_is_predicted(options):
-    for shape in SHAPES[:: options.get("tensor", 1)]:  # several devices cost several times as much
+    """At one shape for each moment that is the peak: a second shape would ask for the same sum."""
+    shapes = {peak(gpt(shape), plan_for(shape, **options)).name: shape for shape in reversed(SHAPES)}
+    assert len(shapes) >= 3
+    every = 2 if options.get("tensor", 1) > 2 else 1  # four devices cost four times as much
+    for name, shape in list(shapes.items())[::every]:
         plan = plan_for(shape, **options)
-        assert peak(gpt(shape), plan).total == pytest.approx(held(shape, plan), rel=0.02), shape
+        assert peak(gpt(shape), plan).total == pytest.approx(held(shape, plan), rel=0.02), (name, shape)
 
 
 def test_each_kind_of_moment_is_the_peak_somewhere():
