@@ -41,7 +41,8 @@ from lib.devices.meters import Count, Meters
 from lib.devices.streams import different_random, same_random
 from lib.devices.trace import Event, Trace
 from lib.guest.program import guest, script
-from lib.parallel.attention.attention import KVCache, ParallelSelfAttention
+from lib.parallel.attention.attention import ParallelSelfAttention
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.heads import FusedHeads, ParallelQKV
 from lib.parallel.attention.kernels import attend, fused_attend
 from lib.parallel.context.attention import ContextAttention

@@ -15,7 +15,7 @@ from book.exercises.check.inputs import Input
 from lib.devices import Cluster, Group
 from lib.devices.collectives import AllReduce
 from lib.devices.pieces import cut
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.model import Llama
 from lib.parallel.sharding.conjugates import copy_to, reduce_from

@@ -16,7 +16,8 @@ from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element, number
 from lib.devices import Cluster, Group
 from lib.devices.pieces import cut
-from lib.parallel.attention.attention import KVCache, ParallelSelfAttention
+from lib.parallel.attention.attention import ParallelSelfAttention
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.heads import FusedHeads, check_heads, kv_copies
 
 WIDTH, LEFT, RIGHT = 480, 8, 472

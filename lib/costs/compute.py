@@ -68,7 +68,7 @@ class Work:
 
     @property
     def intensity(self) -> float:
-        """FLOPs per byte. Above peak / bandwidth of the device the part is bound by compute, below by memory."""
+        """FLOPs per byte. Above speed / bandwidth of the device the part is bound by compute, below by memory."""
         return self.flops / self.moved
 
     def seconds(self, hardware: Hardware) -> float:
@@ -77,7 +77,12 @@ class Work:
 
     def bound(self, hardware: Hardware) -> Literal["compute", "memory"]:
         """What the part waits for on `hardware`."""
-        return "compute" if self.intensity >= hardware.flops / hardware.memory_bandwidth else "memory"
+        return "compute" if self.intensity >= _border(hardware) else "memory"
+
+
+def _border(hardware: Hardware) -> float:
+    """FLOPs per byte at which computing takes as long as moving: of the speed that products reach, as `seconds`."""
+    return hardware.flops * hardware.efficiency / hardware.memory_bandwidth
 
 
 def layer_work(shape: ModelShape, batch: int, new: int, seen: int = 0, bytes_each: int = 2) -> list[Work]:
@@ -114,6 +119,6 @@ def turning_batch(hardware: Hardware, bytes_each: int = 2) -> float:
     """The batch at which decoding turns from memory-bound to compute-bound, for products with large weights.
 
     One token of each text meets every weight: 2 FLOPs for each of its `bytes_each` bytes, times the batch. So the batch
-    must reach peak / bandwidth x bytes / 2. Attention over the cache never turns: every text reads its own.
+    must reach speed / bandwidth x bytes / 2. Attention over the cache never turns: every text reads its own.
     """
-    return hardware.flops / hardware.memory_bandwidth * bytes_each / 2
+    return _border(hardware) * bytes_each / 2

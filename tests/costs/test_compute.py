@@ -87,14 +87,16 @@ def test_a_layer_s_work_adds_up_to_its_flops_and_weights():
     assert one["MLP out"] == pytest.approx(2 * 8 * shape.hidden * shape.inner, rel=1e-3)
 
 
-def test_decoding_waits_for_memory_below_the_turning_batch():
-    shape, hardware = MODELS["llama-3-70b"], PRESETS["H100"]
-    turn = turning_batch(hardware)
-    assert turn == pytest.approx(295, rel=0.01)
-    for batch, bound in ((int(turn / 2), "memory"), (int(turn * 2), "compute")):
+@pytest.mark.parametrize(("name", "expected"), [("H100", 295), ("H100 measured", 0.59 * 295)])
+def test_decoding_waits_for_memory_below_the_turning_batch(name, expected):
+    """Of products that reach a part of the peak, fewer hide the way of the weights: the batch turns earlier."""
+    shape, hardware = MODELS["llama-3-70b"], PRESETS[name]
+    speed, turn = hardware.flops * hardware.efficiency, turning_batch(hardware)
+    assert turn == pytest.approx(expected, rel=0.01)
+    for batch, bound in ((int(turn / 1.3), "memory"), (int(turn * 1.3), "compute")):
         down = {part.name: part for part in layer_work(shape, batch, 1, 1000)}["MLP out"]
         assert down.bound(hardware) == bound
-        slower = down.moved / hardware.memory_bandwidth if bound == "memory" else down.flops / hardware.flops
+        slower = down.moved / hardware.memory_bandwidth if bound == "memory" else down.flops / speed
         assert down.seconds(hardware) == slower
     attention = {part.name: part for part in layer_work(shape, 4096, 1, 10_000)}["attention"]
     assert attention.bound(hardware) == "memory"  # at any batch: each text has a cache of its own

@@ -19,7 +19,7 @@ from lib.costs.llama import (
 from lib.costs.measure import measure
 from lib.costs.shapes import MODELS
 from lib.devices import Cluster, Hardware
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.llama.config import LLAMAS
 from lib.parallel.llama.model import Llama

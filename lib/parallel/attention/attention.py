@@ -8,45 +8,15 @@ Vaswani et al. 2017, arXiv 1706.03762; over devices: Shoeybi et al. 2019, arXiv 
 keys and values than of queries: Ainslie et al. 2023, arXiv 2305.13245.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lib.devices import Group
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.heads import ParallelQKV
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.sharding.linear import RowParallelLinear
 from lib.parallel.tensor.dropout import ParallelDropout
-
-
-class KVCache:
-    """The keys and values of this device's heads for all positions seen so far: (batch, kv_heads/P, seen, d) each."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def seen(self) -> int:
-        """How many positions are kept."""
-        return 0 if self.keys is None else self.keys.shape[-2]
-
-    @property
-    def nbytes(self) -> int:
-        """What this device keeps."""
-        return 0 if self.keys is None else self.keys.nbytes + self.values.nbytes
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the keys and values of new positions; returns those of all positions."""
-        if self.keys is not None:
-            if self.keys.shape[:2] != k.shape[:2]:
-                raise ValueError(
-                    f"KVCache: it holds (batch, heads) = {tuple(self.keys.shape[:2])}, and new keys come with "
-                    f"{tuple(k.shape[:2])}; begin another text with a cache of its own"
-                )
-            k, v = torch.cat([self.keys, k], -2), torch.cat([self.values, v], -2)
-        self.keys, self.values = k, v
-        return k, v
 
 
 class ParallelSelfAttention(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.context.attention import ContextAttention
 from lib.parallel.data.average import average_gradients
 from lib.parallel.gpt.block import Recompute

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
 from lib.devices import Group
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.context.attention import ContextAttention
 from lib.parallel.context.gpt import ContextGPT
 from lib.parallel.gpt.block import ParallelBlock

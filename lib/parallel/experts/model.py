@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib.devices import Group
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.experts.balance import balance_loss, update_bias, z_loss
 from lib.parallel.experts.grid import ExpertGrid, ShardExperts, as_grid
 from lib.parallel.experts.layer import MixtureOfExperts, Seen

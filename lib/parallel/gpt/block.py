@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lib.devices import Group
-from lib.parallel.attention.attention import KVCache, ParallelSelfAttention
+from lib.parallel.attention.attention import ParallelSelfAttention
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.tensor.dropout import ParallelDropout
 from lib.parallel.tensor.mlp import ParallelMLP

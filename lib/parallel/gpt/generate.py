@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lib.devices import Group, same_random
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.tensor.vocabulary import PaddedShard
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.devices import Group
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.gpt.block import ParallelBlock, Recompute
 from lib.parallel.gpt.config import GPTConfig

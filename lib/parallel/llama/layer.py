@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lib.devices import Group
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.heads import ParallelQKV
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.gpt.block import Recompute

@@ -8,7 +8,7 @@ from parallel.small_llama import CONFIG, SHARED, build, dense_weights, one_threa
 
 from lib import dense_state, equal_to_one_device, fused_attend, gradient_norm, load_dense
 from lib.devices import Cluster, Mesh
-from lib.parallel.attention.attention import KVCache
+from lib.parallel.attention.cache import KVCache
 from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.layer import GatedMLP
 from lib.parallel.llama.model import Llama
