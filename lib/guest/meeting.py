@@ -104,7 +104,14 @@ class Meeting(dist.ProcessGroup):
     def _check_thread(self, verb: str) -> None:
         """RuntimeError in a thread that the program started itself: it cannot give the turn away. As an error dies with
         its thread, the device remembers it."""
-        if here() is not self._device:
+        device = here()
+        if device is not None and device is not self._device:
+            raise RuntimeError(
+                f"rank {device.group.me} called {verb} in a group of rank {self.group.me}: a module keeps it in a "
+                "global, and all devices share this module. Make it the guest's own: script(path, root=...) for a "
+                "folder, --own NAME for a package that is installed"
+            )
+        if device is None:
             self._device.trouble = RuntimeError(
                 f"rank {self.group.me} called {verb} in a thread of its own ({threading.current_thread().name!r}). "
                 "Simulated devices take turns, and such a thread has none: call it in the device's main thread"

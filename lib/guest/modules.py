@@ -70,7 +70,14 @@ class Modules:
     def _is_own(self, name: str, file: str) -> bool:
         if name.partition(".")[0] in self._own:
             return True
-        return bool(self._root) and file.startswith(self._root) and is_the_readers(file)
+        installed = "/site-packages/" in file  # an environment may lie inside of the project
+        return bool(self._root) and file.startswith(self._root) and is_the_readers(file) and not installed
+
+
+def project_of(file: Path) -> Path:
+    """The folder of the project that the script `file` belongs to: the next one above that says so; else its own."""
+    signs = (".git", "pyproject.toml", "setup.py", "setup.cfg")
+    return next((folder for folder in file.parents if any((folder / sign).exists() for sign in signs)), file.parent)
 
 
 def run_as(path: str, name: str) -> types.ModuleType:

@@ -109,14 +109,15 @@ def guest(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Guest:
 
 
 def script(path: str | Path, *argv: str, root: str | Path | None = None) -> Guest:
-    """What `torchrun path *argv` runs in each process. Modules under `root` (default: the script's folder) are the
-    guest's own. FileNotFoundError when there is no such file."""
+    """What `torchrun path *argv` runs in each process. Modules under `root` are the guest's own; by default, those of
+    the project that the script belongs to. FileNotFoundError when there is no such file."""
     file = Path(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"script: there is no file {str(path)!r}; the folder at the moment is {Path.cwd()}")
-    folder = str(Path(root).resolve()) if root else str(file.parent)
-    return Guest(partial(_run, str(file)), (str(path), *map(str, argv)), folder)
+    folder = Path(root).resolve() if root else modules.project_of(file)
+    return Guest(partial(_run, str(file)), (str(path), *map(str, argv)), str(folder))
 
 
 def _run(file: str) -> None:
+    sys.path.insert(0, str(Path(file).parent))
     modules.run_as(file, "__main__")

@@ -105,6 +105,19 @@ def test_a_script_has_its_own_modules_and_arguments(tmp_path, capsys):
         script(tmp_path / "no_such.py")
 
 
+def test_modules_of_the_whole_project_are_the_guests(tmp_path, capsys):
+    (tmp_path / "setup.py").touch()
+    (tmp_path / "helper.py").write_text("seen = []\n")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "train.py").write_text(SCRIPT)
+    sys.path.append(str(tmp_path))
+    try:
+        Cluster(2).run(script(tmp_path / "scripts" / "train.py"))
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert capsys.readouterr().out.splitlines() == [f"__main__ {r} [] [{r}] gloo" for r in range(2)]
+
+
 def other_shape():
     dist.init_process_group("gloo")
     dist.all_reduce(torch.ones(2 + dist.get_rank()))
