@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from lib.devices.saved_parameters import same_objects
 
 Use = Literal["parameters", "gradients", "activations", "optimizer", "buffers"]
 USES: tuple[Use, ...] = get_args(Use)
@@ -77,12 +78,17 @@ class Memory:
             if rank in users and _is_parameter(x, users[rank]):
                 self._parameter(rank, users[rank], x)
 
+    def held_now(self, rank: int) -> list[Held]:
+        """What device `rank` holds at this moment, each as if it ended now."""
+        blocks = [users[rank] for users in self._blocks.values() if rank in users]
+        return [Held(rank, b.kind, b.name, b.size, b.since, self._now[rank]) for b in blocks]
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """For the time of a run: also watches optimizers. Afterwards nothing is left behind."""
         self._hooks.append(register_optimizer_step_post_hook(self._stepped))
         try:
-            with _same_objects():
+            with same_objects():
                 yield
         finally:
             for hook in self._hooks:
@@ -155,27 +161,6 @@ def _is_parameter(x: Tensor, block: Block) -> bool:
     # In a backward, saved tensors come back as leaves.
     in_backward = torch._C._current_graph_task_id() != -1
     return x.is_leaf and x.requires_grad and not (x._is_view() or block.derived or in_backward)
-
-
-@contextmanager
-def _same_objects() -> Iterator[None]:
-    """Behind hooks, PyTorch hands a backward another object for a parameter that its forward has saved, and a `.grad`
-    that is set on it is lost. Inside, `ctx.saved_tensors` gives the parameter itself, as it does without hooks."""
-
-    def saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
-        return tuple(_itself(x) for x in super(BackwardCFunction, ctx).saved_tensors)
-
-    BackwardCFunction.saved_tensors = property(saved_tensors)
-    try:
-        yield
-    finally:
-        del BackwardCFunction.saved_tensors
-
-
-def _itself(x: Tensor | None) -> Tensor | None:
-    if x is None or not (x.requires_grad and x.is_leaf):
-        return x
-    return get_gradient_edge(x).node.variable  # where its gradient is accumulated
 
 
 class Saved:
