@@ -37,16 +37,19 @@ def test_nothing_is_left_behind(fails):
     before, restorers = everything(), list(torch.serialization._package_registry)
     try:
         with pretended(2):
-            assert torch.cuda.is_available() and everything() != before
+            assert torch.cuda.is_available()
+            assert everything() != before
             torch.ones(2, device="cuda:1").sum()
             if fails:
                 raise RuntimeError
     except RuntimeError:
         pass
-    assert everything() == before and torch.serialization._package_registry == restorers
+    assert everything() == before
+    assert torch.serialization._package_registry == restorers
     with pytest.raises(AssertionError, match="not compiled with CUDA"):
         torch.zeros(1, device="cuda")
-    assert not torch.cuda.is_available() and torch.accelerator.device_count() == 0
+    assert not torch.cuda.is_available()
+    assert torch.accelerator.device_count() == 0
 
 
 PLACES = ["cuda", "cuda:1", 1, torch.device("cuda"), torch.device("cuda", 3)]
@@ -65,7 +68,8 @@ def test_whatever_is_told_a_gpu_takes_the_cpu(cuda, place):
         torch.randn(2, generator=torch.Generator(place).manual_seed(1), device=place),
     ]  # fmt: skip
     assert {y.device.type for y in made} == {"cpu"}
-    assert made[10].dtype == torch.float16 and made[11].dtype == torch.float64
+    assert made[10].dtype == torch.float16
+    assert made[11].dtype == torch.float64
     if not isinstance(place, int):
         with torch.device(place):
             assert nn.Linear(3, 2).weight.device.type == "cpu"
@@ -89,15 +93,19 @@ def test_what_is_moved_is_a_copy_and_what_lies_there_stays(cuda):
     there += 1
     assert (host.tolist(), back.tolist(), there.tolist()) == ([0] * 3, [1] * 3, [2] * 3)
     weight = torch.zeros(3, device="cuda", requires_grad=True)
-    assert weight.to("cuda") is weight and weight.cuda() is weight and there.to(0) is there
-    assert weight.cpu() is not weight and not host.requires_grad_().cuda().is_leaf
+    assert weight.to("cuda") is weight
+    assert weight.cuda() is weight
+    assert there.to(0) is there
+    assert weight.cpu() is not weight
+    assert not host.requires_grad_().cuda().is_leaf
     layer = nn.Linear(2, 2)
     parameter = layer.weight
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     saved = {name: x.cpu() for name, x in layer.cuda().state_dict().items()}
     layer(torch.ones(1, 2).cuda()).sum().backward()
     optimizer.step()
-    assert layer.weight is parameter and not torch.equal(saved["weight"], layer.weight)
+    assert layer.weight is parameter
+    assert not torch.equal(saved["weight"], layer.weight)
 
 
 def test_the_backward_finds_the_gpus_too(cuda):
@@ -128,13 +136,19 @@ def test_devices_are_counted_per_thread(cuda):
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert found == [0] and torch.cuda.current_device() == torch.accelerator.current_device_index() == 2
+    assert found == [0]
+    assert torch.cuda.current_device() == torch.accelerator.current_device_index() == 2
     torch.accelerator.set_device_index(1)
-    assert torch.cuda.current_device() == 1 and torch.cuda.device_count() == torch.accelerator.device_count() == 4
-    assert torch.accelerator.current_accelerator() == torch.device("cuda") and torch.accelerator.is_available()
-    assert torch.cuda.is_bf16_supported() and torch.cuda.nccl.version() >= (2, 10) and torch.version.cuda >= "11"
+    assert torch.cuda.current_device() == 1
+    assert torch.cuda.device_count() == torch.accelerator.device_count() == 4
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    assert torch.accelerator.is_available()
+    assert torch.cuda.is_bf16_supported()
+    assert torch.cuda.nccl.version() >= (2, 10)
+    assert torch.version.cuda >= "11"
     assert torch.distributed.is_nccl_available()
-    assert torch.cuda.get_device_capability() == (8, 0) and "pretended" in torch.cuda.get_device_name(1)
+    assert torch.cuda.get_device_capability() == (8, 0)
+    assert "pretended" in torch.cuda.get_device_name(1)
     free, total = torch.cuda.mem_get_info()
     assert free == total > 0 == torch.cuda.max_memory_allocated() == torch.accelerator.memory_allocated()
     torch.cuda.synchronize()
@@ -155,7 +169,9 @@ def test_streams_and_events(cuda):
         x.record_stream(stream)
     with stream:
         assert torch.accelerator.current_stream() is stream
-    assert torch.cuda.current_stream() is first and stream.query() and isinstance(stream, torch.cuda.Stream)
+    assert torch.cuda.current_stream() is first
+    assert stream.query()
+    assert isinstance(stream, torch.cuda.Stream)
     end.record(stream)
     end.synchronize()
     assert start.elapsed_time(end) > 0
@@ -171,7 +187,8 @@ def test_autocast_and_the_scaler(cuda):
         (torch.amp.autocast("cuda", dtype=torch.bfloat16), torch.bfloat16),
     ):  # fmt: skip
         with context:
-            assert layer(x).dtype == dtype and torch.is_autocast_enabled("cuda") == (dtype != torch.float32)
+            assert layer(x).dtype == dtype
+            assert torch.is_autocast_enabled("cuda") == (dtype != torch.float32)
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
     scaler = torch.amp.GradScaler("cuda", init_scale=8.0)
     assert scaler.is_enabled()
@@ -182,7 +199,8 @@ def test_autocast_and_the_scaler(cuda):
     scaler.step(optimizer)
     layer.weight.grad.fill_(float("inf"))
     scaler.update()
-    assert not torch.equal(before, layer.weight) and scaler.get_scale() == 8.0
+    assert not torch.equal(before, layer.weight)
+    assert scaler.get_scale() == 8.0
 
 
 def test_checkpoints_of_gpus_are_loaded(cuda):
@@ -220,7 +238,8 @@ def test_pinned_batches_of_workers(cuda, workers):
 
 
 def test_older_ways_to_say_it(cuda):
-    assert torch.cuda.FloatTensor([1.0]).tolist() == [1.0] and torch.ones(1).type("torch.cuda.HalfTensor").half()
+    assert torch.cuda.FloatTensor([1.0]).tolist() == [1.0]
+    assert torch.ones(1).type("torch.cuda.HalfTensor").half()
     layer = nn.DataParallel(nn.Linear(2, 3)).cuda()
     assert layer(torch.ones(4, 2).cuda()).shape == (4, 3)
 
