@@ -15,8 +15,6 @@ from dataclasses import replace
 
 from lib.guest.program import Guest
 
-from lib.devices.group import Group
-from lib.guest.gpus.cuda import Cuda
 from lib.guest.gpus.hints import hints
 from lib.guest.gpus.pretend import pretended
 
@@ -24,23 +22,13 @@ from lib.guest.gpus.pretend import pretended
 def no_gpu(program: Guest, per_node: int | None = None, say: Callable[[str], None] = print) -> Guest:
     """The guest `program`, with pretended GPUs: `per_node` of them in each node, or one for each device. `say` is told
     once per run, in one line, that they are."""
-    running: list[Cuda] = []  # of runs inside of runs, the last is the one that is entered
 
     @contextmanager
     def around(size: int) -> Iterator[None]:
         count = per_node or size // program.nodes
         plural = "s are" if count > 1 else " is"
-        say(f"No GPU: {count} pretended GPU{plural} in each node. All runs on the CPU, and tensors say device='cpu'.")
-        with pretended(count) as cuda:
-            running.append(cuda)
-            try:
-                yield
-            finally:
-                running.pop()
-
-    @contextmanager
-    def on_device(group: Group) -> Iterator[None]:
-        with running[-1]._device_of_thread(group), hints():
+        say(f"No GPU: {count} GPU{plural} pretended in each node. All runs on the CPU; tensors say device='cpu'.")
+        with pretended(count):
             yield
 
-    return replace(program, outside=(*program.outside, around), inside=(on_device, *program.inside))
+    return replace(program, outside=(*program.outside, around), inside=(lambda group: hints(), *program.inside))

@@ -3,52 +3,20 @@
 Each public method of `Cuda` stands for the function of `torch.cuda` of the same name.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from lib.guest.gpus.figures import Figures
-from lib.guest.gpus.time import Event, Stream
+from lib.guest.streams import Streams
 
 
-class Cuda(Figures):
+class Cuda(Figures, Streams):
     """The GPUs of a node, `per_node` of them, as its processes see them."""
 
     def __init__(self, per_node: int):
-        super().__init__(per_node)
-        # Classes, as in torch.cuda: programs write their names in annotations, too.
-        self.Event = type("Event", (Event,), {"now": staticmethod(self._now)})
-        self.Stream = type("Stream", (Stream,), {"cuda": self})
-
-    # ---- time: nothing runs beside the program, so there is nothing to wait for ----
-
-    def synchronize(self, device: Any = None) -> None:
-        self._index(device)
-
-    def current_stream(self, device: Any = None) -> Stream:
-        if not hasattr(self._here, "stream"):
-            self._here.stream = self.default_stream()
-        return self._here.stream
-
-    def default_stream(self, device: Any = None) -> Stream:
-        return self.Stream(device)
-
-    def set_stream(self, stream: Stream | None) -> None:
-        if stream is not None:
-            self._here.stream = stream
-
-    @contextmanager
-    def stream(self, stream: Stream | None) -> Iterator[None]:
-        before = self.current_stream()
-        self.set_stream(stream)
-        try:
-            yield
-        finally:
-            self.set_stream(before)
-
-    StreamContext = stream
+        Figures.__init__(self, per_node)
+        Streams.__init__(self)
 
     # ---- random numbers: those of the CPU, which this device has for itself ----
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lib.devices.clock import Clock
-from lib.devices.group import Group
 from lib.devices.hardware import Hardware
+from lib.guest.streams import clock_here
 
 # Compute capability and number of multiprocessors, from the data sheets. Other hardware answers as an A100.
 ARCHITECTURES = {"V100": (7, 0, 80), "A100": (8, 0, 108), "H100": (9, 0, 132), "H200": (9, 0, 132),
@@ -24,22 +24,9 @@ class Devices:
     def __init__(self, per_node: int):
         self._per_node, self._here = per_node, threading.local()
 
-    @contextmanager
-    def _device_of_thread(self, group: Group) -> Iterator[None]:
-        """This thread is a device of `group`: its clock tells the time, its memory the figures."""
-        self._here.group = group
-        try:
-            yield
-        finally:
-            self._here.__dict__.clear()
-
-    @property
-    def _group(self) -> Group | None:
-        return getattr(self._here, "group", None)
-
     @property
     def _clock(self) -> Clock | None:
-        return self._group and self._group.place.clock
+        return clock_here()[0]
 
     @property
     def _hardware(self) -> Hardware | None:
@@ -51,10 +38,6 @@ class Devices:
         if self._hardware:
             return int(self._hardware.memory)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self._per_node
-
-    def _now(self) -> float | None:
-        """Seconds on the virtual clock of this device; None where none runs."""
-        return self._clock.now[self._group.me] if self._clock else None
 
     def _index(self, device: Any = None) -> int:
         """The number of a device that is named in any of the ways of torch.cuda. RuntimeError when it is not there."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from lib.devices.memory import Held
 from lib.guest.gpus.devices import Devices
+from lib.guest.streams import clock_here
 
 
 class Figures(Devices):
@@ -25,18 +26,20 @@ class Figures(Devices):
 
     def _held(self) -> tuple[list[Held], list[Held]]:
         """What this device held in the past, since the peak was reset, and what it holds now."""
-        if not self._clock:
+        clock, me = clock_here()
+        if clock is None:
             return [], []
-        me, since = self._group.me, getattr(self._here, "since", 0.0)
-        past = [block for block in self._clock.trace.memory if block.rank == me and block.end > since]
-        return past, self._clock.memory.held_now(me)
+        since = getattr(self._here, "since", 0.0)
+        past = [block for block in clock.trace.memory if block.rank == me and block.end > since]
+        return past, clock.memory.held_now(me)
 
     # The allocator of PyTorch keeps more than it hands out; how much more is not simulated.
     memory_reserved = memory_cached = device_memory_used = memory_allocated
     max_memory_reserved = max_memory_cached = max_memory_allocated
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
-        self._here.since = self._now() or 0.0
+        clock, me = clock_here()
+        self._here.since = clock.now[me] if clock else 0.0
 
     reset_max_memory_allocated = reset_max_memory_cached = reset_peak_memory_stats
 

@@ -55,6 +55,7 @@ def _modules(cuda: Cuda) -> Iterator[tuple[Any, str, Any]]:
     yield from ((torch.cuda.nvtx, name, _nothing) for name in torch.cuda.nvtx.__all__ if name != "range")
     yield from ((torch.cuda.profiler, name, _nothing) for name in ("init", "start", "stop"))
     yield from ((torch, name, getattr(cuda, name)) for name in ("Stream", "Event"))
+    yield torch.cuda, "StreamContext", cuda.stream
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
     yield from _accelerator(pretend)
 
