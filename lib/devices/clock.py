@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -119,6 +119,10 @@ class Clock:
         self.now[rank] = max(self.now[rank], time)
 
 
+# Operations of PyTorch that are no kernels: a collective has a price of its own, and the others ask a tensor something.
+NO_KERNELS = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "_dtensor", "prim")
+
+
 class Charge(TorchDispatchMode):
     """While entered, charges every kernel that this thread runs to device `rank`, forward and backward, and notes the
     memory it touches."""
@@ -128,6 +132,10 @@ class Charge(TorchDispatchMode):
         self._clock, self._rank = clock, rank
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func.namespace in NO_KERNELS:
+            return func(*args, **(kwargs or {}))
+        if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
+            return NotImplemented  # a DTensor, say: it makes kernels on its shard of it, and these are charged
         if torch.is_inference_mode_enabled() and func.overloadpacket not in flop_registry:
             with self:  # inference mode hands over matmul and linear whole; ask for their kernels
                 out = func.decompose(*args, **(kwargs or {}))

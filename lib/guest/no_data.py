@@ -1,0 +1,135 @@
+"""Shapes only: a model that no laptop holds, on as many devices as it takes.
+
+    Cluster(64, hardware="H100").run(no_data(guest(train)))
+
+What PyTorch makes in floating point has a shape, a type and a size, but no data: parameters, and all that is computed
+of them. What has integers has its data (ranks, tokens, masks, pickled objects), and so has what comes from outside
+(NumPy, files). Bytes, FLOPs, times and peaks of memory are those of the run with data.
+
+`.item()` of what has no data gives nan. What decides by values (`if` on a tensor, a mask that selects, saving) raises
+NoValues, since any way to go on might be another one than with data.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+    is_traceable_wrapper_subclass_type,
+)
+from torch.utils._pytree import tree_leaves
+
+from lib.devices.group import Group
+from lib.guest.functional import meet
+from lib.guest.private import FakeTensor, FakeTensorMode, needs_values
+from lib.guest.program import Guest
+
+aten = torch.ops.aten
+# What makes integers of numbers, where no dtype says so.
+MAKE_INTEGERS = ("randint", "randperm", "bincount")
+
+
+class NoValues(RuntimeError):
+    """A program asked for numbers where a run without data has none."""
+
+
+class NoData(TorchDispatchMode):
+    """While entered, this thread computes without data. `say` is told once that a number is missing."""
+
+    def __init__(self, say: Callable[[], None]):
+        super().__init__()
+        self._shapes, self._say = FakeTensorMode(allow_non_fake_inputs=True), say
+        self._made = self._shapes.fake_tensor_converter.meta_converter.tensor_memo
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
+            return NotImplemented  # a DTensor, say: it goes on with its shard
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        without = any(isinstance(x, FakeTensor) for x in given)
+        if not without and not _makes_floats(func, given, args, kwargs):
+            return func(*args, **kwargs)
+        if func is aten._local_scalar_dense.default:
+            return self._number(args[0])
+        if func.namespace == "_c10d_functional":
+            return meet(func, args, kwargs, self._compute)
+        return self._compute(func, args, kwargs, types)
+
+    def _compute(self, func: Any, args: tuple, kwargs: dict, types: Any = ()) -> Any:
+        try:
+            return self._shapes.__torch_dispatch__(func, types, args, kwargs)
+        except needs_values as error:
+            raise NoValues(
+                f"{func.overloadpacket.__name__} needs the values of a tensor, and this run has only shapes (no_data). "
+                "Run it with data, on fewer devices or a smaller model"
+            ) from error
+        finally:
+            if self._made:  # weak references, and a parameter that has one changes its type no more (`model.half()`)
+                self._made.clear()
+
+    def _number(self, x: Tensor) -> float:
+        if x.dtype == torch.bool:
+            raise NoValues(
+                "the program decides by the value of a tensor (if, while, or assert), and this run has only shapes "
+                "(no_data). Decide by something else, or run it with data, on fewer devices or a smaller model"
+            )
+        self._say()
+        return float("nan")
+
+
+def _makes_floats(func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> bool:
+    """Whether `func`, which is given no tensor without data, makes one in floating point out of nothing."""
+    place = kwargs.get("device")
+    if place is not None and place.type == "meta":
+        return False
+    if given and not (place is not None and any(x.is_meta for x in given)):
+        return False  # computed of what has data; or on the meta device, as the program itself has chosen
+    dtype, name = kwargs.get("dtype"), func.overloadpacket.__name__
+    if dtype is None and given:
+        dtype = given[0].dtype
+    if dtype is None:
+        whole = name in MAKE_INTEGERS or name == "arange" and all(isinstance(x, int) for x in args)
+        dtype = torch.int64 if whole else torch.get_default_dtype()
+    return dtype.is_floating_point or dtype.is_complex
+
+
+@contextmanager
+def without_data(say: Callable[[], None]) -> Iterator[None]:
+    """Inside, this thread computes without data. Modes around it, such as the clock's, see the same calls as before."""
+    around = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]  # the innermost first
+    try:
+        with NoData(say), ExitStack() as again:
+            for mode in reversed(around):
+                again.enter_context(mode)
+            yield
+    finally:
+        for mode in reversed(around):
+            _push_mode(mode)
+
+
+def no_data(program: Guest, say: Callable[[str], None] = print) -> Guest:
+    """The guest `program`, with shapes only. `say` is told once per run when a number that is not there is asked for."""
+    said: set[str] = set()
+    sentence = "Without data, a number such as a loss is not known: .item() gives nan."
+
+    def once() -> None:
+        if not said:
+            said.add(sentence)
+            say(sentence)
+
+    def on_device(group: Group) -> Any:
+        return without_data(once)
+
+    @contextmanager
+    def around(size: int) -> Iterator[None]:
+        said.clear()
+        yield
+
+    return replace(program, outside=(*program.outside, around), inside=(on_device, *program.inside))
