@@ -132,7 +132,7 @@ class Charge(TorchDispatchMode):
         self._clock, self._rank = clock, rank
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func.namespace in NO_KERNELS:
+        if func.namespace in NO_KERNELS or only_shapes_are_asked():
             return func(*args, **(kwargs or {}))
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a DTensor, say: it makes kernels on its shard of it, and these are charged
@@ -153,6 +153,11 @@ class Charge(TorchDispatchMode):
                 flops //= 2  # the registry counts the whole square of scores; the kernel skips what nobody may see
             self._clock.compute(self._rank, name, flops, sum(map(size_in_bytes, given + made)))
         return out
+
+
+def only_shapes_are_asked() -> bool:
+    """Whether this thread asks PyTorch what shape a result would have, as DTensor does for the whole of its shards."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def _is_causal(func: Any, args: tuple, kwargs: dict) -> bool:

@@ -78,6 +78,11 @@ class Memory:
             if rank in users and _is_parameter(x, users[rank]):
                 self._parameter(rank, users[rank], x)
 
+    def resized(self, rank: int, storage: torch.UntypedStorage) -> None:
+        """Device `rank` has given `storage` another size: 0 frees it, as FSDP does; else it counts when it is used."""
+        if rank in self._blocks.get(storage._cdata, {}):
+            self._freed(rank, storage._cdata)
+
     def held_now(self, rank: int) -> list[Held]:
         """What device `rank` holds at this moment, each as if it ended now."""
         blocks = [users[rank] for users in self._blocks.values() if rank in users]

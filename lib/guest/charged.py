@@ -1,36 +1,36 @@
-"""What the virtual clock needs to know of PyTorch's own parallelism, in the runs of guests.
-
-DTensor runs each new operation once more, for the shape of the whole: nothing is computed, so nothing is charged. FSDP2
-puts its collectives on streams, which on the CPU are empty words: here they have times of their own.
-"""
+"""What the virtual clock needs to be told in the runs of guests: FSDP2 puts its collectives on streams, which on the CPU
+are empty words, and FSDP frees memory under its tensors, by giving their storages another size."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
-from lib.guest.gpus.patches import Patches
-from lib.guest.private import ShardingPropagator
-from lib.guest.streams import Streams
+from lib.guest.patches import Patches
+from lib.guest.streams import Streams, clock_here
 
 STREAMS = ("Event", "Stream", "current_stream", "stream", "synchronize")
 
 
 @contextmanager
 def charged(size: int) -> Iterator[None]:
-    """Around the run of a guest; afterwards PyTorch is as before."""
-    patches, streams = Patches(), Streams()
+    """Around a run: the streams of `torch.cpu` have times on the clock, and resized storages are seen."""
+    streams, patches = Streams(), Patches()
     for name in STREAMS:
         patches.set(torch.cpu, name, getattr(streams, name))
-    shape_of_the_whole = ShardingPropagator._propagate_tensor_meta_non_cached
+    resize = torch.UntypedStorage.resize_
 
-    def uncharged(*args: Any) -> Any:
-        with _disable_current_modes():
-            return shape_of_the_whole(*args)
+    @wraps(resize)
+    def resize_and_tell(storage: torch.UntypedStorage, *args: Any) -> Any:
+        clock, me = clock_here()
+        result = resize(storage, *args)
+        if clock is not None:
+            clock.memory.resized(me, storage)
+        return result
 
-    patches.set(ShardingPropagator, "_propagate_tensor_meta_non_cached", uncharged)
+    patches.set(torch.UntypedStorage, "resize_", resize_and_tell)
     try:
         yield
     finally:

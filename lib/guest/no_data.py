@@ -26,9 +26,10 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_leaves
 
+from lib.devices.clock import only_shapes_are_asked
 from lib.devices.group import Group
 from lib.guest.functional import meet
-from lib.guest.private import FakeTensor, FakeTensorMode, needs_values
+from lib.guest.private import FakeTensor, FakeTensorMode, NEEDS_VALUES
 from lib.guest.program import Guest
 
 aten = torch.ops.aten
@@ -50,6 +51,8 @@ class NoData(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if only_shapes_are_asked():
+            return func(*args, **kwargs)
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a DTensor, say: it goes on with its shard
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -65,7 +68,7 @@ class NoData(TorchDispatchMode):
     def _compute(self, func: Any, args: tuple, kwargs: dict, types: Any = ()) -> Any:
         try:
             return self._shapes.__torch_dispatch__(func, types, args, kwargs)
-        except needs_values as error:
+        except NEEDS_VALUES as error:
             raise NoValues(
                 f"{func.overloadpacket.__name__} needs the values of a tensor, and this run has only shapes (no_data). "
                 "Run it with data, on fewer devices or a smaller model"

@@ -9,6 +9,7 @@ from math import ceil, inf, log2
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from lib.devices import Cluster, Hardware, Link
 
@@ -532,6 +533,18 @@ def test_attention_counts_its_two_products(device):
 
 
 # ---- no clock ----
+
+
+def test_a_tensor_made_of_tensors_is_charged_for_its_parts():
+    """DTensor is one: it makes kernels of its shards, and the whole is no kernel."""
+
+    def program(group):
+        layer = nn.Linear(4, 8, bias=False)
+        x = TwoTensor(torch.ones(2, 4), torch.ones(2, 4))
+        layer(x).sum().backward()
+
+    flops = [event.flops for event in timed(1, program).events if event.flops]
+    assert flops == [2 * 2 * 4 * 8] * 4  # forward and the gradient of the weight, each for both parts
 
 
 def test_without_hardware_there_is_no_trace():

@@ -1,6 +1,7 @@
 """Everything else in PyTorch that is told a device, or asks for one: what stands there while GPUs are pretended."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
@@ -113,3 +114,4 @@ def _distributed(cuda: Cuda, entries: Entries) -> Iterator[Patch]:
     yield data_parallel, "_get_available_device_type", lambda: None  # DataParallel calls its one module
     for module in (dist, dist.distributed_c10d):
         yield module, "is_nccl_available", lambda: True
+    yield dist.distributed_c10d, "default_pg_nccl_timeout", timedelta(minutes=10)

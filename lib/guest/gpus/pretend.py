@@ -10,7 +10,7 @@ from torch import serialization
 
 from lib.guest.gpus.cuda import Cuda
 from lib.guest.gpus.names import patches_of
-from lib.guest.gpus.patches import Patches
+from lib.guest.patches import Patches
 
 # torch.accelerator has the same functions for GPUs of all makers; some have other names there.
 ACCELERATOR = {"current_device_index": "current_device", "current_device_idx": "current_device",
