@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from lib.devices.clock import only_shapes_are_asked
 from lib.devices.group import Group
 from lib.guest.functional import meet
-from lib.guest.private import FakeTensor, FakeTensorMode, NEEDS_VALUES
+from lib.guest.private import NEEDS_VALUES, FakeTensor, FakeTensorMode
 from lib.guest.program import Guest
 
 aten = torch.ops.aten

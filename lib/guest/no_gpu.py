@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from lib.guest.program import Guest
-
 from lib.guest.gpus.hints import hints
 from lib.guest.gpus.pretend import pretended
+from lib.guest.program import Guest
 
 
 def no_gpu(program: Guest, per_node: int | None = None, say: Callable[[str], None] = print) -> Guest:

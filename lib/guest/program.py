@@ -17,6 +17,7 @@ import torch
 from lib.devices.engine.own import Owner
 from lib.devices.group import Group
 from lib.guest import launching, modules, own, process, world
+from lib.guest.charged import charged
 from lib.guest.exits import Exit
 from lib.guest.globals import Globals
 from lib.guest.refusals import refusals
@@ -53,7 +54,7 @@ class Guest:
         if size % self.nodes:
             raise ValueError(f"{size} devices cannot stand in {self.nodes} equal nodes")
         set_by = (lambda rank: variables(rank, size, self.nodes)) if self.torchrun else (lambda rank: {})
-        own_ways = (world.patches, simulated_stores, numbers_and_signals, refusals, self._launching)
+        own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, self._launching)
         return [
             own.Outside((*own_ways, *self.outside), size),
             own.Worlds(size),

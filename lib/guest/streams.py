@@ -19,7 +19,6 @@ import torch
 
 from lib.devices.clock import Clock
 from lib.guest.own import here
-from lib.guest.patches import Patches
 
 
 def clock_here() -> tuple[Clock | None, int]:
