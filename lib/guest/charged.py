@@ -1,5 +1,8 @@
-"""What the virtual clock needs to be told in the runs of guests: FSDP2 puts its collectives on streams, which on the CPU
-are empty words, and FSDP frees memory under its tensors, by giving their storages another size."""
+"""What the virtual clock needs to be told in the runs of guests.
+
+FSDP2 puts its collectives on streams, which on the CPU are empty words. And it frees memory under its tensors, by
+giving their storages another size.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

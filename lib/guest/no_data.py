@@ -118,7 +118,7 @@ def without_data(say: Callable[[], None]) -> Iterator[None]:
 
 
 def no_data(program: Guest, say: Callable[[str], None] = print) -> Guest:
-    """The guest `program`, with shapes only. `say` is told once per run when a number that is not there is asked for."""
+    """The guest `program`, with shapes only. `say` is told, once per run, when a number is asked for."""
     said: set[str] = set()
     sentence = "Without data, a number such as a loss is not known: .item() gives nan."
 
