@@ -23,7 +23,7 @@ from lib.costs.llama import kv_cache_bytes, llama_parameters, llama_synchronizat
 from lib.costs.machine import Machine
 from lib.costs.measure import Measured, measure
 from lib.costs.pipeline import Bubble, bubble, pipeline_bytes, split_flops
-from lib.costs.proposals import NothingFits, Proposal, propose
+from lib.costs.plans_that_fit import NothingFits, Proposal, propose
 from lib.costs.scaling import amdahl, gustafson, strong_efficiency, weak_efficiency
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan

@@ -9,7 +9,7 @@ from book.exercises.check.planning import planning
 from book.exercises.check.verdict import Fault
 from lib.costs.calibrate import predicted
 from lib.costs.machine import H100_RUNS
-from lib.costs.proposals import describe
+from lib.costs.plans_that_fit import describe
 from lib.costs.runs import Run, h100
 from lib.costs.scaling import strong_efficiency
 

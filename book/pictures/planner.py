@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from book.pictures.bars import draw_bars
 from book.pictures.kit.svg import Picture, stack
 from book.pictures.time import grouped
-from lib.costs.proposals import Proposal
+from lib.costs.plans_that_fit import Proposal
 
 
 def short(plan_of: Proposal) -> str:

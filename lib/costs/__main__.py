@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from lib.costs.compute import step_flops
 from lib.costs.memory import USES, moments
 from lib.costs.money import TrainingRun, share_of_peak
-from lib.costs.plan import PRECISIONS, TrainingPlan
 from lib.costs.shapes import MODELS, ModelShape
+from lib.costs.training_plan import PRECISIONS, TrainingPlan
 from lib.devices.aligned import aligned
 from lib.devices.hardware import PRESETS
 

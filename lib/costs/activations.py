@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lib.costs.kept import SavedBlock
+from lib.costs.saved_tensors import SavedBlock
 from lib.parallel.attention.heads import check_heads
 from lib.parallel.gpt.block import Recompute
 

@@ -19,9 +19,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lib.costs.compute import forward_flops
-from lib.costs.held import layer_activations
-from lib.costs.plan import TrainingPlan
+from lib.costs.memory_terms import layer_activations
 from lib.costs.shapes import ModelShape
+from lib.costs.training_plan import TrainingPlan
 from lib.devices.hardware import Hardware, Link
 from lib.parallel.context.blocks import blocks_between
 from lib.parallel.context.cut import Order, token_places

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.costs.kept import SavedBlock, watch_saved
+from lib.costs.saved_tensors import SavedBlock, watch_saved
 from lib.devices import Cluster, Group
 from lib.devices.meters import Count
 from lib.parallel.sharding.placement import Placement, Replicate

@@ -4,12 +4,12 @@ Parameters, gradients and the optimizer's numbers depend on the model alone. Wha
 depends on batch and sequence, and so do the logits. No sum of all of it is ever held: gradients come while activations
 go. So there are a few moments that can be the peak, and the largest of them is. GB are 1e9 bytes, as on data sheets.
 
-What it is made of: `lib.costs.held`. How the model is trained: `lib.costs.plan`.
+What it is made of: `lib.costs.memory_terms`. How the model is trained: `lib.costs.training_plan`.
 """
 
 from dataclasses import dataclass
 
-from lib.costs.held import (
+from lib.costs.memory_terms import (
     attention_parameters,
     head_parameters,
     layer_activations,
@@ -19,8 +19,8 @@ from lib.costs.held import (
     stage_layers,
     stage_parameters,
 )
-from lib.costs.plan import PRECISIONS, TrainingPlan
 from lib.costs.shapes import ModelShape
+from lib.costs.training_plan import PRECISIONS, TrainingPlan
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from dataclasses import replace
 from lib.costs.__main__ import shape_of, size_in_bytes
 from lib.costs.compute import step_flops
 from lib.costs.machine import Machine
-from lib.costs.proposals import Proposal, best_grids, describe, judged, machine_named, propose, rule_of_thumb
-from lib.costs.reasons import reasons
+from lib.costs.plans_that_fit import Proposal, best_grids, describe, judged, machine_named, propose, rule_of_thumb
 from lib.costs.shapes import MODELS, ModelShape
+from lib.costs.why_this_plan import reasons
 from lib.devices.hardware import PRESETS, Link
 
 WIDTH = 85

@@ -19,8 +19,8 @@ from lib.costs.activations import (
     activation_terms,
     saved_by_term,
 )
-from lib.costs.kept import SavedBlock
 from lib.costs.measure import measure
+from lib.costs.saved_tensors import SavedBlock
 
 PAPER = {  # Korthikanti et al. 2022, table 3: of each model one layer's micro-batch; 8 devices
     "22B": LayerShape(2048, 4, 6144, 64),

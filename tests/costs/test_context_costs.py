@@ -19,8 +19,8 @@ from lib.costs.context import (
     pairs_by_hop,
     tokens_to_hide,
 )
-from lib.costs.kept import watch_saved
 from lib.costs.memory import TrainingPlan, layer_activations
+from lib.costs.saved_tensors import watch_saved
 from lib.costs.shapes import ModelShape
 from lib.devices import Cluster
 

@@ -16,8 +16,8 @@ from lib.costs.gpt import (
     gpt_parameters,
     gpt_synchronizations,
 )
-from lib.costs.kept import saved_activations
 from lib.costs.measure import measure
+from lib.costs.saved_tensors import saved_activations
 from lib.devices import Cluster
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT

@@ -7,9 +7,9 @@ import torch
 from parallel.small_model import one_thread  # noqa: F401
 
 from lib import LlamaConfig, attend, fused_attend
-from lib.costs.kept import saved_activations
 from lib.costs.llama import llama_shape
 from lib.costs.memory import TrainingPlan, layer_activations, peak
+from lib.costs.saved_tensors import saved_activations
 from lib.devices import Cluster
 from lib.parallel.llama.layer import LlamaBlock
 from lib.parallel.llama.model import Llama

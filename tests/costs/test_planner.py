@@ -7,7 +7,7 @@ import pytest
 
 from lib.costs import planner
 from lib.costs.machine import A100_RUNS, H100_RUNS
-from lib.costs.proposals import (
+from lib.costs.plans_that_fit import (
     NothingFits,
     best_grids,
     candidates,
@@ -17,8 +17,8 @@ from lib.costs.proposals import (
     propose,
     rule_of_thumb,
 )
-from lib.costs.reasons import reasons
 from lib.costs.shapes import ModelShape
+from lib.costs.why_this_plan import reasons
 from lib.parallel.grid.config import ParallelConfig
 
 SHAPE, MACHINE = ModelShape.preset("llama-3-8b"), machine_named("H100")

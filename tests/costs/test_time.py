@@ -8,11 +8,11 @@ import pytest
 from lib.costs.calibrate import calibrate, error, mean_size, mean_square, predicted, with_constants
 from lib.costs.machine import A100_RUNS, H100_RUNS
 from lib.costs.noise import middle_and_mean, regrets, repeated, spread, twins
-from lib.costs.room import room_needed, stage_room
 from lib.costs.runs import a100, h100
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
 from lib.costs.time import layer_seconds, stage_times, step_seconds, trip_seconds
+from lib.costs.will_it_fit import room_needed, stage_room
 
 LIMITS = {"SC21": 0.05, "K22": 0.05, "ZB": 0.025}
 SHAPE = ModelShape.llama(32, 4096, 32, 8, 14336, 128256)

@@ -6,7 +6,7 @@ import pytest
 
 from book.pictures.planner import draw_plans
 from book.pictures.time import draw_predictions, draw_step_time, grouped
-from lib.costs.proposals import best_grids, machine_named, propose
+from lib.costs.plans_that_fit import best_grids, machine_named, propose
 from lib.costs.shapes import ModelShape
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib import Cluster, KVCache, ParallelBlock, attend, fused_attend
-from lib.costs.kept import saved_activations
+from lib.costs.saved_tensors import saved_activations
 
 ATTEND = pytest.mark.parametrize("attend", [attend, fused_attend])
 

@@ -21,7 +21,7 @@ from parallel.dense_transformer import (  # noqa: F401
 from parallel.variants import variant
 
 from lib import KVCache, ParallelBlock, SequenceLayerNorm, load_dense, shard
-from lib.costs.kept import saved_activations
+from lib.costs.saved_tensors import saved_activations
 from lib.devices import Cluster
 from lib.parallel.sharding.dense import layout_of
 

@@ -7,8 +7,8 @@ Rajbhandari et al. 2020, arXiv 1910.02054, section 3 (model states); Korthikanti
 section 4 (activations).
 """
 
-from lib.costs.plan import PRECISIONS, TrainingPlan
 from lib.costs.shapes import ModelShape
+from lib.costs.training_plan import PRECISIONS, TrainingPlan
 
 BLOCK_OF_8_BIT = 2048  # numbers that share one float32 scale: Dettmers et al. 2022, arXiv 2110.02861
 

@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from lib.costs.machine import A100_RUNS, H100_RUNS, Machine
-from lib.costs.room import Room, room_needed
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
 from lib.costs.time import check_known, step_seconds
+from lib.costs.will_it_fit import Room, room_needed
 from lib.devices.hardware import Hardware
 from lib.parallel.grid.config import ParallelConfig, valid_configs
 from lib.parallel.grid.nearest import divisors, is_count

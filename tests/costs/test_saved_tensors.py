@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lib.costs.kept import SavedBlock, saved_activations, watch_saved
+from lib.costs.saved_tensors import SavedBlock, saved_activations, watch_saved
 
 
 class Layer(nn.Module):

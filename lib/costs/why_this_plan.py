@@ -7,7 +7,7 @@ looked up among all that were tried. The reason is the term of its time that gre
 from collections.abc import Sequence
 
 from lib.costs.machine import Machine
-from lib.costs.proposals import Proposal, describe, judged
+from lib.costs.plans_that_fit import Proposal, describe, judged
 from lib.costs.shapes import ModelShape
 
 CHOICES = {
