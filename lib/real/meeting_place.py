@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from lib.real.channel import Call, Channel, Done, Hookup, naming_a_lost_connecti
 from lib.real.farewell import Report, part
 from lib.real.lookout import Lookout, Waiting
 from lib.real.mailbox import Address, Mailbox
+from lib.real.over import Over, refuse
 
 _WORLD = 0  # the key of the first group
 
@@ -162,7 +163,7 @@ class RealMeetingPlace:
         # A connection that is freed waits for its threads, and to forget their last work they may need the GIL: now.
         time.sleep(0.01)
 
-    def abroad(self) -> "Over":
+    def abroad(self) -> Over:
         """What stands in its place in a result that travels to another process, where the run has ended."""
         return Over(self.rank)
 
@@ -184,45 +185,4 @@ class RealMeetingPlace:
 
     def _check_running(self, call: object) -> None:
         if self._over:
-            _refuse(self.rank, call)
-
-
-class Over:
-    """Stands behind a group that has come from another process."""
-
-    def __init__(self, rank: int):
-        self.rank = rank
-
-    def key_for(self, parent: int, ranks: tuple[int, ...], times: int) -> int:
-        return 0  # nobody will ask for it
-
-    def join(self, key: int, ranks: tuple[int, ...], rank: int, verb: Collective, x: Any) -> NoReturn:
-        _refuse(self.rank, verb)
-
-    def send(self, key: int, ranks: tuple[int, ...], rank: int, dst: int, tag: int, x: Any) -> NoReturn:
-        _refuse(self.rank, Message("send", dst, tag))
-
-    def recv(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> NoReturn:
-        _refuse(self.rank, Message("recv", src, tag))
-
-    def expect(self, key: int, ranks: tuple[int, ...], rank: int, src: int, tag: int) -> NoReturn:
-        _refuse(self.rank, Message("recv", src, tag))
-
-    def collect(self, joined: Any, ranks: tuple[int, ...], rank: int, verb: Collective) -> NoReturn:
-        _refuse(self.rank, verb)
-
-    def hand_out(self, joined: Any, ranks: tuple[int, ...], rank: int, verb: Collective) -> NoReturn:
-        _refuse(self.rank, verb)
-
-    def now(self, me: int) -> NoReturn:
-        _refuse(self.rank, "now()")
-
-    def note(self, me: int, name: str, start: float) -> NoReturn:
-        _refuse(self.rank, f"span({name!r})")
-
-
-def _refuse(rank: int, call: object) -> NoReturn:
-    raise RuntimeError(
-        f"rank {rank} called {call} after its run had ended. Groups live as long as the run: call backward() and all "
-        "verbs inside the program"
-    )
+            refuse(self.rank, call)

@@ -24,8 +24,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from lib.devices.cluster import Cluster, check_program
 from lib.devices.meters import Meters
 from lib.real.one_voice import is_silent, let_one_speak
-from lib.real.parcel import pack, unpack
+from lib.real.parcel import pack
 from lib.real.process import Place, joined, run_here
+from lib.real.unpacking import unpack
 
 
 def launch(

@@ -15,7 +15,8 @@ from torch import nn
 
 from lib import GPT, Cluster, GPTConfig, dense_state
 from lib.devices import Count, Group
-from lib.real.parcel import pack, unpack
+from lib.real.parcel import pack
+from lib.real.unpacking import unpack
 
 
 class Pair(NamedTuple):
