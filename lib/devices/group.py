@@ -20,8 +20,8 @@ class Group:
     """Some devices that talk, seen from one of them.
 
     `rank` is this device's number in the group and `size` how many there are; `ranks` are the members' ranks in the
-    cluster, in the order of the group, and `me` is this device's. On a device that is not a member, `rank` is None and
-    every verb is refused.
+    cluster, in the order of the group, and `me` is this device's; `key` names the group at its meeting place. On a
+    device that is not a member, `rank` is None and every verb is refused.
 
     The verbs are named as in `torch.distributed` and mean the same, but they are functional: each returns a new tensor
     and never writes into the one it was given. `src` and `dst` are ranks in the group. All devices of the group must
@@ -35,13 +35,13 @@ class Group:
         self.ranks = tuple(ranks)
         self.size = len(self.ranks)
         self.rank = self.ranks.index(me) if me in self.ranks else None
-        self.place, self.me, self._key = place, me, key
+        self.place, self.me, self.key = place, me, key
         self._times_made: dict[tuple[int, ...], int] = {}
 
     def at(self, place: MeetingPlace) -> "Group":
         """The same group, and all that it will be split into, with another meeting place behind it than `self.place`:
         one that passes the calls on to it and notes the time, or loses messages."""
-        return Group(place, self.me, self.ranks, self._key)
+        return Group(place, self.me, self.ranks, self.key)
 
     def __deepcopy__(self, memo: dict) -> "Group":
         """A copy of a layer talks to the same devices."""
@@ -116,14 +116,14 @@ class Group:
         """Sends `x` to device `dst`. Does not wait until it is received, unless the cluster has rendezvous."""
         self._member(dst, "dst", "send")
         arguments.tensor(self, x, "send")
-        self.place.send(self._key, self.ranks, self.rank, dst, tag, x.detach())
+        self.place.send(self.key, self.ranks, self.rank, dst, tag, x.detach())
 
     def recv(self, src: int, tag: int = 0, async_op: bool = False) -> Tensor | Handle:
         """The next tensor that device `src` sends to this one under `tag`. Waits for it."""
         self._member(src, "src", "recv")
         if async_op:
-            return self.place.expect(self._key, self.ranks, self.rank, src, tag)
-        return self.place.recv(self._key, self.ranks, self.rank, src, tag)
+            return self.place.expect(self.key, self.ranks, self.rank, src, tag)
+        return self.place.recv(self.key, self.ranks, self.rank, src, tag)
 
     # ---- time ----
 
@@ -150,7 +150,7 @@ class Group:
         ranks = tuple(self.ranks[r] for r in next((part for part in lists if self.rank in part), ()))
         # The same devices may be asked for again: each time is a group of its own, with its own meetings.
         times = self._times_made[ranks] = self._times_made.get(ranks, 0) + 1
-        return Group(self.place, self.me, ranks, self.place.key_for(self._key, ranks, times))
+        return Group(self.place, self.me, ranks, self.place.key_for(self.key, ranks, times))
 
     def _meet(
         self, verb: c.Collective, x: Tensor | None, needed: bool = True, async_op: bool = False
@@ -162,7 +162,7 @@ class Group:
         if given:
             arguments.tensor(self, x, verb.name)
             x = x.detach()
-        joined = self.place.join(self._key, self.ranks, self.rank, verb, x)
+        joined = self.place.join(self.key, self.ranks, self.rank, verb, x)
         if async_op:
             return self.place.hand_out(joined, self.ranks, self.rank, verb)
         return self.place.collect(joined, self.ranks, self.rank, verb)

@@ -2,21 +2,21 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lib.devices.collectives import Collective
+from lib.devices.collectives import Collective, can_combine
+from lib.devices.engine.wording import short_ranks
 from lib.devices.group import Group
 from lib.guest.messages import Messages
 from lib.guest.own import Device, here
 from lib.guest.uneven import UnevenAllToAll
-from lib.guest.work import Work
+from lib.guest.work import Work, Works
 
-Write = Callable[[Any], None]
+Write = Callable[[Tensor | None], None]
 
 
 class Meeting(dist.ProcessGroup):
@@ -31,6 +31,8 @@ class Meeting(dist.ProcessGroup):
         super().__init__(group.rank, group.size)
         self.group, self._device = group, device
         self._messages = Messages(device, group, self._copy)
+        self._where = group.key, group.ranks, group.rank  # how the meeting place knows us
+        self._started: dict[Work, None] = {}  # collectives that are not done yet, in the order of their calls
 
     # ---- who we are ----
 
@@ -63,59 +65,78 @@ class Meeting(dist.ProcessGroup):
 
     # ---- how ----
 
-    def _meet(self, verb: Collective, x: Tensor | None, write: Write, outputs: Any, opts: Any) -> Work:
-        """Comes to `verb` with `x`; `write` puts the result into the program's own tensors."""
+    def _meet(self, verb: Collective, x: Tensor | None, write: Write, outputs: Any, opts: Any) -> Work | None:
+        """Comes to `verb` with `x`; `write` puts the result into the program's own tensors. None when it is done."""
         self._check_thread(verb.name)
+        self._check_op(verb, x)
+        place, (key, ranks, rank) = self.group.place, self._where
         with torch.no_grad():
-            if not getattr(opts, "asyncOp", True):  # the program waits at once
-                self._paused(write, self.group._meet(verb, x, needed=x is not None))
-                return Work(self._device, None, outputs)
-            handle = self.group._meet(verb, x, needed=x is not None, async_op=True)
-        return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle)
+            joined = place.join(key, ranks, rank, verb, None if x is None else x.detach())
+            if getattr(opts, "asyncOp", True):
+                handle = place.hand_out(joined, ranks, rank, verb)
+                return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle, self._started)
+            self._paused(write, place.collect(joined, ranks, rank, verb))
+            for work in list(self._started):  # as on the stream of a GPU: what was started before is done before
+                work.finish()
+            return None
 
-    def _exchange(self, x: Tensor, sent: list[int], expected: list[int], write: Write, outputs: Any, opts: Any) -> Work:
-        self._check_thread("all_to_all")
-        group, verb = self.group, UnevenAllToAll.of(x, sent, expected)
-        joined = group.place.join(group._key, group.ranks, group.rank, verb, x)
-        handle = group.place.hand_out(joined, group.ranks, group.rank, verb)
-        return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle)
+    def _exchange(self, x: Tensor, sent: list[int], expected: list[int], write: Write, outputs: Any, opts: Any) -> Any:
+        return self._meet(UnevenAllToAll.of(x, sent, expected), x, write, outputs, opts)
 
-    def _paused(self, write: Write, got: Any) -> None:
+    def _paused(self, write: Write, got: Tensor | None) -> None:
         """Writing in place costs nothing: the links of real devices do it."""
         clock = getattr(self.group.place, "clock", None)
-        with torch.no_grad(), clock.paused() if clock is not None else nullcontext():
+        if clock is None:
             write(got)
+        else:
+            with torch.no_grad(), clock.paused():
+                write(got)
 
     def _copy(self, into: Tensor, got: Tensor) -> None:
         if got.is_meta and not into.is_meta:  # a shape without data
             return
+        if got.numel() != into.numel():
+            raise ValueError(
+                f"rank {self.group.me} of group {short_ranks(self.group.ranks)}: {got.numel()} elements come, and the "
+                f"tensor that they go into has {into.numel()}, shape {tuple(into.shape)}. Make it as long as what comes"
+            )
         with torch.no_grad():
-            into.detach().copy_(got.view(into.shape))
+            into.detach().copy_(got if got.shape == into.shape else got.view(into.shape))
 
     def _deal(self, into: Sequence[Tensor], got: Tensor) -> None:
-        for x, piece in zip(into, got.split([x.numel() for x in into]), strict=True):
+        lengths = [x.numel() for x in into]
+        if sum(lengths) != got.numel():
+            raise ValueError(
+                f"rank {self.group.me} of group {short_ranks(self.group.ranks)}: {got.numel()} elements come, and the "
+                f"tensors that they go into have {' + '.join(map(str, lengths))}. Make them as large as what comes"
+            )
+        for x, piece in zip(into, got.split(lengths), strict=True):
             self._copy(x, piece)
 
-    def _several(self, works: list[Work], outputs: Any) -> Work:
-        if len(works) == 1:
-            return works[0]
-        return Work(self._device, lambda: [work.wait() for work in works], outputs)
+    def _several(self, works: list[Work | None], outputs: Any) -> Work | Works | None:
+        return works[0] if len(works) == 1 else None if None in works else Works(works, outputs)
+
+    def _check_op(self, verb: Collective, x: Tensor | None) -> None:
+        if x is not None and getattr(verb, "op", "sum") != "sum" and not can_combine(x.dtype, verb.op):
+            raise TypeError(
+                f"{verb} on rank {self.group.me}: {x.dtype} cannot be combined by {verb.op!r}. Convert the tensor first"
+            )
 
     def _check_thread(self, verb: str) -> None:
         """RuntimeError in a thread that the program started itself: it cannot give the turn away. As an error dies with
         its thread, the device remembers it."""
         device = here()
-        if device is not None and device is not self._device:
-            raise RuntimeError(
-                f"rank {device.group.me} called {verb} in a group of rank {self.group.me}: a module keeps it in a "
-                "global, and all devices share this module. Make it the guest's own: script(path, root=...) for a "
-                "folder, --own NAME for a package that is installed"
-            )
         if device is None:
             self._device.trouble = RuntimeError(
                 f"rank {self.group.me} called {verb} in a thread of its own ({threading.current_thread().name!r}). "
                 "Simulated devices take turns, and such a thread has none: call it in the device's main thread"
             )
             raise self._device.trouble
-        if self._device.trouble is not None:
-            raise self._device.trouble
+        if device is not self._device:
+            raise RuntimeError(
+                f"rank {device.group.me} called {verb} in a group of rank {self.group.me}: a module keeps it in a "
+                "global, and all devices share this module. Make it the guest's own: script(path, root=...) for a "
+                "folder, --own NAME for a package that is installed"
+            )
+        if device.trouble is not None:
+            raise device.trouble

@@ -32,10 +32,13 @@ class Reduction:
         return got / self.count if got.is_floating_point() or got.is_complex() else got // self.count
 
 
+_PLAIN = {op: Reduction(name) for op, name in NAMES.items()}
+
+
 def reduction(opts: Any, size: int) -> Reduction:
     """What the options of a call of `torch.distributed` ask for, in a group of `size`."""
-    asked = getattr(opts, "reduceOp", dist.ReduceOp.SUM)
+    asked = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
     op = getattr(asked, "op", asked)
     if op == dist.ReduceOp.PREMUL_SUM:
         return Reduction(factor=asked.__getstate__()[1])
-    return Reduction(NAMES[op], count=size if op == dist.ReduceOp.AVG else None)
+    return Reduction(count=size) if op == dist.ReduceOp.AVG else _PLAIN[op]

@@ -3,6 +3,7 @@ for."""
 
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -14,27 +15,22 @@ from lib.guest import private
 from lib.guest.own import Device
 
 
-class Work(dist.Work):
-    """`finish` waits for the others and writes into the program's own tensors, `outputs`; None: all is done.
+class Works(dist.Work):
+    """Several that are waited for together; none: all is done."""
 
-    With a `handle` of the engine, the device remembers what was started until it is waited for."""
-
-    def __init__(self, device: Device, finish: Callable[[], Any] | None, outputs: Any, handle: Handle | None = None):
+    def __init__(self, works: list["Works"], outputs: Any):
         super().__init__()
-        self._device, self._finish, self._outputs, self._handle = device, finish, outputs, handle
-        if handle is not None:
-            device.open_works[handle] = where(sys._getframe())
+        self._works, self._outputs = works, outputs
 
     def wait(self, timeout: Any = None) -> bool:
         """Waits, once; a time limit is not needed, for who would wait for ever is found at once."""
-        finish, self._finish = self._finish, None
-        if finish is not None:
-            self._device.open_works.pop(self._handle, None)
-            finish()
-        return True
+        return all(work.wait() for work in self._works)
 
-    # Asking whether it is done counts as waiting: a program that polls must get on.
-    is_completed = is_success = synchronize = block_current_stream = wait
+    def is_completed(self) -> bool:
+        """Asking counts as waiting: a program that polls must get on."""
+        return self.wait()
+
+    is_success = synchronize = block_current_stream = is_completed
 
     def result(self) -> Any:
         """What was written into."""
@@ -45,8 +41,52 @@ class Work(dist.Work):
         """None: what goes wrong is raised where it goes wrong."""
 
     def get_future(self) -> torch.futures.Future:
-        """A future that is done. C++ waits for futures where no turn can be given away (DDP does, in its backward): so
-        the data must be there now."""
+        """A future of the outputs. Waiting for it is waiting for the work."""
+        return Later(self)
+
+
+class Work(Works):
+    """`finish_it` waits for the others and writes into the program's own tensors, `outputs`. The device remembers the
+    engine's `handle`, with the line that started it, until it is waited for.
+
+    `line` of collectives of one group: who waits for a late one finds the early ones done, as on the stream of a GPU,
+    even those that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        finish_it: Callable[[], Any],
+        outputs: Any,
+        handle: Handle,
+        line: dict["Work", None] | None = None,
+    ):
+        super().__init__([], outputs)
+        self._device, self._finish, self._handle, self._line = device, finish_it, handle, {} if line is None else line
+        self._line[self] = None
+        device.open_works[handle] = where(sys._getframe())
+
+    def wait(self, timeout: Any = None) -> bool:
+        """Waits for this one, and then has those that were started before it done too."""
+        self._device.open_works.pop(self._handle, None)
+        if self._finish is not None:
+            early = list(takewhile(lambda work: work is not self, self._line))
+            self.finish()
+            for work in early:
+                work.finish()
+        return True
+
+    def finish(self) -> None:
+        """Fetches the result and writes it, once."""
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            del self._line[self]
+            finish()
+
+    def get_future(self) -> torch.futures.Future:
+        """A future. In a backward it is done at once: C++ waits for it where no turn can be given away, as DDP does."""
+        if not private.in_backward():
+            return Later(self)
         if self._finish is not None:
             _wait_behind_the_backward(self)
         future: torch.futures.Future = torch.futures.Future()
@@ -54,11 +94,49 @@ class Work(dist.Work):
         return future
 
 
+class Later(torch.futures.Future):
+    """A future that waits for its work when somebody asks for the value."""
+
+    def __init__(self, work: Works):
+        super().__init__()
+        self._work: Works | None = work
+
+    def _fetch(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            self.set_result(work.result())
+
+    def wait(self) -> Any:
+        """The value."""
+        self._fetch()
+        return super().wait()
+
+    def value(self) -> Any:
+        """The value."""
+        self._fetch()
+        return super().value()
+
+    def done(self) -> bool:
+        """True; asking counts as waiting."""
+        self._fetch()
+        return True
+
+    def then(self, callback: Callable) -> torch.futures.Future:
+        """What `callback` makes of this future, at once."""
+        self._fetch()
+        return super().then(callback)
+
+    def add_done_callback(self, callback: Callable) -> None:
+        """Calls `callback` with this future, at once."""
+        self._fetch()
+        super().add_done_callback(callback)
+
+
 def _wait_behind_the_backward(work: Work) -> None:
     """Fetches the data now. But on the clock, the device goes on with its backward, and waits at the end of it."""
     group = work._device.group
     clock, me = getattr(group.place, "clock", None), group.me
-    if clock is None or not private.in_backward():
+    if clock is None:
         work.wait()
         return
     now = clock.now[me]

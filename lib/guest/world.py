@@ -74,8 +74,8 @@ def end(device: Device) -> None:
     for handle, line in device.open_works.items():
         device.group.place.forget(handle)
         warnings.warn(
-            f"rank {device.group.me} started {handle} in {line}. Its result was never written: call wait() on what "
-            "async_op=True returns",
+            f"rank {device.group.me} started {handle} in {line}, and never waited for it: when its result is there is "
+            "left to chance. Call wait() on what async_op=True returns",
             stacklevel=2,
         )
 

@@ -43,7 +43,7 @@ class Waiting:
 
     def forget(self, handle: Handle) -> None:
         """Nobody will wait for `handle`, and that is no mistake."""
-        del self._open[handle]
+        self._open.pop(handle, None)
 
     def check_caller(self, rank: int, call: object) -> None:
         """RuntimeError unless the run lasts and the caller is the thread of device `rank`."""
