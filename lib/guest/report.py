@@ -15,11 +15,13 @@ from lib.devices.aligned import aligned
 from lib.devices.cluster import Cluster
 from lib.devices.engine.wording import short_ranks
 from lib.devices.memory import USES
+from lib.devices.trace import Trace
 from lib.guest.watch import Line, Log, Tally
 
 KINDS = ("compute", "communication", "waiting")
 TOP = 10  # lines of the program
-WIDTH = 40  # characters of a line of the program
+LEAST = 1e-12  # seconds: less than that is rounding
+WIDTH = 58  # characters: a page shows 85, and numbers stand before
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,10 @@ class Report:
 def report_of(cluster: Cluster, log: Log) -> Report:
     """The report on the last run of `cluster`, whose program was watched by `log`. Also of a run that failed."""
     calls = [Call(verb, ranks, tally.calls, tally.sent) for (verb, ranks), tally in log.by_call.items()]
-    lines = [_busy(line, tally) for line, tally in log.by_line.items()]
-    top: Callable = lambda key: sorted((x for x in lines if key(x)), key=key, reverse=True)[:TOP]  # noqa: E731
     trace = cluster.trace
+    waited = _waited(trace, log)
+    lines = [_busy(line, log.by_line.get(line, Tally()), waited[line]) for line in {*log.by_line, *waited}]
+    top: Callable = lambda key: sorted((x for x in lines if key(x)), key=key, reverse=True)[:TOP]  # noqa: E731
     return Report(
         cluster.size,
         cluster.hardware.name if cluster.hardware else None,
@@ -151,14 +154,24 @@ def _device(cluster: Cluster, rank: int) -> Device:
     return Device(rank, {kind: trace.total(rank, kind) for kind in KINDS}, end, peak, held)
 
 
-def _busy(line: Line, tally: Tally) -> Busy:
+def _waited(trace: Trace | None, log: Log) -> dict[Line, float]:
+    """Seconds in which devices waited, by line. An event that has left the trace was no waiting after all."""
+    kept = {id(event) for event in trace.events} if trace else set()
+    waited: dict[Line, float] = defaultdict(float)
+    for event, line in log.waits:
+        if id(event) in kept and event.seconds > LEAST:
+            waited[line] += event.seconds
+    return waited
+
+
+def _busy(line: Line, tally: Tally, waited: float) -> Busy:
     source = linecache.getline(line.file, line.number).strip()
-    return Busy(line.file, line.number, line.function, source, tally.calls, tally.sent, tally.waited)
+    return Busy(line.file, line.number, line.function, source, tally.calls, tally.sent, waited)
 
 
 def _place(line: Busy) -> str:
-    source = line.source if len(line.source) <= WIDTH else line.source[: WIDTH - 3] + "..."
-    return f"{Path(line.file).name}:{line.line} {line.function}: {source}"
+    text = f"{Path(line.file).name}:{line.line} {line.function}: {line.source}"
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
 
 
 def _some(rows: list[list[str]]) -> list[list[str]]:

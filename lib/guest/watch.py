@@ -19,6 +19,7 @@ from lib.devices.collectives import Collective
 from lib.devices.engine.meeting_place import MeetingPlace
 from lib.devices.engine.wording import is_the_readers
 from lib.devices.group import Group
+from lib.devices.trace import Event
 from lib.devices.traffic import size_in_bytes
 
 
@@ -32,11 +33,10 @@ class Line(NamedTuple):
 
 @dataclass
 class Tally:
-    """Of one line, or of one verb in one group, on all devices together: calls, bytes sent, seconds waited."""
+    """Of one line, or of one verb in one group, on all devices together: calls, and bytes sent."""
 
     calls: int = 0
     sent: int = 0
-    waited: float = 0.0
 
 
 class Log:
@@ -45,9 +45,10 @@ class Log:
     def __init__(self) -> None:
         self.by_call: dict[tuple[str, tuple[int, ...]], Tally] = defaultdict(Tally)
         self.by_line: dict[Line, Tally] = defaultdict(Tally)
+        self.waits: list[tuple[Event, Line]] = []  # where devices stood still; some events may leave the trace later
         self._coming: dict[tuple[int, int], dict[int, tuple[Tensor | None, Line]]] = defaultdict(dict)
         self._readers: dict[CodeType, bool] = {}
-        self._clocks: set[int] = set()
+        self._clock: Any = None
 
     def line(self, frame: FrameType) -> Line:
         """The innermost line of the reader's that led to `frame`."""
@@ -79,16 +80,16 @@ class Log:
 
     def look_at(self, clock: Any) -> None:
         """From now on, notes in which line a device stands still until a time."""
-        if clock is None or id(clock) in self._clocks:
+        if clock is None or clock is self._clock:
             return
-        self._clocks.add(id(clock))
-        inner = clock.wait_until
+        self._clock, inner = clock, clock.wait_until
 
         def wait_until(rank: int, time: float, why: str, begin: float | None = None) -> None:
-            idle = (time if begin is None else min(begin, time)) - clock.now[rank]
+            events = clock.trace.events
+            known = len(events)
             inner(rank, time, why, begin)
-            if idle > 0 and why != "launch":  # for its host a device does not wait because of another
-                self.by_line[self.line(sys._getframe(1))].waited += idle
+            if len(events) > known and why not in ("launch", "sleep"):  # for its host, no device waits for another
+                self.waits.append((events[-1], self.line(sys._getframe(1))))
 
         clock.wait_until = wait_until
 

@@ -1,0 +1,140 @@
+"""Each private interface that guests lean on, alone: after an update of PyTorch, a failure says which one moved."""
+
+import ast
+import multiprocessing
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lib import Cluster, guest
+from lib.guest import private
+
+SOURCE = Path(private.__file__)
+
+
+def taken():
+    """Each (module, name) that private.py takes by `take`, read from its source."""
+    names = {"CPP": private.CPP, "c10d.__name__": private.c10d.__name__}
+    for node in ast.walk(ast.parse(SOURCE.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "take":
+            module, name = node.args
+            if isinstance(name, ast.Constant):
+                yield names.get(ast.unparse(module)) or ast.literal_eval(module), name.value
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(set(taken())))
+def test_it_is_where_it_was(module, name):
+    assert private.take(module, name) is not None
+
+
+def test_another_version_gets_a_sentence():
+    with pytest.raises(RuntimeError, match=r"needs torch\._C\._gone, a private interface that PyTorch .* written for"):
+        private.take("torch._C", "_gone")
+    with pytest.raises(RuntimeError, match="install that one"), private.patched(private.c10d, _gone=None):
+        pass
+    assert torch.__version__.startswith(private.WRITTEN_FOR)
+
+
+def test_the_world_has_all_that_torch_has():
+    theirs = {name for name, value in vars(private.take(private.c10d.__name__, "_World")).items() if name[0] != "_"}
+    assert theirs == {name for name in dir(private.World()) if name[0] != "_"}
+    before = private.world()
+    private.set_world(private.World())
+    try:
+        assert not dist.is_initialized()
+        assert private.world() is not before
+    finally:
+        private.set_world(before)
+
+
+def test_groups_are_asked_for_by_name():
+    asked = []
+
+    def meet(method, rank, world_size, timeout=None, **options):
+        asked.append(method)
+        raise KeyboardInterrupt
+
+    with private.groups_made_by(None, meet), pytest.raises(KeyboardInterrupt):
+        dist.init_process_group("gloo", init_method="env://", rank=0, world_size=1)
+    assert asked == ["env://"]
+
+
+def test_names_of_groups_are_kept_by_thread():
+    seen = []
+
+    def program():
+        dist.init_process_group("gloo")
+        seen.append(private.resolve_process_group("0").rank())
+        threads = [threading.Thread(target=lambda: seen.append(_fails(lambda: private.resolve_process_group("0"))))]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        private.forget_names_of_this_thread()
+        seen.append(_fails(lambda: private.resolve_process_group("0")))
+
+    Cluster(2).run(guest(program))
+    assert seen == [0, True, True, 1, True, True]
+
+
+def _fails(call):
+    try:
+        call()
+    except RuntimeError:
+        return True
+    return False
+
+
+def test_within_a_backward_and_behind_it():
+    said = []
+
+    class Tells(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            private.after_backward(lambda: said.append("over"))
+            said.append(private.in_backward())
+            return gradient
+
+    x = torch.ones(1, requires_grad=True)
+    Tells.apply(x).backward()
+    assert said == [True, "over"]
+    assert not private.in_backward()
+
+
+def test_import_locks_are_forgotten():
+    locks = sys.modules["importlib._bootstrap"]._module_locks
+    locks["of_a_guest"] = None
+    private.forget_import_locks({"of_a_guest", "never_seen"})
+    assert "of_a_guest" not in locks
+
+
+def test_processes_before_their_start():
+    process = multiprocessing.get_context("spawn").Process(target=print, args=(1,), kwargs={"end": ""})
+    assert private.target_of(process) is print
+    assert private.arguments_of(process) == ((1,), {"end": ""})
+    assert private.method_of(process) == "spawn"
+    assert private.method_of(multiprocessing.Process()) == multiprocessing.get_start_method()
+    context = private.default_context()
+    before = context._actual_context
+    multiprocessing.set_start_method("spawn", force=True)
+    assert context._actual_context is multiprocessing.get_context("spawn")
+    context._actual_context = before
+
+
+def test_modes_and_hooks_are_laid_aside_and_come_back():
+    packed = []
+    x = torch.ones(1, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append("packed") or t, lambda t: t)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, hooks:
+        with private.unwatched():
+            (torch.ones(2, 2) @ torch.ones(2, 2), x * x)
+        assert (packed, counter.get_total_flops()) == ([], 0)
+        (torch.ones(2, 2) @ torch.ones(2, 2), x * x)
+        assert packed
+        assert counter.get_total_flops() == 16
