@@ -11,6 +11,7 @@ from torch import Tensor
 from lib.devices.collectives import Collective, can_combine
 from lib.devices.engine.wording import short_ranks
 from lib.devices.group import Group
+from lib.guest.bare import bare
 from lib.guest.messages import Messages
 from lib.guest.own import Device, here
 from lib.guest.uneven import UnevenAllToAll
@@ -71,7 +72,7 @@ class Meeting(dist.ProcessGroup):
         self._check_op(verb, x)
         place, (key, ranks, rank) = self.group.place, self._where
         with torch.no_grad():
-            joined = place.join(key, ranks, rank, verb, None if x is None else x.detach())
+            joined = place.join(key, ranks, rank, verb, x)
             if getattr(opts, "asyncOp", True):
                 handle = place.hand_out(joined, ranks, rank, verb)
                 return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle, self._started)
@@ -116,21 +117,35 @@ class Meeting(dist.ProcessGroup):
     def _several(self, works: list[Work | None], outputs: Any) -> Work | Works | None:
         return works[0] if len(works) == 1 else None if None in works else Works(works, outputs)
 
+    def _dense(self, x: Tensor) -> Tensor:
+        """`x`, to be written in place. ValueError when its elements lie with gaps between them: real processes would
+        send the gaps, without a word."""
+        if not x.is_contiguous() and not torch.ops.aten.is_non_overlapping_and_dense(x):
+            raise ValueError(
+                f"rank {self.group.me}: a tensor of shape {tuple(x.shape)} and strides {x.stride()} lies with gaps in "
+                "memory, which real processes send too. Pass y = x.contiguous(), and copy it back: call x.copy_(y)"
+            )
+        return bare(x).detach()
+
     def _check_op(self, verb: Collective, x: Tensor | None) -> None:
         if x is not None and getattr(verb, "op", "sum") != "sum" and not can_combine(x.dtype, verb.op):
             raise TypeError(
                 f"{verb} on rank {self.group.me}: {x.dtype} cannot be combined by {verb.op!r}. Convert the tensor first"
             )
 
+    def trouble(self, error: Exception) -> None:
+        """The device raises it as soon as it calls us, or ends."""
+        self._device.trouble = error
+
     def _check_thread(self, verb: str) -> None:
         """RuntimeError in a thread that the program started itself: it cannot give the turn away. As an error dies with
         its thread, the device remembers it."""
         device = here()
         if device is None:
-            self._device.trouble = RuntimeError(
+            self.trouble(RuntimeError(
                 f"rank {self.group.me} called {verb} in a thread of its own ({threading.current_thread().name!r}). "
                 "Simulated devices take turns, and such a thread has none: call it in the device's main thread"
-            )
+            ))  # fmt: skip
             raise self._device.trouble
         if device is not self._device:
             raise RuntimeError(

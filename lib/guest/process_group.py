@@ -26,7 +26,7 @@ class GuestGroup(Meeting):
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Work:
         r = reduction(opts, self.size())
         write = lambda x: lambda got: self._copy(x, r.scaled(got))  # noqa: E731
-        works = [self._meet(c.AllReduce(r.name), r.before(bare(x)), write(x), [x], opts) for x in tensors]
+        works = [self._meet(c.AllReduce(r.name), r.before(self._dense(x)), write(x), [x], opts) for x in tensors]
         return self._several(works, tensors)
 
     allreduce_coalesced = allreduce
@@ -89,13 +89,13 @@ class GuestGroup(Meeting):
     def broadcast(self, tensors: list[Tensor], opts: Any) -> Work:
         src = opts.rootRank
         write = lambda x: _nothing if src == self.rank() else lambda got: self._copy(x, got)  # noqa: E731
-        works = [self._meet(rooted.Broadcast(src), bare(x), write(x), [x], opts) for x in tensors]
+        works = [self._meet(rooted.Broadcast(src), self._dense(x), write(x), [x], opts) for x in tensors]
         return self._several(works, tensors)
 
     def reduce(self, tensors: list[Tensor], opts: Any) -> Work:
         r, (x,) = reduction(opts, self.size()), tensors
         write = lambda got: got is not None and self._copy(x, r.scaled(got))  # noqa: E731
-        return self._meet(rooted.Reduce(opts.rootRank, r.name), r.before(bare(x)), write, tensors, opts)
+        return self._meet(rooted.Reduce(opts.rootRank, r.name), r.before(self._dense(x)), write, tensors, opts)
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> Work:
         write = lambda got: got is not None and self._deal(outputs[0], got)  # noqa: E731

@@ -21,6 +21,7 @@ from lib.guest.charged import charged
 from lib.guest.exits import Exit
 from lib.guest.globals import Globals
 from lib.guest.refusals import refusals
+from lib.guest.seeds import Seeds
 from lib.guest.signals import numbers_and_signals
 from lib.guest.store import simulated_stores
 from lib.guest.variables import variables
@@ -57,6 +58,7 @@ class Guest:
         own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, self._launching)
         return [
             own.Outside((*own_ways, *self.outside), size),
+            Seeds(size),
             own.Worlds(size),
             own.of_sys(size),
             own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),

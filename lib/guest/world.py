@@ -48,9 +48,12 @@ def _make(size: int, rank: int, ranks: list[int], backend: Any, store: dist.Stor
 def _device() -> Device:
     device = here()
     if device is None:
-        raise RuntimeError(
+        error = RuntimeError(
             "a process group was made in a thread that the program started itself: make it in the device's main thread"
         )
+        if isinstance(private.world().default_pg, GuestGroup):
+            private.world().default_pg.trouble(error)  # an error dies with its thread
+        raise error
     return device
 
 

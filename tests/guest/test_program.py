@@ -172,7 +172,12 @@ def draws():
 
 def test_streams_are_those_of_the_caller():
     state = torch.get_rng_state()
-    assert len(set(Cluster(2).run(guest(draws)))) == 1
+    drawn = Cluster(3).run(guest(draws))
+    torch.set_rng_state(state)
+    assert [n[2] for n in Cluster(3).run(guest(draws))] == [n[2] for n in drawn]  # the caller's seed decides
+    assert len({numbers[2] for numbers in drawn}) == 3  # real processes without a seed differ
+    torch.set_rng_state(state)
+    assert drawn[0][2] == torch.rand(1).item()
     torch.set_rng_state(state)
     with pytest.raises(TypeError, match="guest needs a function, not str; script"):
         guest("train.py")
