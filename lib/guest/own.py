@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from lib.devices.group import Group
@@ -115,28 +116,21 @@ class Attributes:
     """Attributes of a module that each device sets for itself, such as `sys.argv`. All start with copies of lists."""
 
     def __init__(self, module: Any, names: tuple[str, ...], size: int):
-        self._module, self._names = module, names
-        self._caller = self._read()
-        self._mine = [{name: _copy(value) for name, value in self._caller.items()} for _ in range(size)]
+        self._values, self._names, self._read = vars(module), names, itemgetter(*names)
+        self._caller = self._read(self._values)
+        self._mine = [tuple(map(_copy, self._caller)) for _ in range(size)]
 
     def take_up(self, rank: int) -> None:
         """The attributes are those of device `rank`."""
-        self._write(self._mine[rank])
+        self._values.update(zip(self._names, self._mine[rank], strict=True))
 
     def lay_aside(self, rank: int) -> None:
         """They are kept."""
-        self._mine[rank] = self._read()
+        self._mine[rank] = self._read(self._values)
 
     def give_back(self, failed: bool) -> None:
         """They are as before."""
-        self._write(self._caller)
-
-    def _read(self) -> dict[str, Any]:
-        return {name: getattr(self._module, name) for name in self._names}
-
-    def _write(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            setattr(self._module, name, value)
+        self._values.update(zip(self._names, self._caller, strict=True))
 
 
 def _copy(value: Any) -> Any:
