@@ -10,7 +10,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Run:
         self.options = options
         self.clusters: list[tuple[Cluster, Log]] = []
         self.time, self.asked = OwnTime(), Asked()
+        self.told = ""  # what went wrong
 
     def run(self) -> int:
         """Runs the program; returns its exit code, and says what went wrong."""
@@ -53,7 +54,8 @@ class Run:
         try:
             self.start(self.options.size, program)
         except BaseException as error:
-            _say(message(error, self.options.no_gpu))
+            self.told = message(error, self.options.no_gpu)
+            _say(self.told)
             return exit_code(error)
         return 0
 
@@ -78,11 +80,11 @@ class Run:
         if o.no_gpu:
             from lib.guest.no_gpu import no_gpu  # only who asks for it waits for its imports
 
-            program = no_gpu(program, o.gpus, _say)
+            program = no_gpu(program, o.gpus, cache(_say))  # once, also when it starts others
         if o.no_data:
             from lib.guest.no_data import no_data
 
-            program = no_data(program, _say)
+            program = no_data(program, cache(_say))
         return program
 
     def _outside(self) -> list[Callable[[int], Any]]:
@@ -105,7 +107,7 @@ class Run:
                 "The program looks at its own clock, which shows the time of this simulation; --hardware H100 gives it "
                 "a virtual one."
             )
-        if self.asked.gpus and not any(r.calls for r in reports):
+        if self.asked.gpus and NO_GPU not in self.told and not any(r.calls for r in reports):
             _say(f"{NO_GPU}.")
         for report in reports:
             if o.report:

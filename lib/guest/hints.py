@@ -57,7 +57,10 @@ def installed(error: BaseException) -> str | None:
     return found and found[1]
 
 
-NO_GPU = "The program asks for GPUs. With --no-gpu it gets one for each device, pretended on the CPU"
+NO_GPU = (
+    "The program asks for GPUs. With --no-gpu it gets one for each device, pretended on the CPU; if it starts its own "
+    "processes, --gpus 4 says how many it finds"
+)
 
 
 def missing(module: str) -> str:

@@ -164,4 +164,4 @@ def launching(child: Callable[[Callable[[], Any], Callable], Any], start: Start 
                 _elsewhere.clear()
 
 
-_FEW = "Where it is the number of GPUs, as torch.cuda.device_count() gives it, --no-gpu pretends some"
+_FEW = "Where it is the number of GPUs, as torch.cuda.device_count() gives it, --gpus 4 pretends some"

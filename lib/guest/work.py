@@ -144,5 +144,7 @@ def _wait_behind_the_backward(work: Work) -> None:
     known = len(events)
     work.wait()
     end, clock.now[me] = clock.now[me], now
-    events[known:] = [event for event in events[known:] if (event.rank, event.kind) != (me, "waiting")]
-    private.after_backward(lambda: clock.wait_until(me, end, "all_reduce"))
+    waited = [event for event in events[known:] if (event.rank, event.kind) == (me, "waiting")]
+    events[known:] = [event for event in events[known:] if event not in waited]
+    begin = waited[-1].end if waited else now  # of the communication: to stand still before it is waiting
+    private.after_backward(lambda: clock.wait_until(me, end, "all_reduce", begin))

@@ -64,4 +64,4 @@ def test_a_program_that_counts_gpus_and_leaves(tmp_path, capsys):
     script = tmp_path / "train.py"
     script.write_text("import torch\nif torch.cuda.device_count() < 2:\n    print('too few')\n    exit()\n")
     assert main([str(script)]) == 0
-    assert "With --no-gpu it gets one for each device" in capsys.readouterr().err
+    assert "--gpus 4 says how many it finds" in capsys.readouterr().err
