@@ -22,6 +22,7 @@ from lib.guest.exits import Exit
 from lib.guest.globals import Globals
 from lib.guest.refusals import refusals
 from lib.guest.seeds import Seeds
+from lib.guest.settings import settings
 from lib.guest.signals import numbers_and_signals
 from lib.guest.store import simulated_stores
 from lib.guest.variables import variables
@@ -55,9 +56,9 @@ class Guest:
         if size % self.nodes:
             raise ValueError(f"{size} devices cannot stand in {self.nodes} equal nodes")
         set_by = (lambda rank: variables(rank, size, self.nodes)) if self.torchrun else (lambda rank: {})
-        own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, self._launching)
+        own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, settings)
         return [
-            own.Outside((*own_ways, *self.outside), size),
+            own.Outside((*own_ways, self._launching, *self.outside), size),
             Seeds(size),
             own.Worlds(size),
             own.of_sys(size),
