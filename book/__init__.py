@@ -39,6 +39,7 @@ _HOMES = {
     "book.pictures.tensor": ["draw_tensor"],
     "book.pictures.time": ["draw_predictions", "draw_step_time"],
     "book.pictures.timeline": ["draw_timeline"],
+    "book.pictures.typed": ["draw_move"],
     "book.pictures.verbs": ["draw_verb", "draw_verbs"],
     "book.printed": ["folded"],
     "book.source": ["Source", "show_source"],

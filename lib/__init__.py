@@ -158,6 +158,7 @@ from lib.parallel.tensor.vocabulary import (
     vocab_parallel_cross_entropy,
 )
 from lib.parallel.typed.kinds import CONSTANT, ENTERED, SUMMAND, WHOLE, Kind, Operand, PlacementError
+from lib.parallel.typed.listing import typed_listing
 from lib.parallel.typed.mode import Typed
 from lib.parallel.typed.moves import MOVES, Move
 from lib.parallel.zero.fully_sharded import FullySharded, whole_parameters
@@ -405,6 +406,7 @@ __all__ = [
     "tokens_to_hide",
     "train_asynchronously",
     "turn_of",
+    "typed_listing",
     "unshard",
     "update_bias",
     "valid_configs",

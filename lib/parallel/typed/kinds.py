@@ -60,6 +60,13 @@ class Kind:
         """The same value without a gradient."""
         return replace(self, grad=None)
 
+    @property
+    def trained(self) -> "Kind":
+        """The same value with the gradient that goes with it: that of a piece is cut, that of a summand whole."""
+        if self.grad is not None or isinstance(self.value, Replicate):
+            return self
+        return replace(self, grad=Replicate() if isinstance(self.value, Partial) else self.value)
+
 
 WHOLE = Kind(Replicate(), Replicate())
 ENTERED = Kind(Replicate(), Partial())

@@ -27,14 +27,14 @@ from lib.parallel.typed.gradients import averaged, check_average, checked_end
 from lib.parallel.typed.kinds import CONSTANT, Kind, Operand, PlacementError
 from lib.parallel.typed.rules import ASK, BESIDE, READ, RULES
 from lib.parallel.typed.verbs import Seen, after_verb
-from lib.parallel.typed.where import is_getter, name_of, place_of, readers_frame
+from lib.parallel.typed.where import is_getter, lines_above, name_of, place_of, readers_frame
 
 
 class Typed(Declared, TorchFunctionMode):
     """Kinds over one or several axes, each a group: `Typed(tp=group)`, `Typed(dp=mesh.dp, tp=mesh.tp)`.
 
     An axis of one device has no kinds: there, all are the same. `rules` are more rules, by the name of the function,
-    or others than the book's. `log` holds (file, line, name of the operation, kinds) for each result.
+    or others than the book's. `lines` holds, by file and line, the kinds of what was made there last.
     """
 
     def __init__(self, rules: Mapping[str, Callable[..., Kind]] | None = None, **axes: Group):
@@ -43,9 +43,7 @@ class Typed(Declared, TorchFunctionMode):
         self.rank = next(iter(axes.values())).me
         self.rules = {**RULES, **(rules or {})}
         self.inside = 0
-        self.log: list[tuple[str, int, str, dict[str, Kind]]] = []
-
-    # ---- what happens at each operation ----
+        self.lines: dict[tuple[str, int], dict[str, Kind]] = {}
 
     def __enter__(self):
         for group in self.axes.values():
@@ -82,7 +80,7 @@ class Typed(Declared, TorchFunctionMode):
         except PlacementError as error:
             raise PlacementError(f"{error} ({place_of(frame, self.rank)})") from None
         result = run()
-        self._learn(result, found, name, frame)
+        self._learn(result, found, frame)
         return result
 
     def after_verb(self, verb: Collective, ranks: tuple[int, ...], x: Tensor | None) -> dict[str, Kind]:
@@ -144,7 +142,7 @@ class Typed(Declared, TorchFunctionMode):
                 )
             return Operand(kind, tuple(x.shape), self.axes[axis].size)
 
-    def _learn(self, result: Any, found: dict[str, Kind | list[Kind]], name: str, frame: FrameType | None) -> None:
+    def _learn(self, result: Any, found: dict[str, Kind | list[Kind]], frame: FrameType | None) -> None:
         results = list(result) if isinstance(result, list | tuple) else [result]
         for i, x in enumerate(results):
             if not isinstance(x, Tensor):
@@ -155,10 +153,10 @@ class Typed(Declared, TorchFunctionMode):
             for axis in self.axes:
                 kind = found.get(axis, CONSTANT)  # made of no tensor: the same on all devices
                 kind = kind[i] if isinstance(kind, list) else kind
-                kinds[axis] = kind if needs else kind.constant
+                kinds[axis] = kind.trained if needs else kind.constant
             self.kinds[x] = kinds
-            if frame is not None and not i:
-                self.log.append((frame.f_code.co_filename, frame.f_lineno, name, kinds))
+            for line in lines_above(frame) if not i else ():
+                self.lines[line] = kinds
 
     def _after(self, name: str, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """The end of the forward, and what follows the backward."""

@@ -2,7 +2,7 @@
 
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -36,6 +36,13 @@ def readers_frame() -> FrameType | None:
             return frame
         frame = frame.f_back
     return None
+
+
+def lines_above(frame: FrameType | None) -> Iterator[tuple[str, int]]:
+    """(file, line) of the frame, and of all lines that wait for it."""
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
 
 
 def place_of(frame: FrameType | None, rank: int) -> str:

@@ -69,6 +69,8 @@ ACCEPTED = {
     "blocks": (lambda a, b: torch.cat([a, b], 2).split([8, 8], 2)[1], [(X, CUT[2]), (X, CUT[2])], CUT[2]),
     "rows of a whole table": (lambda t, w: F.embedding(t.long(), w), [((4, 6), CONSTANT), (W, WHOLE)], WHOLE),
     "texts in a table": (lambda t, w: F.embedding(t.long(), w), [((1, 6), Kind(Shard(0))), (W, ENTERED)], CUT[0]),
+    "a constant piece times entered": (torch.matmul, [((1, 6, 8), Kind(Shard(0))), (W, ENTERED)], CUT[0]),
+    "a constant summand times entered": (torch.mul, [(X, Kind(Partial())), ((8,), ENTERED)], SUMMAND),
     "loss of own texts": (F.mse_loss, [(X, CUT[0]), (X, Kind(Shard(0)))], Kind(Partial("mean"), Replicate())),
 }
 
