@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.fsdp._init_utils as fsdp  # FSDP1 asks it for the device
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._device import DeviceContext
 
 from lib.guest.gpus import batch_norm
 from lib.guest.gpus.cuda import Cuda
-from lib.guest.gpus.entries import Entries, factories
+from lib.guest.gpus.entries import CPU, Entries, factories
 
 Patch = tuple[Any, str, Any]  # module or class, name, what stands there
 
@@ -95,6 +95,7 @@ def _classes(entries: Entries) -> Iterator[Patch]:
 
 def _distributed(cuda: Cuda, entries: Entries) -> Iterator[Patch]:
     ddp, mesh = DistributedDataParallel.__init__, DeviceMesh.__init__
+    fsdp = FullyShardedDataParallel.__init__
 
     def ddp_init(self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *a: Any, **kw: Any) -> None:
         for device in [*(device_ids or []), *([] if output_device is None else [output_device])]:
@@ -104,12 +105,13 @@ def _distributed(cuda: Cuda, entries: Entries) -> Iterator[Patch]:
     def mesh_init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         mesh(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
-    def fsdp_device(device_id: Any, *args: Any) -> None:
-        cuda._index(device_id)  # a module that is wrapped stays where it is
+    def fsdp_init(self: Any, *args: Any, device_id: Any = None, **kwargs: Any) -> None:
+        cuda._index(device_id)
+        fsdp(self, *args, device_id=CPU, **kwargs)  # without, it insists on an accelerator
 
     yield DistributedDataParallel, "__init__", ddp_init
     yield DeviceMesh, "__init__", mesh_init
-    yield fsdp, "_get_device_from_device_id", fsdp_device
+    yield FullyShardedDataParallel, "__init__", fsdp_init
     data_parallel = import_module("torch.nn.parallel.data_parallel")  # torch.nn.parallel has a function of this name
     yield data_parallel, "_get_available_device_type", lambda: None  # DataParallel calls its one module
     for module in (dist, dist.distributed_c10d):
