@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import (
     _push_mode,
     is_traceable_wrapper_subclass_type,
 )
-from torch.utils._pytree import tree_leaves
 
 from lib.devices.clock import only_shapes_are_asked
 from lib.devices.group import Group
@@ -51,11 +50,13 @@ class NoData(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if only_shapes_are_asked():
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):  # asked for all the time
+            return args[0].fake_device if not args[0].fake_mode.in_kernel_invocation else torch.device("meta")
+        if only_shapes_are_asked() or func.namespace in ("prim", "profiler"):
             return func(*args, **kwargs)
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a DTensor, say: it goes on with its shard
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = tensors_in(args, kwargs)
         without = any(isinstance(x, FakeTensor) for x in given)
         if not without and not _makes_floats(func, given, args, kwargs):
             return func(*args, **kwargs)
@@ -63,11 +64,13 @@ class NoData(TorchDispatchMode):
             return self._number(args[0])
         if func.namespace == "_c10d_functional":
             return meet(func, args, kwargs, self._compute)
+        if without and _only_writes(func, args, given):
+            return args[0] if func._schema.returns else None
         return self._compute(func, args, kwargs, types)
 
     def _compute(self, func: Any, args: tuple, kwargs: dict, types: Any = ()) -> Any:
         try:
-            return self._shapes.__torch_dispatch__(func, types, args, kwargs)
+            return self._shapes.dispatch(func, types, args, kwargs)
         except NEEDS_VALUES as error:
             raise NoValues(
                 f"{func.overloadpacket.__name__} needs the values of a tensor, and this run has only shapes (no_data). "
@@ -85,6 +88,27 @@ class NoData(TorchDispatchMode):
             )
         self._say()
         return float("nan")
+
+
+def tensors_in(args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors among the arguments of an operation, and in the lists among them."""
+    found = []
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, list | tuple):
+            found += [y for y in x if isinstance(y, Tensor)]
+    return found
+
+
+def _only_writes(func: Any, args: tuple, given: list[Tensor]) -> bool:
+    """Whether `func` does nothing but change numbers in place, which are not there: `x.add_(y)`, where shapes agree."""
+    returns = func._schema.returns
+    if returns and not (len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write):
+        return False
+    if not func._schema.is_mutable or torch.Tag.inplace_view in func.tags:
+        return False
+    return not returns or given[0] is args[0] and all(x.shape == given[0].shape for x in given)
 
 
 def _makes_floats(func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> bool:
