@@ -1,5 +1,7 @@
 """How tensors without data travel: as meta tensors, which the engine counts and combines like all others."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -16,6 +18,14 @@ def bare(x: Tensor) -> Tensor:
     """What to hand to a verb of a `Group` in place of `x`: `x` itself, or a meta tensor of its shape and type."""
     if not is_bare(x):
         return x
-    shape, dtype = x.shape, x.dtype
-    with _disable_current_modes():  # this is no work of the device
+    return _meta(x.shape, x.dtype)
+
+
+def flat(x: Tensor) -> Tensor:
+    """The same with one dim. Shape (n,)."""
+    return _meta((x.numel(),), x.dtype) if is_bare(x) else x.detach().reshape(-1)
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    with _disable_current_modes():  # this is no work and no memory of the device
         return torch.empty(shape, dtype=dtype, device="meta")

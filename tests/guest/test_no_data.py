@@ -66,9 +66,7 @@ def test_bytes_flops_and_times_are_those_of_the_run_with_data(wrap):
     assert bytes_without == bytes_with
     assert trace_without.flops(0) == trace_with.flops(0) > 0
     assert trace_without.seconds == pytest.approx(trace_with.seconds, rel=1e-3)
-    # FSDP2 gathers from a view of what it gathers into. Without data, PyTorch gives the view memory of its own.
-    views = WIDTH * 4 * WIDTH * 2 * 4 // P * 1.1 if wrap is by_fsdp else 0
-    assert trace_with.peak(0) <= trace_without.peak(0) <= trace_with.peak(0) + views
+    assert trace_without.peak(0) == trace_with.peak(0)
     assert all(loss != loss for loss in losses)  # nan
     assert said == ["Without data, a number such as a loss is not known: .item() gives nan."]
 
