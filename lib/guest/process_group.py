@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib.devices import collectives as c
 from lib.devices import rooted
-from lib.guest.bare import bare
+from lib.guest.bare import flat
 from lib.guest.meeting import Meeting
 from lib.guest.operations import reduction
 from lib.guest.work import Work
@@ -32,13 +32,13 @@ class GuestGroup(Meeting):
     allreduce_coalesced = allreduce
 
     def all_gather_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
-        return self._meet(c.AllGather(0), _flat(x), lambda got: self._copy(output, got), output, opts)
+        return self._meet(c.AllGather(0), flat(x), lambda got: self._copy(output, got), output, opts)
 
     _allgather_base = all_gather_single
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:
         (outs,), (x,) = outputs, inputs
-        return self._meet(c.AllGather(0), _flat(x), lambda got: self._deal(outs, got), outputs, opts)
+        return self._meet(c.AllGather(0), flat(x), lambda got: self._deal(outs, got), outputs, opts)
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
         works = [self.all_gather_single(out, x, opts) for out, x in zip(outputs, inputs, strict=True)]
@@ -49,7 +49,7 @@ class GuestGroup(Meeting):
     def reduce_scatter_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
         r = reduction(opts, self.size())
         verb = c.ReduceScatter(0, r.name)
-        return self._meet(verb, r.before(_flat(x)), lambda got: self._copy(output, r.scaled(got)), output, opts)
+        return self._meet(verb, r.before(flat(x)), lambda got: self._copy(output, r.scaled(got)), output, opts)
 
     _reduce_scatter_base = reduce_scatter_single
 
@@ -60,7 +60,7 @@ class GuestGroup(Meeting):
         r, works = reduction(opts, self.size()), []
         for dst, piece in enumerate(pieces):  # pieces of several lengths: a sum for each
             write = (lambda got: self._copy(output, r.scaled(got))) if dst == self.rank() else _nothing
-            works.append(self._meet(rooted.Reduce(dst, r.name), r.before(_flat(piece)), write, output, opts))
+            works.append(self._meet(rooted.Reduce(dst, r.name), r.before(flat(piece)), write, output, opts))
         return self._several(works, outputs)
 
     def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
@@ -76,7 +76,7 @@ class GuestGroup(Meeting):
         row, row_out = (t[0].numel() if t.ndim and len(t) else 1 for t in (x, output))
         sent = [n * row for n in input_splits] or [x.numel() // parts] * parts
         expected = [n * row_out for n in output_splits] or [output.numel() // parts] * parts
-        return self._exchange(_flat(x), sent, expected, lambda got: self._copy(output, got), output, opts)
+        return self._exchange(flat(x), sent, expected, lambda got: self._copy(output, got), output, opts)
 
     alltoall_base = all_to_all_single
 
@@ -99,7 +99,7 @@ class GuestGroup(Meeting):
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> Work:
         write = lambda got: got is not None and self._deal(outputs[0], got)  # noqa: E731
-        return self._meet(rooted.Gather(opts.rootRank, 0), _flat(inputs[0]), write, outputs, opts)
+        return self._meet(rooted.Gather(opts.rootRank, 0), flat(inputs[0]), write, outputs, opts)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> Work:
         x = _joined(inputs[0]) if inputs else None
@@ -126,12 +126,8 @@ class GuestGroup(Meeting):
         raise NotImplementedError("recv from any source: chance decides who comes first. Name it: recv(x, src=...)")
 
 
-def _flat(x: Tensor) -> Tensor:
-    return bare(x).detach().reshape(-1)
-
-
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([_flat(x) for x in tensors])
+    return torch.cat([flat(x) for x in tensors])
 
 
 def _nothing(got: Any) -> None:
