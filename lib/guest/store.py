@@ -82,6 +82,8 @@ class Store(dist.Store):
         """Whether there was one."""
         return self._shelf.values.pop(key, None) is not None
 
+    deleteKey = delete_key  # so C++ calls it, where a PrefixStore lies over this one
+
     def num_keys(self) -> int:
         """How many have values."""
         return len(self._shelf.values)
