@@ -183,13 +183,13 @@ def coalesced():
         for out, y in zip(outs, ys, strict=True):
             dist.reduce_scatter_tensor(out, y)
     manager.wait()
-    alls = [torch.empty(2 * size), torch.empty(3 * size, 2)]
+    gathered = [torch.empty(2 * size), torch.empty(3 * size, 2)]
     with _coalescing_manager():
-        for out, x in zip(alls, xs, strict=True):
+        for out, x in zip(gathered, xs, strict=True):
             dist.all_gather_into_tensor(out, x)
     more = [numbers(2), numbers(3)]
     dist.all_reduce_coalesced(more)
-    return xs, outs, alls, more
+    return xs, outs, gathered, more
 
 
 def later():
