@@ -51,7 +51,8 @@ def stubs_to_be_mended_are_wrong(rows, **names):
 
 
 def right_answers_pass(tasks, others, sentences=None):
-    """The solutions of all `tasks`, and `others`: rows of (task, program).
+    """The solutions of `tasks`, and `others`: rows of (task, program). Where `solutions_can_be_copied` judges the
+    solutions, they need not be judged here again.
 
     The verdict says `ON_FOUR`, or what `sentences` has under the name of the task.
     """
@@ -104,13 +105,15 @@ def each_gradient_is_asked_for(rows):
     return test
 
 
-def solutions_can_be_copied(tasks, **names):
-    """`names` are what the page has imported."""
+def solutions_can_be_copied(tasks, sentences=None, **names):
+    """The text that the page shows is right, where `names` are imported. `sentences` as in `right_answers_pass`."""
 
     @pytest.mark.parametrize("task", tasks, ids=name_of)
     def test(task):
-        verdict = task.check(defined_by(task.show_solution().text, task.name, names))
+        verdict = task.check(defined_by(task.show_solution().text, task.name, names), required=True)
         assert verdict.passed, verdict
+        if sentences is not None:
+            assert sentences.get(task.name, ON_FOUR) in str(verdict), verdict
 
     return test
 

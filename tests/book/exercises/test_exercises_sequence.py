@@ -326,12 +326,12 @@ test_the_stub_waits = checks.stubs_wait([tasks.gather_again])
 test_the_stub_to_be_mended_is_wrong_by_name = checks.stubs_to_be_mended_are_wrong(
     BROKEN, F=F, copy_to=copy_to, reduce_from=reduce_from
 )
-test_a_right_answer_passes = checks.right_answers_pass(EVERY, RIGHT)
+test_a_right_answer_passes = checks.right_answers_pass([], RIGHT)
 test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for(TRAINED)
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
-    EVERY, F=F, copy_to=copy_to, all_gather=all_gather, reduce_scatter=reduce_scatter
+    EVERY, {}, F=F, copy_to=copy_to, all_gather=all_gather, reduce_scatter=reduce_scatter
 )
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 

