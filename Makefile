@@ -45,10 +45,12 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Without bytecode, every process would take the tests' asserts apart again: 12 s each.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(BUILT)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
-	@$(BIN)/python -m pytest -p book.build.order -p book.build.slowest -n logical --maxprocesses=4 --max-worker-restart=0 \
-		--nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
+	@$(BIN)/python -m pytest -p book.build.order -p book.build.slowest -p book.build.kernels \
+		-n logical --maxprocesses=4 --max-worker-restart=0 --nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
 
 check: $(INSTALLED)  ## CHAPTER=name: the tests of one idea, in a minute: its rooms, pictures, exercises, cells and page
 	@$(BIN)/python tests/browser/obtain.py

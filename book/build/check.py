@@ -18,7 +18,7 @@ from book.build.pages import build
 from book.build.record import ROOT, code, house, program
 
 TESTS = ROOT / "tests"
-PLUGINS = ["-p", "book.build.order", "-p", "book.build.slowest"]
+PLUGINS = ["-p", "book.build.order", "-p", "book.build.slowest", "-p", "book.build.kernels"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", *PLUGINS, "-n", "2"]
 
 
