@@ -45,7 +45,7 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Without bytecode, every process would take the tests' asserts apart again: 12 s each.
+# Without bytecode, every process would take the asserts of all tests apart again: about six seconds each.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(BUILT)  ## check everything: style, library, notebooks, the built book in a browser
 	@$(BIN)/python tests/browser/obtain.py
