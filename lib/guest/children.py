@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from lib.guest import private
+from lib.guest import own, private
 from lib.guest.callers import is_a_guests
 from lib.guest.exits import Exit
 
@@ -74,7 +74,7 @@ def simulated_processes(batch_of: Callable[[], Any], call: Callable) -> Iterator
             batch.calls.append(call(target, *private.arguments_of(self), anew))
         else:
             batch.calls.append(call(type(self), (vars(self).copy(),), {}, anew, _revive))
-        self._Popen = lambda process: Child(batch, process._parent_pid + len(batch.calls))
+        self._Popen = lambda process: Child(batch, private.parent_of(process) + own.APART * len(batch.calls))
         return real(self)
 
     with private.patched(BaseProcess, start=start):

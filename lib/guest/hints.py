@@ -39,6 +39,8 @@ def hint(error: BaseException, no_gpu: bool = False) -> str | None:
             "The program wants something from the network that it cannot reach, such as a data set or the weights of a "
             "model. Fetch it once by hand to where the program looks first, or point the program at data of your own"
         )
+    if any(type(each).__name__ == "NoSuchProcess" for each in errors):
+        return "os.getpid() gives each device a number of its own. The process that runs them all is psutil.Process()"
     package = installed(error)
     if package not in (None, "torch") and _ONCE.search(str(error)):
         return (

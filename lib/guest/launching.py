@@ -120,7 +120,7 @@ class Context:
 
     def pids(self) -> list[int]:
         """Numbers for the processes."""
-        return [os.getpid() + 1 + rank for rank in range(len(self._batch.calls))]
+        return [os.getpid() + own.APART * (rank + 1) for rank in range(len(self._batch.calls))]
 
 
 @contextmanager

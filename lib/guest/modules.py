@@ -14,7 +14,7 @@ from lib.devices.engine.wording import is_the_readers
 from lib.guest import private
 
 # Packages that keep one state for the process in their modules. Each device imports them anew.
-SINGLETONS = ("hydra", "absl", "accelerate", "fire", "tyro", "draccus")
+SINGLETONS = ("hydra", "tqdm", "absl", "accelerate", "fire", "tyro", "draccus")
 
 
 class Modules:

@@ -28,6 +28,8 @@ class Device:
     trouble: BaseException | None = None  # what went wrong in a thread of the program's own
 
 
+APART = 2**22  # between the numbers of simulated processes: no real process has so large a one
+
 _here = threading.local()
 
 

@@ -161,6 +161,11 @@ def arguments_of(process: BaseProcess) -> tuple[tuple, dict[str, Any]]:
     return tuple(process._args), dict(process._kwargs)
 
 
+def parent_of(process: BaseProcess) -> int:
+    """The number of the process that made it."""
+    return process._parent_pid
+
+
 def method_of(process: BaseProcess) -> str:
     """How it would be started: "fork", "spawn" or "forkserver"."""
     return type(process)._start_method or multiprocessing.get_start_method()

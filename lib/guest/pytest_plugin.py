@@ -5,16 +5,14 @@ root of the suite are imported anew by each device, as a spawned process would. 
 were: none means that the suite starts its processes in another way (`torchrun`, `subprocess`), which stays real.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from lib.devices.cluster import Cluster
-from lib.guest.globals import Globals
-from lib.guest.launching import launching
 from lib.guest.program import Guest
+from lib.guest.spawning import spawning
 
 _sizes = pytest.StashKey[list[int]]()
 
@@ -28,15 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Around each test, what it starts is simulated."""
 
-    def child(main: Callable[[], Any], function: Callable) -> Guest:
-        own_globals = partial(Globals, function)
-        return Guest(main, root=str(item.config.rootpath), torchrun=False, more_owners=(own_globals,))
-
     def start(size: int, program: Guest) -> None:
         item.config.stash[_sizes].append(size)
         Cluster(size).run(program)
 
-    with launching(child, start):
+    with spawning(str(item.config.rootpath), start):
         return (yield)
 
 

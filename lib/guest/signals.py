@@ -36,7 +36,7 @@ def numbers_and_signals(size: int) -> Iterator[None]:
         def patched(module: Any, **functions: Any) -> None:
             patches.enter_context(private.patched(module, **functions))
 
-        patched(os, getpid=for_guests(os.getpid, lambda: real + 1 + own.here().group.me))
+        patched(os, getpid=for_guests(os.getpid, lambda: real + own.APART * own.here().group.me))
         patched(os, _exit=for_guests(os._exit, leave))
         patched(signal, signal=for_devices(signal.signal, handle), getsignal=for_devices(signal.getsignal, handler_of))
         for module, names, what, instead in REFUSED:

@@ -20,6 +20,7 @@ from lib.guest.command import main
             "ask the program for its plain PyTorch",
         ),
         (urllib.error.URLError("[Errno -3] Temporary failure in name resolution"), "something from the network"),
+        (type("NoSuchProcess", (Exception,), {})("pid=7"), "psutil.Process()"),
         (RuntimeError("Found no NVIDIA driver on your system"), "--no-gpu"),
         (SystemExit("requires at least 2 GPUs, got 0"), "--no-gpu"),
     ],

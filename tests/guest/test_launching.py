@@ -15,6 +15,7 @@ from lib.devices.errors import DeadlockError
 from lib.guest import shared
 from lib.guest.copies import own_copy
 from lib.guest.program import guest
+from lib.guest.spawning import spawning
 from lib.guest.variables import variables
 
 
@@ -70,6 +71,33 @@ def test_what_nobody_waits_for_runs_at_the_end():
 
     Cluster(1).run(guest(outer))
     assert seen == [0, 1, "left"]
+
+
+RANK = None
+
+
+def train(rank, size, out):
+    global RANK
+    RANK = rank
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:23456", rank=rank, world_size=size)
+    x = torch.ones(1)
+    dist.all_reduce(x)
+    out[rank] = x.item() + RANK
+    if rank == size - 1 and size == 3:
+        raise SystemExit(5)
+
+
+def test_without_any_run_around_it():
+    out = torch.zeros(3)
+    with spawning():
+        mp.spawn(train, args=(2, out), nprocs=2)
+        assert out.tolist() == [2, 3, 0]
+        with pytest.raises(mp.ProcessExitedException) as ended:
+            mp.spawn(train, args=(3, out), nprocs=3)
+        assert (ended.value.error_index, ended.value.exit_code) == (2, 5)
+        with pytest.raises(ValueError, match="nprocs=0.* starts no process.*--gpus 4"):
+            mp.spawn(train, nprocs=torch.cuda.device_count() * 0)
+    assert RANK is None
 
 
 def test_all_variables_of_torchrun():

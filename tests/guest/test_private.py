@@ -2,6 +2,7 @@
 
 import ast
 import multiprocessing
+import os
 import sys
 import threading
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_processes_before_their_start():
     assert private.target_of(process) is print
     assert private.arguments_of(process) == ((1,), {"end": ""})
     assert private.method_of(process) == "spawn"
+    assert private.parent_of(process) == os.getpid()
     assert private.method_of(multiprocessing.Process()) == multiprocessing.get_start_method()
     context = private.default_context()
     before = context._actual_context

@@ -35,7 +35,8 @@ def where(frame: FrameType | None) -> str:
 
 def is_the_readers(file: str) -> bool:
     """Whether the reader wrote the code in `file`."""
-    return file.startswith(_THE_READERS) or not file.startswith(_NOT_THE_READERS)
+    installed = file.startswith(_NOT_THE_READERS) or "/site-packages/" in file  # there may be more than one such folder
+    return file.startswith(_THE_READERS) or not installed
 
 
 def note_on(error: BaseException) -> None:
