@@ -16,7 +16,7 @@ from lib.devices.cluster import Cluster
 from lib.devices.engine.wording import short_ranks
 from lib.devices.memory import USES
 from lib.devices.trace import Trace
-from lib.guest.watch import Line, Log, Tally
+from lib.guest.watch import Line, Log, Tally, watched
 
 KINDS = ("compute", "communication", "waiting")
 TOP = 10  # lines of the program
@@ -126,6 +126,13 @@ class Report:
         if not self.waiting:
             return ["", "No device waited for another."]
         return _table("Where devices waited for each other (all devices together)", rows, {1})
+
+
+def reported(cluster: Cluster, program: Callable[..., Any]) -> Report:
+    """Runs `program` on `cluster`, watched, and reports. What goes wrong is raised, as by `cluster.run`."""
+    log = Log()
+    cluster.run(watched(program, log))
+    return report_of(cluster, log)
 
 
 def report_of(cluster: Cluster, log: Log) -> Report:

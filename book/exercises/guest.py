@@ -1,0 +1,270 @@
+"""The exercises of the chapter "Bring your own program". Each function is a solution: read it after your own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from book.exercises.check.failed import kind
+from book.exercises.check.planning import planning
+from book.exercises.check.simulated import simulated
+from book.exercises.check.verdict import Fault
+from lib.devices.cluster import Cluster
+from lib.examples.guests import greedy
+from lib.guest.program import script
+from lib.guest.report import reported
+
+# ---- which line sends most ----
+
+LETTERS = "ABCD"
+
+
+@cache
+def sent_by_line(devices: int) -> dict[str, int]:
+    """Bytes that the lines A to D of `greedy` send, from a run on so many devices."""
+    sent = dict.fromkeys(LETTERS, 0)
+    for line in reported(Cluster(devices), script(greedy.__file__)).lines:
+        mark = re.search(r"# ([A-D])$", line.source)
+        if mark:
+            sent[mark[1]] += line.sent
+    return sent
+
+
+def busiest(devices: int) -> str:
+    sent = sent_by_line(devices)
+    return max(sent, key=lambda letter: sent[letter])
+
+
+def judge_line(given: Any, right: str, devices: int) -> None:
+    """One letter, and the right one."""
+    if not isinstance(given, str) or given not in tuple(LETTERS):
+        raise Fault(f"is wrong for {devices} devices.", f"expected one of the letters {', '.join(LETTERS)}, given "
+                    f"{repr(given) if isinstance(given, str) else kind(given)}")  # fmt: skip
+    if given != right:
+        sent = sent_by_line(devices)
+        raise Fault(f"is wrong for {devices} devices.", f"line {given} sends {sent[given]:,} bytes in all, another one "
+                    f"sends {sent[right]:,}")  # fmt: skip
+
+
+@planning(
+    oracle=busiest,
+    judge=judge_line,
+    cases=((2,), (4,), (8,), (9,), (16,)),
+    praise="is right on 2, 4, 8, 9 and 16 devices.",
+    slips={
+        "the gradients are summed in a ring: however many devices, each sends at most twice their bytes. What grows "
+        "with the number of devices?": lambda devices: "B",
+        "on few devices the logits of all are little; their bytes grow with the number of devices.": (
+            lambda devices: "C"
+        ),
+        "the parameters are sent once, before the loop.": lambda devices: "A",
+        "it is called often, but a loss is one number.": lambda devices: "D",
+    },
+    hints=(
+        "Count what one device sends in a step: P is the number of devices, and a ring passes things on.",
+        "B: 2(P-1)/P times the bytes of all gradients, 4 (32 * 100 + 100). C: P-1 times the bytes of the logits of one "
+        "device, 4 * 8 * 100.",
+        "C is more than B from P = 2 * 3300 / 800 on, which is 8.25. Or ask: "
+        "print(reported(Cluster(16), script(greedy.__file__))).",
+    ),
+)
+def sends_most(devices: int) -> str:
+    """The letter of the line that sends most bytes, all devices together, when `greedy` runs on so many devices."""
+    return "B" if devices <= 8 else "C"
+
+
+# ---- a loop that hangs ----
+
+LOSSES = {
+    1: [[0.9, 0.7, 0.5, 0.6, 0.4]],
+    2: [[0.9, 0.7, 0.5, 0.6, 0.4], [0.9, 0.8, 0.75, 0.6, 0.9]],
+    3: [[0.9, 0.7, 0.8, 0.2, 0.1], [0.9, 0.8, 0.75, 0.6, 0.9], [0.8, 0.9, 0.6, 0.5, 0.4]],
+    4: [[0.9, 1.0, 1.1, 1.2], [0.9, 0.3, 0.1, 0.0], [0.8, 0.7, 0.6, 0.5], [0.8, 0.7, 0.6, 0.5]],
+}
+
+
+def first_rise(losses: list[Tensor]) -> int:
+    mean = torch.stack(losses).mean(0).tolist()
+    rises = [epoch for epoch in range(1, len(mean)) if mean[epoch] > mean[epoch - 1]]
+    return rises[0] if rises else len(mean)
+
+
+def stops_alone(losses):
+    before = float("inf")
+    for epoch, loss in enumerate(losses):
+        if loss > before:
+            return epoch
+        dist.barrier()  # stands for an epoch of training
+        before = loss
+    return len(losses)
+
+
+def stops_when(agree: Callable[[Tensor], Tensor]) -> Callable[[Tensor], int]:
+    def program(losses: Tensor) -> int:
+        before = float("inf")
+        for epoch, loss in enumerate(agree(losses)):
+            if loss > before:
+                return epoch
+            dist.barrier()
+            before = loss
+        return len(losses)
+
+    return program
+
+
+def reduced(x: Tensor, op: Any) -> Tensor:
+    x = x.clone()
+    dist.all_reduce(x, op=op)
+    return x
+
+
+def of_rank_0(losses: Tensor) -> Tensor:
+    losses = losses.clone()
+    dist.broadcast(losses, src=0)
+    return losses
+
+
+def judge_epochs(given: list[Any], right: int, losses: list[Tensor]) -> None:
+    """All devices stop, and after the right epoch."""
+    on = f"is wrong for {len(losses)} device{'s' * (len(losses) > 1)}."
+    for rank, epochs in enumerate(given):
+        if isinstance(epochs, Tensor) and epochs.numel() == 1:
+            epochs = epochs.item()
+        if isinstance(epochs, bool) or not isinstance(epochs, int | float):
+            raise Fault(on, f"rank {rank} returned {kind(epochs)}; asked for is a number of epochs")
+        if epochs != right:
+            raise Fault(on, f"rank {rank} stopped after {epochs:g} epochs; by the mean of all devices it is {right}")
+
+
+@simulated(
+    oracle=first_rise,
+    around=lambda program, losses: program(losses),
+    judge=judge_epochs,
+    cases=tuple(([torch.tensor(row, dtype=torch.float64) for row in rows],) for rows in LOSSES.values()),
+    praise="is right on 1, 2, 3 and 4 devices: all stop together, after the same epoch.",
+    broken=stops_alone,
+    slips={
+        "rank 0 decides for all: the losses of the others count as well.": stops_when(of_rank_0),
+        "it stops at the worst device's loss. Asked for is the mean.": stops_when(
+            lambda losses: reduced(losses, dist.ReduceOp.MAX)
+        ),
+        "it stops at the best device's loss. Asked for is the mean.": stops_when(
+            lambda losses: reduced(losses, dist.ReduceOp.MIN)
+        ),
+    },
+    hints=(
+        "The table says who waits at the barrier, and who has ended. What did the ones that ended know that the others "
+        "did not?",
+        "A device may leave a loop with collectives in it only when all leave. So all must decide by the same number.",
+        "In every epoch, on every device and before the if: loss = loss.clone(); dist.all_reduce(loss, "
+        "op=dist.ReduceOp.AVG).",
+    ),
+)
+def stops_together(losses):
+    """How many epochs are trained: until the mean loss of all devices rises for the first time.
+
+    `losses` (epochs,) are those that this device measures, one after each epoch.
+    """
+    before = float("inf")
+    for epoch, loss in enumerate(losses):
+        loss = loss.clone()
+        dist.all_reduce(loss, op=dist.ReduceOp.AVG)  # all devices decide by the same number
+        if loss > before:
+            return epoch
+        dist.barrier()  # stands for an epoch of training
+        before = loss
+    return len(losses)
+
+
+# ---- a loss that does not depend on the number of devices ----
+
+
+def numbers(rows: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, 3, generator=random, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5]).double()
+
+
+def averaged(program: Callable[[Tensor], Tensor], rows: Tensor) -> list[float]:
+    """What DDP does with the loss that the reader's function returns: the gradients' mean over the devices."""
+    weights = numbers(len(rows))[1].requires_grad_()
+    loss = program((rows @ weights).square())
+    loss.backward()
+    dist.all_reduce(weights.grad, op=dist.ReduceOp.AVG)
+    return weights.grad.tolist()
+
+
+def whole_gradient(pieces: list[Tensor]) -> Tensor:
+    rows = torch.cat(pieces)
+    weights = numbers(len(rows))[1].requires_grad_()
+    (rows @ weights).square().mean().backward()
+    return weights.grad
+
+
+def judge_gradient(given: list[list[float]], right: Tensor, pieces: list[Tensor]) -> None:
+    """The averaged gradient is that of one device."""
+    apart = float((torch.tensor(given[0], dtype=right.dtype) - right).abs().max() / right.abs().max())
+    if not apart < 1e-12:
+        sizes = ", ".join(str(len(piece)) for piece in pieces)
+        raise Fault(f"is wrong for {len(pieces)} devices with {sizes} samples.",
+                    f"the gradient that DDP makes of it is off by {apart:.0%} of that of one device")  # fmt: skip
+
+
+def cut_into(rows: int, sizes: tuple[int, ...]) -> list[Tensor]:
+    return list(numbers(rows)[0].split(sizes))
+
+
+def counted(scale: Callable[[Tensor, float, int], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Slips: from the losses, the number of all samples and of devices."""
+
+    def program(losses: Tensor) -> Tensor:
+        all_samples = torch.tensor(float(len(losses)))
+        dist.all_reduce(all_samples)
+        return scale(losses, all_samples.item(), dist.get_world_size())
+
+    return program
+
+
+@simulated(
+    oracle=whole_gradient,
+    around=averaged,
+    judge=judge_gradient,
+    cases=tuple((cut_into(sum(sizes), sizes),) for sizes in [(5,), (3, 2), (4, 4), (1, 6, 2), (5, 5, 4, 1)]),
+    praise="is right on 1, 2, 3 and 4 devices, even and uneven: the gradient is that of one device.",
+    slips={
+        "a mean of each device's own samples, and DDP takes the mean of these means: who has few samples counts as "
+        "much as who has many.": lambda losses: losses.mean(),
+        "the sum over all samples is P times what DDP makes of it, and nobody has divided by their number.": (
+            lambda losses: losses.sum()
+        ),
+        "DDP divides the sum of the gradients by P. You have divided by the number of all samples already, so multiply "
+        "by P.": counted(lambda losses, samples, p: losses.sum() / samples),
+        "multiply by P, where you have divided by it: DDP divides once more.": counted(
+            lambda losses, samples, p: losses.sum() / samples / p
+        ),
+        "a mean is divided by the device's own samples already: take the sum.": counted(
+            lambda losses, samples, p: losses.mean() * p / samples
+        ),
+    },
+    hints=(
+        "Write down what is asked for: the sum over all samples of all devices, divided by their number. What does DDP "
+        "do to the gradients on the way?",
+        "Each device knows its own number of samples. One number per device has to be summed.",
+        "n = torch.tensor(float(len(losses))); dist.all_reduce(n); then losses.sum() / n, times "
+        "dist.get_world_size(), because DDP divides by it.",
+    ),
+)
+def loss_for_ddp(losses):
+    """The loss of which DDP makes the gradient of the mean over ALL samples, whoever has how many.
+
+    `losses` are those of this device's samples, one number each. Return one number to call backward() on. DDP averages
+    the gradients of all devices.
+    """
+    samples = torch.tensor(float(len(losses)))
+    dist.all_reduce(samples)  # of all devices
+    return losses.sum() / samples * dist.get_world_size()

@@ -1,0 +1,1 @@
+"""Programs for `torch.distributed` as others write them: they know nothing of this book, and run under torchrun too."""
