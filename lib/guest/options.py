@@ -8,6 +8,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch.distributed.run import get_args_parser
 
@@ -100,6 +101,9 @@ def read(arguments: Sequence[str] | None = None) -> Options:
         p.error("--max-restarts: a simulated run fails in the same way each time, so it is not started again")
     if given.trace and not given.hardware:
         p.error("--trace is a timeline, and only a clock knows the time: add --hardware H100")
+    for flag, file in (("--report-file", given.report_file), ("--trace", given.trace)):
+        if file and not Path(file).parent.is_dir():
+            p.error(f"{flag}={file}: there is no folder {Path(file).parent}")
     if given.gpus is not None:
         given.gpus, given.no_gpu = _number(p, "--gpus", str(given.gpus)), True
     hardware = PRESETS[given.hardware] if given.hardware else None

@@ -4,6 +4,7 @@ and what the run changes for all of its devices.
 Each is an `Owner` (lib/devices/engine/own.py): it swaps a reference or two when the turn passes.
 """
 
+import builtins
 import os
 import sys
 import threading
@@ -119,11 +120,14 @@ class Attributes:
 
     def __init__(self, module: Any, names: tuple[str, ...], size: int):
         self._values, self._names, self._read = vars(module), names, itemgetter(*names)
-        self._caller = self._read(self._values)
-        self._mine = [tuple(map(_copy, self._caller)) for _ in range(size)]
+        self._size, self._caller = size, ()
+        self._mine: list[tuple] = []
 
     def take_up(self, rank: int) -> None:
         """The attributes are those of device `rank`."""
+        if not self._mine:  # only now: what is around the run has been entered
+            self._caller = self._read(self._values)
+            self._mine = [tuple(map(_copy, self._caller)) for _ in range(self._size)]
         self._values.update(zip(self._names, self._mine[rank], strict=True))
 
     def lay_aside(self, rank: int) -> None:
@@ -132,13 +136,16 @@ class Attributes:
 
     def give_back(self, failed: bool) -> None:
         """They are as before."""
-        self._values.update(zip(self._names, self._caller, strict=True))
+        if self._mine:
+            self._values.update(zip(self._names, self._caller, strict=True))
 
 
 def _copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def of_sys(size: int) -> Attributes:
-    """What programs set in `sys`. torch.distributed wraps the excepthook each time that it is initialized."""
-    return Attributes(sys, ("argv", "path", "excepthook"), size)
+def of_python(size: int) -> list[Attributes]:
+    """What programs set in `sys`, and `print`, which many take from all ranks but the first. torch.distributed wraps
+    the excepthook each time that it is initialized."""
+    of_sys = ("argv", "path", "excepthook", "stdout", "stderr", "stdin")
+    return [Attributes(sys, of_sys, size), Attributes(builtins, ("print", "input"), size)]

@@ -61,7 +61,7 @@ class Guest:
             own.Outside((*own_ways, self._launching, *self.outside), size),
             Seeds(size),
             own.Worlds(size),
-            own.of_sys(size),
+            *own.of_python(size),
             own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),
             modules.Modules(self.root, self.own, size),
             Globals(self.main, size),

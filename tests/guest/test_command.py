@@ -63,6 +63,7 @@ BAD = {  # case: (exit code, what the message says)
     "monitored": (1, "monitored_barrier looks for a process that hangs, which is named here without it. Call dist"),
     "wants_a_package": (1, "bad.py, line 59, in wants_a_package: import yaml_of_nobody  # noqa: F401\nInstall the "
                         "package, in the environment that this Python is from: python -m pip install yaml-of-nobody."),
+    "wants_a_kernel": (1, "flash_attn is made of GPU kernels, which simulated devices do not have: ask the program"),
     "wants_data": (1, "The program wants something from the network that it cannot reach, such as a data set"),
     "wants_gpus": (1, "The program asks for GPUs. With --no-gpu it gets one for each device, pretended on the CPU;"),
 }  # fmt: skip
@@ -105,6 +106,24 @@ def test_the_rank_before_each_line(capsys):
     assert "rank 0:  here" in lines
     assert "rank 0: log 0: hello" in said.err
     assert "shows the time of this simulation" in said.err
+
+
+def test_who_takes_print_away_takes_it_from_nobody_else(tmp_path, capsys):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import builtins, io, os, sys\nimport torch.distributed as dist\ndist.init_process_group('gloo')\n"
+        "if dist.get_rank() == 1:\n    builtins.print = lambda *text: None\n"
+        "if dist.get_rank() == 2:\n    sys.stdout = io.StringIO()\n"
+        "dist.barrier()\nprint('rank', dist.get_rank())\n"
+    )
+    assert run("--nproc-per-node=4", "--prefix", script) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == ["rank 0: rank 0", "rank 3: rank 3"]
+
+
+def test_files_that_cannot_be_written_are_named_before_the_run(capsys):
+    with pytest.raises(SystemExit):
+        run("--nproc-per-node=2", "--report-file=/nowhere/report.json", PROGRAMS / "own.py")
+    assert "--report-file=/nowhere/report.json: there is no folder /nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["tcp", "url", "file"])

@@ -60,7 +60,7 @@ def wants_a_package():
 
 
 def wants_a_kernel():
-    import triton_of_nobody as triton  # noqa: F401
+    import flash_attn  # noqa: F401
 
 
 def wants_data():
@@ -68,7 +68,7 @@ def wants_data():
 
 
 def wants_gpus():
-    raise AssertionError("CUDA is needed")
+    torch.ones(1).cuda()
 
 
 case = sys.argv[1]
