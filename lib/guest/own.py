@@ -44,6 +44,11 @@ def be(device: Device | None) -> None:
     _here.device = device
 
 
+# The workers of a DataLoader are forked from a device's thread, and are real processes.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: be(None))
+
+
 class Outside:
     """Enters the contexts of a run when it begins, and leaves them when it is over."""
 

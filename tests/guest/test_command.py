@@ -156,6 +156,11 @@ def test_programs_that_start_their_own_processes(case, capsys, tmp_path):
     assert report["lines"][0]["source"] == "dist.all_reduce(x, group=GROUP)"
 
 
+def test_processes_of_libraries_stay_real(capsys):
+    assert run("--nproc-per-node=2", PROGRAMS / "workers.py") == 0
+    assert capsys.readouterr().out == "[1, 4, 9] 12.0\n" * 2
+
+
 def test_a_process_that_fails(capsys):
     assert run(PROGRAMS / "spawns.py", "fails") == 1
     said = capsys.readouterr().err
