@@ -18,6 +18,7 @@ from lib.devices.engine.own import Owner
 from lib.devices.group import Group
 from lib.guest import launching, modules, own, process, world
 from lib.guest.charged import charged
+from lib.guest.dtensors import DTensors
 from lib.guest.exits import Exit
 from lib.guest.globals import Globals
 from lib.guest.refusals import refusals
@@ -65,6 +66,7 @@ class Guest:
             own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),
             modules.Modules(self.root, self.own, size),
             Globals(self.main, size),
+            DTensors(size),
             *(make(size) for make in (*process.OWNERS, *self.more_owners)),
         ]
 

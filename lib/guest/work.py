@@ -84,11 +84,14 @@ class Work(Works):
             finish()
 
     def get_future(self) -> torch.futures.Future:
-        """A future. In a backward it is done at once: C++ waits for it where no turn can be given away, as DDP does."""
-        if not private.in_backward():
+        """A future. For C++ it is done at once, as C++ waits where no turn can be given away: DDP does, in a backward,
+        and in the place of the backwards of a process that has no more batches."""
+        if private.in_backward():
+            if self._finish is not None:
+                _wait_behind_the_backward(self)
+        elif "get_future" in sys._getframe(1).f_code.co_names:  # Python asks
             return Later(self)
-        if self._finish is not None:
-            _wait_behind_the_backward(self)
+        self.wait()
         future: torch.futures.Future = torch.futures.Future()
         future.set_result(self._outputs)
         return future

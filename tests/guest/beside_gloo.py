@@ -19,12 +19,12 @@ def _started(program, *args):
     return program(*args)
 
 
-def compare(worlds, size, program, *args, close=False):
-    """Equal to the bit in every tensor, number, word and type; or only close."""
+def compare(worlds, size, program, *args, close=0):
+    """Equal to the bit in every tensor, number, word and type; or `close`, relative to the largest number."""
     real = worlds[size].run(program, *args)
     simulated = by_devices(size, program, *args)
     for rank, (mine, theirs) in enumerate(zip(simulated, real, strict=True)):
-        same(mine, theirs, f"rank {rank}", CLOSE if close else 0)
+        same(mine, theirs, f"rank {rank}", close)
 
 
 def same(mine, theirs, path, close):
@@ -33,8 +33,8 @@ def same(mine, theirs, path, close):
     if isinstance(mine, torch.Tensor):
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), path
         if close and mine.is_floating_point():
-            apart = (mine - theirs).abs().max().item() if mine.numel() else 0
-            assert apart <= close * theirs.abs().max().item() + 1e-12, f"{path}: {apart} apart"
+            apart, largest = (x.abs().max().item() if x.numel() else 0 for x in (mine - theirs, theirs))
+            assert apart <= close * largest + 1e-12, f"{path}: {apart} apart"
         else:
             assert torch.equal(mine, theirs), f"{path}: {mine} is not {theirs}"
     elif isinstance(mine, dict):

@@ -19,7 +19,7 @@ SOURCE = Path(private.__file__)
 
 def taken():
     """Each (module, name) that private.py takes by `take`, read from its source."""
-    names = {"CPP": private.CPP, "c10d.__name__": private.c10d.__name__}
+    names = {"CPP": private.CPP, "c10d.__name__": private.c10d.__name__, "DTENSOR": private.DTENSOR}
     for node in ast.walk(ast.parse(SOURCE.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "take":
             module, name = node.args
