@@ -8,7 +8,10 @@ from torch.nn import functional as F
 
 from lib import (
     ENTERED,
+    SUMMAND,
+    WHOLE,
     Cluster,
+    Kind,
     Partial,
     PlacementError,
     Replicate,
@@ -165,3 +168,33 @@ PROGRAMS = {
 def test_what_is_accepted_equals_one_device(size, start, choices):
     steps, end, _ = Cluster(size).run(built, start, choices)[0]
     assert equals_one_device(size, start, steps, end), (start, steps, end)
+
+
+ENDS = [WHOLE, ENTERED, SUMMAND, Kind(Partial("mean"), Replicate()), *[Kind(Shard(d), Shard(d)) for d in range(3)]]
+RIGHT_ALL_THE_SAME = {  # refused by types, and yet right on every device, with the reason
+    (
+        "own tokens",
+        "own hidden",
+    ): "gather_from, then a slice: backward, one takes what the other put in",
+}
+
+
+def right_anyway(size, start, steps):
+    """Whether the program equals one device, whatever its end may be placed as."""
+    for end in ENDS:
+        try:
+            if equals_one_device(size, start, steps, end):
+                return True
+        except (RuntimeError, ValueError, IndexError):  # it stops: no number is wrong, none is right
+            continue
+    return False
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(**PROGRAMS)
+def test_what_is_refused_goes_wrong_when_it_is_run_anyway(size, start, choices):
+    _, _, refused = Cluster(size).run(built, start, choices)[0]
+    for steps, said in refused[:: max(1, len(refused) // 3)]:
+        if right_anyway(size, start, steps):
+            assert any(steps[-1] in last for last in RIGHT_ALL_THE_SAME), (size, start, steps, said)
+            assert any(step.startswith("gather") for step in steps), (size, start, steps, said)
