@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
-from lib.guest.private import FakeTensor
+from lib.guest.private_tensors import FakeTensor, without_modes
 
 
 def is_bare(x: Tensor) -> bool:
@@ -27,5 +26,5 @@ def flat(x: Tensor) -> Tensor:
 
 
 def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    with _disable_current_modes():  # this is no work and no memory of the device
+    with without_modes():  # this is no work and no memory of the device
         return torch.empty(shape, dtype=dtype, device="meta")

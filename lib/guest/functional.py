@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from lib.guest.private import resolve_process_group, waits_when_used
+from lib.guest.private_tensors import resolve_process_group, waits_when_used
 
 # From an operation to what the group does: (group, result, input, the other arguments) -> Work. What is summed how
 # makes no difference without data.

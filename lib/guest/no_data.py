@@ -17,18 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _get_current_dispatch_mode_stack,
-    _pop_mode,
-    _push_mode,
-    is_traceable_wrapper_subclass_type,
-)
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 from lib.devices.clock import only_shapes_are_asked
 from lib.devices.group import Group
 from lib.guest.functional import meet
-from lib.guest.private import NEEDS_VALUES, FakeTensor, FakeTensorMode
+from lib.guest.private_tensors import NEEDS_VALUES, FakeTensor, FakeTensorMode, mode_stack, pop_mode, push_mode
 from lib.guest.program import Guest
 
 aten = torch.ops.aten
@@ -133,7 +127,7 @@ def _makes_floats(func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> 
 @contextmanager
 def without_data(say: Callable[[], None]) -> Iterator[None]:
     """Inside, this thread computes without data. Modes around it, such as the clock's, see the same calls as before."""
-    around = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]  # the innermost first
+    around = [pop_mode() for _ in mode_stack()]  # the innermost first
     try:
         with NoData(say), ExitStack() as again:
             for mode in reversed(around):
@@ -141,7 +135,7 @@ def without_data(say: Callable[[], None]) -> Iterator[None]:
             yield
     finally:
         for mode in reversed(around):
-            _push_mode(mode)
+            push_mode(mode)
 
 
 def no_data(program: Guest, say: Callable[[str], None] = print) -> Guest:

@@ -3,6 +3,10 @@
 from types import ModuleType
 from typing import Any
 
+import torch
+
+from lib.guest.private import WRITTEN_FOR
+
 _MISSING = object()
 
 
@@ -13,7 +17,12 @@ class Patches:
         self._before: list[tuple[Any, str, Any]] = []
 
     def set(self, where: ModuleType | type, name: str, value: Any) -> None:
-        """`where.name` is `value` from now on."""
+        """`where.name` is `value` from now on. RuntimeError when there was none."""
+        if not hasattr(where, name):
+            raise RuntimeError(
+                f"lib.guest puts something in place of {where.__name__}.{name}, and PyTorch {torch.__version__} has "
+                f"no such name. It is written for PyTorch {WRITTEN_FOR}: install that one (see requirements.txt)"
+            )
         # Only what `where` has itself counts: what a class inherits comes back when its own attribute goes.
         self._before.append((where, name, vars(where).get(name, _MISSING)))
         setattr(where, name, value)

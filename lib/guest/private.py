@@ -187,27 +187,6 @@ def unwatched() -> Iterator[None]:
             take("torch._C._autograd", "_push_saved_tensors_default_hooks")(*hooks)
 
 
-# ---- shapes without data ----
-
-FakeTensor = take("torch._subclasses.fake_tensor", "FakeTensor")
-FakeTensorMode = take("torch._subclasses.fake_tensor", "FakeTensorMode")
-# What FakeTensorMode raises where it needs values.
-NEEDS_VALUES = tuple(
-    take("torch._subclasses.fake_tensor", name)
-    for name in ("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException")
-)
-
-
-def resolve_process_group(name: str) -> dist.ProcessGroup:
-    """The group that C++ knows by `name`."""
-    return take(CPP, "_resolve_process_group")(name)
-
-
-def waits_when_used(x: torch.Tensor) -> torch.Tensor:
-    """`x`, the result of a functional collective, as a tensor that waits for it when it is used."""
-    return take("torch.distributed._functional_collectives", "AsyncCollectiveTensor")(x)
-
-
 DTENSOR = "torch.distributed.tensor._redistribute"  # the last module of DTensor to be imported of those named below
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,15 @@ import torch
 import torch.distributed as dist
 
 from lib import Cluster, guest
-from lib.guest import private
+from lib.guest import private, private_tensors
 
-SOURCE = Path(private.__file__)
+SOURCES = [Path(module.__file__) for module in (private, private_tensors)]
 
 
 def taken():
     """Each (module, name) that private.py takes by `take`, read from its source."""
     names = {"CPP": private.CPP, "c10d.__name__": private.c10d.__name__, "DTENSOR": private.DTENSOR}
-    for node in ast.walk(ast.parse(SOURCE.read_text())):
+    for node in chain.from_iterable(ast.walk(ast.parse(source.read_text())) for source in SOURCES):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "take":
             module, name = node.args
             if isinstance(name, ast.Constant):
@@ -69,12 +70,14 @@ def test_names_of_groups_are_kept_by_thread():
 
     def program():
         dist.init_process_group("gloo")
-        seen.append(private.resolve_process_group("0").rank())
-        threads = [threading.Thread(target=lambda: seen.append(_fails(lambda: private.resolve_process_group("0"))))]
+        seen.append(private_tensors.resolve_process_group("0").rank())
+        threads = [
+            threading.Thread(target=lambda: seen.append(_fails(lambda: private_tensors.resolve_process_group("0"))))
+        ]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         private.forget_names_of_this_thread()
-        seen.append(_fails(lambda: private.resolve_process_group("0")))
+        seen.append(_fails(lambda: private_tensors.resolve_process_group("0")))
 
     Cluster(2).run(guest(program))
     assert seen == [0, True, True, 1, True, True]

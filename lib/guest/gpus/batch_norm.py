@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.modules._functions import SyncBatchNorm as SyncedByMessages
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn import SyncBatchNorm
+
+from lib.guest.private_tensors import BatchNorm, SyncedByMessages
 
 
 def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def forward(self: SyncBatchNorm, x: Tensor) -> Tensor:
     """SyncBatchNorm.forward without its question whether `x` lies on a GPU."""
     group = self.process_group or dist.group.WORLD
     if not (self.training and dist.is_initialized() and dist.get_world_size(group) > 1):
-        return _BatchNorm.forward(self, x)
+        return BatchNorm.forward(self, x)
     self._check_input_dim(x)
     self._check_non_zero_input_channels(x)
     mean = var = None

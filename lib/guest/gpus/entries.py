@@ -12,10 +12,10 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lib.guest.gpus.cuda import Cuda
+from lib.guest.private_tensors import device_constructors
 
 LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like")
 NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_tensor", "new_zeros")
@@ -139,7 +139,7 @@ class Entries:
 def factories() -> list[tuple[Any, str]]:
     """Where PyTorch's functions stand that make a tensor on a device which they are told: (module or class, name)."""
     # The set is kept by PyTorch for `with torch.device(...)`; to ask for it now keeps our stand-ins out of it.
-    names = {function.__name__ for function in _device_constructors()} | set(LIKE)
+    names = {function.__name__ for function in device_constructors()} | set(LIKE)
     found = [(torch, name) for name in sorted(names) if hasattr(torch, name)]
     found += [(torch.fft, "fftfreq"), (torch.fft, "rfftfreq"), (torch.nested, "nested_tensor")]
     return found + [(torch.Tensor, name) for name in NEW]

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._device import DeviceContext
 
 from lib.guest.gpus import batch_norm
 from lib.guest.gpus.cuda import Cuda
 from lib.guest.gpus.entries import CPU, Entries, factories
+from lib.guest.private_tensors import DeviceContext
 
 Patch = tuple[Any, str, Any]  # module or class, name, what stands there
 

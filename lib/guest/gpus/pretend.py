@@ -6,11 +6,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import serialization
 
 from lib.guest.gpus.cuda import Cuda
 from lib.guest.gpus.names import patches_of
 from lib.guest.patches import Patches
+from lib.guest.private_tensors import restorers
 
 # torch.accelerator has the same functions for GPUs of all makers; some have other names there.
 ACCELERATOR = {"current_device_index": "current_device", "current_device_idx": "current_device",
@@ -32,11 +32,11 @@ def pretended(per_node: int) -> Iterator[Cuda]:
     for where, name, value in (*patches_of(cuda), *_modules(cuda)):
         patches.set(where, name, value)
     restore = (0, lambda storage: None, lambda storage, place: storage if place.startswith("cuda") else None)
-    serialization._package_registry.insert(0, restore)  # torch.load: what was saved on a GPU, or is wanted on one
+    restorers().insert(0, restore)  # torch.load: what was saved on a GPU, or is wanted on one
     try:
         yield cuda
     finally:
-        serialization._package_registry.remove(restore)
+        restorers().remove(restore)
         patches.undo()
 
 
@@ -50,10 +50,10 @@ def _modules(cuda: Cuda) -> Iterator[tuple[Any, str, Any]]:
     parts = [torch.cuda.memory, torch.cuda.random, torch.cuda.streams, torch.cuda.graphs]
     for module in (torch.cuda, *parts):
         for name, value in pretend.items():
-            if name in vars(module) or module is torch.cuda:
+            if name in vars(module):
                 yield module, name, value
     yield from ((torch.cuda.nvtx, name, _nothing) for name in torch.cuda.nvtx.__all__ if name != "range")
-    yield from ((torch.cuda.profiler, name, _nothing) for name in ("init", "start", "stop"))
+    yield from ((torch.cuda.profiler, name, _nothing) for name in ("start", "stop"))
     yield from ((torch, name, getattr(cuda, name)) for name in ("Stream", "Event"))
     yield torch.cuda, "StreamContext", cuda.stream
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
