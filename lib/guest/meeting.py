@@ -101,8 +101,7 @@ class Meeting(dist.ProcessGroup):
                 f"rank {self.group.me} of group {short_ranks(self.group.ranks)}: {got.numel()} elements come, and the "
                 f"tensor that they go into has {into.numel()}, shape {tuple(into.shape)}. Make it as long as what comes"
             )
-        with torch.no_grad():
-            into.detach().copy_(got if got.shape == into.shape else got.view(into.shape))
+        into.detach().copy_(got if got.shape == into.shape else got.view(into.shape))
 
     def _deal(self, into: Sequence[Tensor], got: Tensor) -> None:
         lengths = [x.numel() for x in into]

@@ -8,7 +8,7 @@ import importlib
 import importlib._bootstrap as bootstrap
 import multiprocessing
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.process import BaseProcess
@@ -143,9 +143,9 @@ def after_backward(function: Callable[[], None]) -> None:
 
 def forget_import_locks(names: set[str]) -> None:
     """Another device may import the modules `names`, even if this one waits in the middle of importing them."""
-    for name in names:
-        with suppress(KeyError):
-            del bootstrap._module_locks[name]
+    locks = bootstrap._module_locks  # few or none: only of imports under way
+    for name in [name for name in list(locks) if name in names]:
+        locks.pop(name, None)
 
 
 def default_context() -> Any:
