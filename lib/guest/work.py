@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lib.devices.engine.wording import where
+from lib.devices.engine.wording import is_the_readers, where
 from lib.devices.handle import Handle
 from lib.guest import private
 from lib.guest.own import Device
@@ -41,8 +41,17 @@ class Works(dist.Work):
         """None: what goes wrong is raised where it goes wrong."""
 
     def get_future(self) -> torch.futures.Future:
-        """A future of the outputs. Waiting for it is waiting for the work."""
-        return Later(self)
+        """A future of the outputs, which waits when the guest asks it. PyTorch's own code, C++ above all, waits for
+        futures where no turn can be given away (as DDP does in its backward): for it, the data must be there now."""
+        if is_the_readers(sys._getframe(1).f_code.co_filename) and not private.in_backward():
+            return Later(self)
+        self._fetch()
+        future: torch.futures.Future = torch.futures.Future()
+        future.set_result(self._outputs)
+        return future
+
+    def _fetch(self) -> None:
+        self.wait()
 
 
 class Work(Works):
@@ -83,18 +92,9 @@ class Work(Works):
             del self._line[self]
             finish()
 
-    def get_future(self) -> torch.futures.Future:
-        """A future. For C++ it is done at once, as C++ waits where no turn can be given away: DDP does, in a backward,
-        and in the place of the backwards of a process that has no more batches."""
-        if private.in_backward():
-            if self._finish is not None:
-                _wait_behind_the_backward(self)
-        elif "get_future" in sys._getframe(1).f_code.co_names:  # Python asks
-            return Later(self)
-        self.wait()
-        future: torch.futures.Future = torch.futures.Future()
-        future.set_result(self._outputs)
-        return future
+    def _fetch(self) -> None:
+        if self._finish is not None:
+            _wait_behind_the_backward(self)
 
 
 class Later(torch.futures.Future):
@@ -139,7 +139,7 @@ def _wait_behind_the_backward(work: Work) -> None:
     """Fetches the data now. But on the clock, the device goes on with its backward, and waits at the end of it."""
     group = work._device.group
     clock, me = getattr(group.place, "clock", None), group.me
-    if clock is None:
+    if clock is None or not private.in_backward():
         work.wait()
         return
     now = clock.now[me]
