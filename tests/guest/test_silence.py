@@ -251,3 +251,14 @@ def exchange(rank):
 @pytest.mark.parametrize("rendezvous", [False, True])
 def test_started_sends_do_not_wait_for_each_other(rendezvous):
     assert run(exchange, rendezvous=rendezvous) == [(1.0, 0.0), (0.0, 1.0)]
+
+
+def trains(model):
+    dist.init_process_group("gloo")
+    DDP(model)(torch.ones(1, 2)).sum().backward()
+
+
+def test_a_model_that_all_devices_were_handed_is_not_one_for_each():
+    """Real processes get copies of it. Here all devices would write into the same tensors."""
+    with pytest.raises(RuntimeError, match="a device changed weight of argument 1"):
+        Cluster(2).run(guest(trains, nn.Linear(2, 1)))
