@@ -55,6 +55,8 @@ def run_part(plan, name: str, **options: int) -> object:
         from bench.gpt import measure_inference as measure
     elif name == "collectives":
         from bench.collectives import measure
+    elif name == "guests":
+        from bench.guests import measure
     elif name == "clock":
         from bench.clock import measure
     elif name == "memory":
@@ -88,7 +90,12 @@ def main() -> None:
     jobs += [("context", {"threads": 1})]
     jobs += [("pipeline", {"threads": n}) for n in (1, 2)]
     jobs += [("inference", {"devices": devices}) for devices in (0, *plan.in_gpt)]
-    jobs += [("collectives", {}), ("clock", {}), *(("memory", {"size": size}) for size in (0, *plan.in_memory))]
+    jobs += [
+        ("collectives", {}),
+        ("clock", {}),
+        ("guests", {}),
+        *(("memory", {"size": size}) for size in (0, *plan.in_memory)),
+    ]
     # One after the other: side by side they would disturb each other.
     results = quickly(jobs) if chosen.quick else [(name, part(name, **options)) for name, options in jobs]
     found = {
@@ -103,6 +110,7 @@ def main() -> None:
         "inference": [row for name, row in results if name == "inference"],
         "collectives": next(rows for name, rows in results if name == "collectives"),
         "clock": next(rows for name, rows in results if name == "clock"),
+        "guests": next(rows for name, rows in results if name == "guests"),
         "memory": [row for name, row in results if name == "memory"],
     }
     print(json.dumps(found) if chosen.json else tables(found))

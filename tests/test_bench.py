@@ -99,6 +99,11 @@ def test_meters_and_clock_are_measured(found):
     assert all(0 < row["values"]["low"] <= row["values"]["high"] for row in found["clock"])
 
 
+def test_guests_are_measured_beside_the_group_of_threads(found):
+    assert [row["target"] for row in found["guests"]] == [None, None, 1.5, 150]
+    assert all(0 < row["values"]["low"] <= row["values"]["high"] for row in found["guests"][:2])
+
+
 def test_meters_count_again_after_the_bench():
     from bench.clock import metering
 
@@ -133,7 +138,7 @@ def test_tables_show_target_and_reached(found):
     beside = ["TP + SP, in a row | ", "LocalTensor, TP | ", "processes, TP | "]
     assert all(re.search(rf"GPT-2 block .* {re.escape(way)}.*\d\.\d\d \(", text) for way in beside)
     widths = [len({line.count("|") for line in block.splitlines()}) for block in text.split("\n\n") if block[0] == "|"]
-    assert widths == [1] * 11, "eleven tables, each with as many cells in every line"
+    assert widths == [1] * 12, "twelve tables, each with as many cells in every line"
 
 
 @pytest.mark.parametrize("work", WORKS)

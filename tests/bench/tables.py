@@ -34,6 +34,7 @@ def tables(found: dict) -> str:
         faults(found),
         collectives(found),
         clock(found),
+        clock(found, "guests"),
         memory(found),
     ]
     return "\n\n".join(parts)
@@ -142,7 +143,7 @@ def collectives(found: dict) -> str:
     return table(["µs per device and call", *(f"{size} dev" for size in sizes)], rows)
 
 
-def clock(found: dict) -> str:
+def clock(found: dict, part: str = "clock") -> str:
     rows = [
         [
             row["what"],
@@ -152,9 +153,9 @@ def clock(found: dict) -> str:
                 else ["", spread(row["values"]), ""]
             ),
         ]
-        for row in found["clock"]
+        for row in found[part]
     ]
-    return table(["meters and clock", "wanted", "reached", "met"], rows)
+    return table(["meters and clock" if part == "clock" else part, "wanted", "reached", "met"], rows)
 
 
 def memory(found: dict) -> str:
