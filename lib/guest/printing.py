@@ -12,7 +12,7 @@ from lib.guest import own
 class Prefixed:
     """A text stream that all devices write to. A line that one has not ended yet is ended before another writes.
 
-    `rank 2: ` stands before each line, also before one that begins again after a carriage return (progress bars).
+    "rank 2:" stands before each line, also before one that begins again after a carriage return (progress bars).
     """
 
     def __init__(self, stream: TextIO, prefix: bool, is_shown: Callable[[int], bool]):
