@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lib.devices.engine.wording import is_the_readers
@@ -12,7 +13,12 @@ from lib.guest import own
 @functools.cache
 def is_a_guests(file: str) -> bool:
     """Whether the code in `file` is the program's own, not a library's."""
-    return is_the_readers(file) and not file.startswith("<frozen")
+    return is_the_readers(file) and not file.startswith("<frozen") and not _installed_elsewhere(Path(file))
+
+
+def _installed_elsewhere(file: Path) -> bool:
+    """Whether pip has put it into a folder of another name, as `pip install --target libs` does."""
+    return any(str(folder) in sys.path and any(folder.glob("*.dist-info")) for folder in file.parents)
 
 
 def for_guests(real: Callable, simulated: Callable) -> Callable:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from book.exercises.check.failed import is_stub
 from book.exercises.check.planning import Planning
@@ -17,8 +18,9 @@ from lib.guest.program import guest
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Simulated(Planning):
-    """A case is `(given,)`, what each rank is given. `around(program, given[rank])` is what a device does with the
-    reader's function, and `judge(results, right, given)` sees what all of them return."""
+    """A case is `(given,)`, the tensor of each rank, which gets a copy of it: a collective in place changes no case.
+    `around(program, copy)` is what a device does with the reader's function, and `judge(results, right, given)` sees
+    what all of them return."""
 
     around: Callable[[Callable[..., Any], Any], Any]
 
@@ -33,9 +35,9 @@ class Simulated(Planning):
     def on_devices(self, program: Callable[..., Any]) -> Callable[..., list[Any]]:
         """The function of a case that runs `program` on each device."""
 
-        def device(given: list[Any]) -> Any:
+        def device(given: list[Tensor]) -> Any:
             dist.init_process_group("gloo")
-            return self.around(program, given[dist.get_rank()])
+            return self.around(program, given[dist.get_rank()].clone())
 
         return lambda given: Cluster(len(given)).run(guest(device, given))
 

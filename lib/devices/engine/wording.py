@@ -35,7 +35,8 @@ def where(frame: FrameType | None) -> str:
 
 def is_the_readers(file: str) -> bool:
     """Whether the reader wrote the code in `file`."""
-    installed = file.startswith(_NOT_THE_READERS) or "/site-packages/" in file  # there may be more than one such folder
+    # There may be more than one folder of packages: the user's, those on PYTHONPATH, Debian's.
+    installed = file.startswith(_NOT_THE_READERS) or "/site-packages/" in file or "/dist-packages/" in file
     return file.startswith(_THE_READERS) or not installed
 
 
@@ -99,7 +100,7 @@ def table_of_the_stuck(size: int, waits_for: dict[int, str], places: dict[int, s
     elif any(text.startswith("send") for text in waits_for.values()):
         fix = (
             "with rendezvous, a send waits until its receiver takes the message: let one of two neighbors receive "
-            "first, or start the recv before the send with recv(src, async_op=True)"
+            "first, or start the recv before the send: recv(src, async_op=True), in a guest dist.irecv"
         )
     elif ended:
         fix = (
