@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -46,7 +47,7 @@ BLOCKS = {
     ),
 }
 
-PROGRAMS = (
+PROGRAMS = (  # each runs without types: the shapes fit
     ("h = F.layer_norm(x, (8,), n)", "y = F.gelu(h @ a)", "z = reduce_from(y @ b, group)"),
     ("e = copy_to(x, group)", "y = F.gelu(e @ a)", "p = y @ b + bias", "z = reduce_from(p, group)"),
     ("e = copy_to(x, group)", "y = e @ a + own_bias", "p = y @ b", "q = F.gelu(p)", "z = reduce_from(q, group)"),
@@ -54,10 +55,11 @@ PROGRAMS = (
     ("e = copy_to(x, group)", "y = F.relu(e @ a)", "w = y.softmax(-1)", "z = reduce_from(w @ b, group)"),
     ("h = F.layer_norm(own, (8,), n)", "e = all_gather(h, group, 1)", "z = reduce_scatter(e @ a @ b, group, 1)"),
     ("e = gather_from(own, group, 1)", "s = e.square()", "y = F.gelu(s @ a)", "z = reduce_scatter(y @ b, group, 1)"),
-    ("e = all_gather(own, group, 1)", "p = F.gelu(e @ a) @ b", "s = reduce_from(p, group)", "z = own + s"),
+    ("e = all_gather(own, group, 1)", "p = F.gelu(e @ a) @ b", "s = reduce_scatter(p, group, 1)",
+     "y = F.gelu((own + s) @ a)", "z = reduce_scatter(y @ b, group, 1)"),
     ("e = copy_to(x, group)", "f = copy_to(2 * e, group)", "y = F.gelu(f @ a)", "z = reduce_from(y @ b, group)"),
     ("m = own.mean()", "s = m / 2", "t = reduce_from(s, group)", "v = own.mean()", "loss = reduce_from(v, group) + t"),
-)
+)  # fmt: skip
 
 
 def line_by_line(lines: tuple[str, ...], group: Group) -> Iterator[tuple[int, str, str]]:
@@ -92,6 +94,11 @@ def right_kinds(block: str) -> dict[str, str]:
     return {name: found for _, name, found in typed_run(BLOCKS[block])}
 
 
+def tidy(kind: Any) -> str:
+    """As the book writes it: "r | p" is "R|P"."""
+    return re.sub(r"\s", "", str(kind)).upper()
+
+
 def judge_kinds(given: Any, right: dict[str, str], block: str) -> None:
     """Line by line; the first that is wrong is told, and not what is right."""
     if not isinstance(given, dict) or given.keys() != right.keys():
@@ -99,18 +106,26 @@ def judge_kinds(given: Any, right: dict[str, str], block: str) -> None:
     if ... in given.values():
         raise NotImplementedError
     for number, (name, line) in enumerate(zip(right, BLOCKS[block], strict=True), 1):
-        mine = given[name]
+        mine = tidy(given[name])
         if mine == right[name]:
             continue
-        value, _, gradient = str(mine).partition("|")
-        half = "gradient" if value == right[name].partition("|")[0] else "value"
-        known = "" if gradient else ' Write value and gradient, as "R|P".'
-        raise Fault(f"is wrong in line {number} of {block!r}.", f"{line}: the {half} is not {mine!r}.{known}")
+        sentence = f"is wrong in line {number} of {block!r}."
+        if not re.fullmatch(r"(R|P|S\d)\|(R|P|S\d)", mine):
+            form = 'Write value and gradient, as "R|P" or "S1|S1", and count dims from 0'
+            raise Fault(sentence, f"{line}: {given[name]!r} is no kind. {form}")
+        pairs = zip(("value", "gradient"), mine.split("|"), right[name].split("|"), strict=True)
+        half, wrong = next((half, wrong) for half, wrong, known in pairs if wrong != known)
+        raise Fault(sentence, f"{line}: the {half} is not {wrong!r}")
+
+
+def with_kinds(block: str, **instead: str) -> dict[str, str]:
+    """The right kinds, with another one for all `entered` or all `summand`."""
+    wrong = {{"entered": "R|P", "summand": "P|R"}[which]: kind for which, kind in instead.items()}
+    return {name: wrong.get(found, found) for name, found in right_kinds(block).items()}
 
 
 def without_gradients(block: str) -> dict[str, str]:
-    alike = {"P|R": "P|P", "R|P": "R|R"}
-    return {name: alike.get(found, found) for name, found in right_kinds(block).items()}
+    return with_kinds(block, entered="R|R", summand="P|P")
 
 
 @planning(
@@ -121,6 +136,12 @@ def without_gradients(block: str) -> dict[str, str]:
     slips={
         "the gradient is not placed as the value: that of a summand is whole, that of what has entered is a partial "
         "sum.": without_gradients,
+        "a summand is a part of the value alone: each summand gets the whole gradient of the sum.": lambda block: (
+            with_kinds(block, summand="P|P")
+        ),
+        "each device does another part of the work with what has entered: its gradient is a partial sum.": (
+            lambda block: with_kinds(block, entered="R|R")
+        ),
     },
     hints=(
         "Go line by line. What is cut, what is whole, what is not yet summed? The gradient is told by the kind: there "
@@ -148,6 +169,10 @@ def judge_lines(given: Any, right: list[int]) -> None:
     """Program by program."""
     if not isinstance(given, list | tuple) or len(given) != len(right):
         raise Fault("is wrong.", f"expected a list of {len(right)} line numbers, given {told_kind(given)}")
+    if any(mine is ... for mine in given):
+        raise NotImplementedError
+    if any(isinstance(mine, str) for mine in given):
+        raise Fault("is wrong.", "expected line numbers, given text: write 2, without quotes")
     wrong = [i for i, (mine, line) in enumerate(zip(given, right, strict=True), 1) if mine != line]
     if wrong:
         raise Fault(
@@ -161,7 +186,10 @@ def judge_lines(given: Any, right: list[int]) -> None:
     judge=judge_lines,
     cases=((),),
     praise="finds the wrong line of all ten.",
-    slips={"these are the last lines; a mistake is refused where it is made.": lambda: [len(p) for p in PROGRAMS]},
+    slips={
+        "these are the last lines; a mistake is refused where it is made.": lambda: [len(p) for p in PROGRAMS],
+        "these are right, counted from 0. The first line is line 1.": lambda: [line - 1 for line in right_lines()],
+    },
     hints=(
         "Write the kind beside each line, as in the first exercise. Stop where no rule gives one.",
         "Four are about the gradient alone: their values are right on every device.",
@@ -188,13 +216,18 @@ def right_outer(a: str, b: str) -> str:
 
 def judge_outer(given: Any, right: str, a: str, b: str) -> None:
     """One of the kinds, or "refused"."""
-    if given != right:
+    if tidy(given) != right.upper():
         told = told_kind(given) if not isinstance(given, str) else repr(given)
         raise Fault(f"is wrong for a {a} and b {b}.", f"given {told}")
 
 
 def outer_without_f(a: str, b: str) -> str:
     return right_outer(*(kind.replace("R|R", "R|P") if (a, b) != ("R|R", "R|R") else kind for kind in (a, b)))
+
+
+def outer_of_both(a: str, b: str, kind: str) -> str:
+    """Right, but that R|R beside R|P gives `kind`."""
+    return kind if {a, b} == {"R|R", "R|P"} else right_outer(a, b)
 
 
 @planning(
@@ -206,6 +239,12 @@ def outer_without_f(a: str, b: str) -> str:
         "a whole tensor beside one that is cut or a summand gets a gradient that nobody sums: it must have entered.": (
             outer_without_f
         ),
+        "R|R beside R|P is not R|P: the gradient of the whole one would be a partial sum that nobody sums.": (
+            lambda a, b: outer_of_both(a, b, "R|P")
+        ),
+        "R|R beside R|P is not R|R: f would sum the gradient of the entered one, which is whole already.": (
+            lambda a, b: outer_of_both(a, b, "R|R")
+        ),
         "outer is linear in each of the two, so a partial sum may pass, beside one that has entered.": lambda a, b: (
             "refused" if "P|R" in (a, b) else right_outer(a, b)
         ),
@@ -215,7 +254,7 @@ def outer_without_f(a: str, b: str) -> str:
         "result[i, j] = a[i] * b[j]. Which pieces of it can a device make of its own piece of a, and a whole b? Whose "
         "gradient is then a partial sum?",
         "Two of one kind: R|R stays, R|P stays, two partial sums or two pieces are refused. Else, one of the two must "
-        "be R|P.",
+        "be R|P; R|R beside it is refused.",
         "With b R|P: a S0|S0 gives S0|S0, and P|R gives P|R. With a R|P: b S0|S0 gives S1|S1.",
     ),
 )

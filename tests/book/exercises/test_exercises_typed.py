@@ -22,6 +22,23 @@ def cut_by_dim_1(block):
     return {name: kind.replace("S2", "S1") for name, kind in tasks.right_kinds(block).items()}
 
 
+def cut_by_the_last(block):
+    return {name: kind.replace("S2", "S-1") for name, kind in tasks.right_kinds(block).items()}
+
+
+def kinds_with_spaces(block):
+    """Right as well."""
+    return {name: kind.replace("|", " | ").lower() for name, kind in tasks.right_kinds(block).items()}
+
+
+def summands_alike(block):
+    return tasks.with_kinds(block, summand="P|P")
+
+
+def entered_alike(block):
+    return tasks.with_kinds(block, entered="R|R")
+
+
 def as_a_list(block):
     return list(tasks.right_kinds(block).values())
 
@@ -32,6 +49,14 @@ def last_lines():
 
 def one_off():
     return [2, 3, 4, 4, 3, 2, 3, 4, 2, 5]
+
+
+def in_quotes():
+    return [str(line) for line in tasks.right_lines()]
+
+
+def from_zero():
+    return [line - 1 for line in tasks.right_lines()]
 
 
 def nine():
@@ -49,6 +74,14 @@ def outer_forgets_f(a, b):
     return tasks.outer_without_f(a, b)
 
 
+def outer_enters_both(a, b):
+    return tasks.outer_of_both(a, b, "R|P")
+
+
+def outer_keeps_whole(a, b):
+    return tasks.outer_of_both(a, b, "R|R")
+
+
 def outer_refuses_sums(a, b):
     return "refused" if "P|R" in (a, b) else tasks.right_outer(a, b)
 
@@ -64,7 +97,7 @@ def outer_in_numbers(a, b):
 test_the_stub_waits = checks.stubs_wait(EVERY)
 test_right_answers_pass = checks.right_answers_pass(
     EVERY,
-    [(tasks.outer, outer_by_table)],
+    [(tasks.outer, outer_by_table), (tasks.block_kinds, kinds_with_spaces)],
     {"block_kinds": "every line of both blocks", "wrong_lines": "all ten", "outer": "all 16 pairs"},
 )
 
@@ -74,12 +107,20 @@ test_right_answers_pass = checks.right_answers_pass(
     [
         (tasks.block_kinds, gradients_as_values, "that of a summand is whole"),
         (tasks.block_kinds, values_alone, 'Write value and gradient, as "R|P"'),
-        (tasks.block_kinds, cut_by_dim_1, "wrong in line 3 of 'tensor'"),
+        (tasks.block_kinds, cut_by_dim_1, "y = F.gelu(e @ a): the value is not 'S1'"),
+        (tasks.block_kinds, cut_by_the_last, "'S-1|S-1' is no kind"),
+        (tasks.block_kinds, gradients_as_values, "e = copy_to(h, group): the gradient is not 'R'"),
+        (tasks.block_kinds, summands_alike, "each summand gets the whole gradient"),
+        (tasks.block_kinds, entered_alike, "what has entered: its gradient is a partial sum"),
         (tasks.block_kinds, as_a_list, "expected a dict"),
         (tasks.wrong_lines, last_lines, "refused where it is made"),
         (tasks.wrong_lines, one_off, "right for 9 of 10"),
+        (tasks.wrong_lines, in_quotes, "without quotes"),
+        (tasks.wrong_lines, from_zero, "counted from 0"),
         (tasks.wrong_lines, nine, "expected a list of 10"),
         (tasks.outer, outer_forgets_f, "it must have entered"),
+        (tasks.outer, outer_enters_both, "beside R|P is not R|P"),
+        (tasks.outer, outer_keeps_whole, "beside R|P is not R|R"),
         (tasks.outer, outer_refuses_sums, "linear in each of the two"),
         (tasks.outer, outer_keeps_dim_0, "S1|S1 there"),
         (tasks.outer, outer_in_numbers, "is wrong for a R|R and b R|R"),
@@ -96,6 +137,18 @@ def test_each_of_the_ten_has_one_wrong_line():
         found = tasks.typed_run(lines)
         assert found[-1][2] == "refused"
         assert all(kind != "refused" for *_, kind in found[:-1])
+
+
+def test_the_ten_run_without_types():
+    """So what types find is no error of shapes."""
+
+    def run(group):
+        for lines in tasks.PROGRAMS:
+            names = {"F": torch.nn.functional, "group": group, **vars(tasks.conjugates)}
+            names |= {name: torch.ones(shape) for name, (shape, _) in tasks.GIVEN.items()}
+            exec("\n".join(lines), names)
+
+    Cluster(2).run(run)
 
 
 @pytest.mark.parametrize(("a", "b"), tasks.outer.cases)
