@@ -75,14 +75,23 @@ class Folklore(SphinxDirective):
             raise self.error(f"folklore: the box {self.arguments[0]!r} states no fact")
         box = {key: self.options[key] for key in ("name", "topic", "cell")}
         box["text"] = repr((self.arguments, sorted(self.options.items()), list(self.content)))
-        box["claim"] = self.parse_inline(self.arguments[0])[0]
-        box |= {key: self.parse_inline(self.options[key])[0] for key in ABOUT}
-        box["fact"] = self.parse_content_to_nodes()
+        box["claim"] = alone(self.parse_inline(self.arguments[0])[0])
+        box |= {key: alone(self.parse_inline(self.options[key])[0]) for key in ABOUT}
+        box["fact"] = alone(self.parse_content_to_nodes())
         boxes(self.env).setdefault(self.env.docname, []).append(box)
         place = Claims(of="box", box=len(boxes(self.env)[self.env.docname]) - 1)
         self.set_source_info(place)
         place["ids"] = [f"folklore-{box['name']}"]
         return [place]
+
+
+def alone(parts: list[nodes.Node]) -> list[nodes.Node]:
+    """Cut loose from their page. Else all of it, with its pictures, would be kept with each box from build to build."""
+    for part in parts:
+        part.parent = None
+        for node in part.findall():
+            node.document = None
+    return parts
 
 
 class ListOf(SphinxDirective):

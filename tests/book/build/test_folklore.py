@@ -151,6 +151,7 @@ def book(tmp_path_factory):
             Sphinx(*folders, confoverrides=settings, status=None, warning=warnings).build()
         return {name: (place / "html" / f"{name}.html").read_text("utf-8") for name in names}, warnings.getvalue()
 
+    build.known = place / "known" / "environment.pickle"
     yield build
     sys.path.remove(str(ROOT / "_ext"))
 
@@ -170,6 +171,12 @@ def test_a_changed_box_changes_the_list_and_the_quiz(book):
         assert "make five" not in after[page]
     assert before["test_yourself"] != after["test_yourself"]
     assert after["test_yourself"].count('type="radio"') == 2
+
+
+def test_a_box_does_not_keep_its_page(book):
+    output = 3_000_000 * "x"
+    assert output in book(chapter("F").replace('"4\\n', f'"4{output}\\n'))[0]["sums"]
+    assert book.known.stat().st_size < len(output)
 
 
 @pytest.mark.parametrize(
