@@ -4,6 +4,7 @@ In a chapter, right behind the cell that shows it (the label stands alone in the
 
     :::{folklore} A reduce concatenates what the devices hold.
     :name: reduce-concatenates
+    :asked: What a reduce returns has the shape of what one device brought.
     :topic: collectives
     :popular: in glossaries
     :number: [11, 22], not [1, 2, 10, 20]
@@ -15,9 +16,10 @@ In a chapter, right behind the cell that shows it (the label stands alone in the
     (More to say, if there is: why it is so.)
     :::
 
-The first paragraph is the fact, and stands alone: in the quiz it is the true statement. Every number of a box is one
-that its cell prints (tests/book/test_folklore.py). `{folklore-list} topic` shows all boxes of a topic, and
-`{folklore-quiz}` asks about all. They are filled in when a page is written, and written again when a box changes.
+The first paragraph is the fact, and stands alone. Half of the boxes, chosen by their names, the quiz asks by a sentence
+that is true, `asked`: one that sounds like the claims, without the numbers that would give it away. Every number of a
+box is one that its cell prints (tests/book/build/test_folklore.py). `{folklore-list} topic` shows all boxes of a topic,
+and `{folklore-quiz}` asks about all. They are filled in when a page is written, and written again when a box changes.
 """
 
 from hashlib import sha256
@@ -66,17 +68,20 @@ class Folklore(SphinxDirective):
     required_arguments = 1
     final_argument_whitespace = True
     has_content = True
-    option_spec = dict.fromkeys(("name", "topic", "cell", *ABOUT), directives.unchanged_required)  # noqa: RUF012
+    option_spec = dict.fromkeys(("name", "asked", "topic", "cell", *ABOUT), directives.unchanged_required)  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
-        if missing := [name for name in self.option_spec if name not in self.options]:
+        wanted = set(self.option_spec) - (set() if is_true(self.options) else {"asked"})
+        if missing := sorted(wanted - set(self.options)):
             raise self.error(f"folklore: the box {self.arguments[0]!r} lacks {', '.join(missing)}")
+        if set(self.options) - wanted:
+            raise self.error(f"folklore: the quiz asks {self.arguments[0]!r} by its claim, so `asked` is never read")
         if not self.content:
             raise self.error(f"folklore: the box {self.arguments[0]!r} states no fact")
         box = {key: self.options[key] for key in ("name", "topic", "cell")}
         box["text"] = repr((self.arguments, sorted(self.options.items()), list(self.content)))
         box["claim"] = alone(self.parse_inline(self.arguments[0])[0])
-        box |= {key: alone(self.parse_inline(self.options[key])[0]) for key in ABOUT}
+        box |= {key: alone(self.parse_inline(self.options[key])[0]) for key in ("asked", *ABOUT) if key in wanted}
         box["fact"] = alone(self.parse_content_to_nodes())
         boxes(self.env).setdefault(self.env.docname, []).append(box)
         place = Claims(of="box", box=len(boxes(self.env)[self.env.docname]) - 1)
@@ -184,7 +189,7 @@ class Show(SphinxPostTransform):
     def question(self, count: int, docname: str, box: dict) -> Tag:
         """A fieldset with two radio buttons. Styles alone show the answer when one of them is chosen."""
         true, name = is_true(box), f"quiz-{box['name']}"
-        said = self.copy(box["fact"][0].children) if true else self.copy(box["claim"])
+        said = self.copy(box["asked"]) if true else self.copy(box["claim"])
         choices = []
         for word, right in (("True", true), ("False", not true)):
             one = f"{name}-{word.lower()}"
@@ -198,9 +203,8 @@ class Show(SphinxPostTransform):
         ]
         if true:
             often = [nodes.Text("Often said instead: "), quoted(self.copy(box["claim"]))]
-            reason += [nodes.paragraph("", "", *often), *self.copy(box["fact"][1:])]
-        else:
-            reason += self.copy(box["fact"])
+            reason.append(nodes.paragraph("", "", *often))
+        reason += self.copy(box["fact"])
         cell = self.link("the cell that shows it", docname, cell_anchor(self.env, box)[1])
         more = [self.link("all about this claim", PAGE, f"claim-{box['name']}"), nodes.Text(" · "), cell]
         reason.append(nodes.paragraph("", "", *more, classes=["quiz-more"]))
@@ -215,11 +219,11 @@ def quoted(parts: list[nodes.Node]) -> nodes.inline:
 
 def shuffled(box: dict) -> str:
     """A place in the quiz that stays when other boxes come."""
-    return sha256(box["name"].encode()).hexdigest()
+    return sha256(box.get("name", "").encode()).hexdigest()
 
 
 def is_true(box: dict) -> bool:
-    """Whether the quiz states the fact, or the claim: for about half of the boxes each."""
+    """Whether the quiz asks by a true sentence, or by the claim: for about half of the boxes each."""
     return int(shuffled(box)[-1], 16) % 2 == 0
 
 

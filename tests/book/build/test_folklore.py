@@ -98,7 +98,14 @@ def test_its_cell_ran_and_printed_its_numbers(box):
 @each_box
 def test_its_topic_is_on_the_page(box):
     assert f"{{folklore-list}} {box.options['topic']}\n" in (ROOT / "folklore_checked.md").read_text("utf-8")
-    assert box.fact.strip().split("\n\n")[0].endswith("."), "the first paragraph is the true statement of the quiz"
+    assert box.fact.strip().split("\n\n")[0].endswith(".")
+
+
+def test_the_numbers_of_a_sentence_do_not_give_its_answer_away():
+    """A quiz is answered by who knows, not by who sees that true sentences have decimals."""
+    told = [box.options["asked"] for box in BOXES if "asked" in box.options]
+    assert len(BOXES) / 3 < len(told) < 2 * len(BOXES) / 3
+    assert [sentence for sentence in told if not sentence.endswith(".") or re.search(r"\d\.\d|\d%", sentence)] == []
 
 
 # ---- a book of two pages and a quiz ----
@@ -173,6 +180,20 @@ def test_a_changed_box_changes_the_list_and_the_quiz(book):
     assert after["test_yourself"].count('type="radio"') == 2
 
 
+def test_a_box_is_asked_by_a_true_sentence_or_by_its_claim(book):
+    by_its_claim, warnings = book(chapter("Two and two make five"))
+    assert warnings == ""
+    true = chapter("Two and two make six").replace(":name: a-box", ":name: one-box\\n:asked: They make an even number.")
+    by_a_true_one, warnings = book(true)
+    assert warnings == ""
+    question = r"<legend>1\. (.*?)</legend>.*quiz-right\">(.*?)</p>.*Two and two make 4\."
+    claim = re.search(question, by_its_claim["test_yourself"], re.S).groups()
+    assert claim == ("Two and two make five", "Right. It is false.")
+    sentence = re.search(question, by_a_true_one["test_yourself"], re.S).groups()
+    assert sentence == ("They make an even number.", "Right. It is true.")
+    assert "Often said instead: " in by_a_true_one["test_yourself"]
+
+
 def test_a_box_does_not_keep_its_page(book):
     output = 3_000_000 * "x"
     assert output in book(chapter("F").replace('"4\\n', f'"4{output}\\n'))[0]["sums"]
@@ -186,8 +207,10 @@ def test_a_box_does_not_keep_its_page(book):
         (chapter("B", output=False), "no cell with outputs has the label 'the-sum'"),
         (chapter("C").replace(":cost: nothing\\n", ":cots: nothing\\n"), "cots"),
         (chapter("D").replace('    ":cost: nothing\\n",\n', ""), "lacks cost"),
+        (chapter("E").replace(":name: a-box", ":name: one-box"), "lacks asked"),
+        (chapter("F").replace(":name: a-box", ":name: a-box\\n:asked: It is so."), "`asked` is never read"),
     ],
-    ids=["no label", "no output", "a misspelled option", "a missing option"],
+    ids=["no label", "no output", "a misspelled option", "a missing option", "nothing to ask", "asked by its claim"],
 )
 def test_a_box_that_cannot_be_checked_is_reported(book, text, told):
     _, warnings = book(text)
