@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from lib.guest import own, private
+from lib.guest import own, private, private_python
 from lib.guest.callers import is_a_guests
 from lib.guest.exits import Exit
 
@@ -51,7 +51,7 @@ class Child:
 
 def is_simulated(process: BaseProcess) -> bool:
     """Whether the process would run code of the program's own."""
-    code = getattr(private.target_of(process) or type(process).run, "__code__", None)
+    code = getattr(private_python.target_of(process) or type(process).run, "__code__", None)
     return code is not None and is_a_guests(code.co_filename)
 
 
@@ -69,12 +69,12 @@ def simulated_processes(batch_of: Callable[[], Any], call: Callable) -> Iterator
     def start(self: BaseProcess) -> None:
         if not is_simulated(self):
             return real(self)
-        batch, target, anew = batch_of(), private.target_of(self), private.method_of(self) != "fork"
+        batch, target, anew = batch_of(), private_python.target_of(self), private_python.method_of(self) != "fork"
         if target:
-            batch.calls.append(call(target, *private.arguments_of(self), anew))
+            batch.calls.append(call(target, *private_python.arguments_of(self), anew))
         else:
             batch.calls.append(call(type(self), (vars(self).copy(),), {}, anew, _revive))
-        self._Popen = lambda process: Child(batch, private.parent_of(process) + own.APART * len(batch.calls))
+        self._Popen = lambda process: Child(batch, private_python.parent_of(process) + own.APART * len(batch.calls))
         return real(self)
 
     with private.patched(BaseProcess, start=start):

@@ -6,7 +6,7 @@ count as equal), and the operations that `loss_parallel` turns to its own while 
 
 import sys
 
-from lib.guest import private
+from lib.guest import private_dtensors as private
 
 
 class DTensors:

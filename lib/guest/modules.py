@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.devices.engine.wording import is_the_readers
-from lib.guest import private
+from lib.guest import private_python
 
 # Packages that keep one state for the process in their modules. Each device imports them anew.
 SINGLETONS = ("hydra", "tqdm", "absl", "accelerate", "fire", "tyro", "draccus")
@@ -46,7 +46,7 @@ class Modules:
         """They are kept, and the next device finds none."""
         names = self._names
         self._mine[rank] = {name: sys.modules.pop(name) for name in list(names) if name in sys.modules}
-        private.forget_import_locks(names)
+        private_python.forget_import_locks(names)
 
     def give_back(self, failed: bool) -> None:
         """The modules are those from before; the guest's are gone."""

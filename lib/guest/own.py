@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any
 
 from lib.devices.group import Group
+from lib.devices.handle import Handle
 from lib.guest import private
 
 
@@ -24,7 +25,8 @@ class Device:
     """One device of a run with a guest on it: the group of all, and the works that it has started."""
 
     group: Group
-    open_works: dict = field(default_factory=dict)  # handle not yet waited for -> the line that started it
+    # Handle not yet waited for -> the line that started it; None when PyTorch's own code did.
+    open_works: dict[Handle, str | None] = field(default_factory=dict)
     started: list = field(default_factory=list)  # processes that it has started and not waited for
     trouble: BaseException | None = None  # what went wrong in a thread of the program's own
 

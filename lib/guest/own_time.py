@@ -3,11 +3,13 @@
 The wall clock times the simulation, in which devices take turns: tokens per second of it say nothing about hardware.
 """
 
+import datetime
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lib.guest import own, private
+from lib.guest import own, private, private_python
 from lib.guest.callers import for_guests
 
 CLOCKS = ("perf_counter", "monotonic", "time")
@@ -28,7 +30,12 @@ class OwnTime:
             now = self._reading(real)
             replaced[name] = for_guests(real, now)
             replaced[f"{name}_ns"] = for_guests(getattr(time, f"{name}_ns"), lambda now=now: round(now() * 1e9))
-        with private.patched(time, **replaced):
+        dates = _dates(self._reading(time.time))
+        with (
+            private.patched(time, **replaced),
+            private.patched(timeit, default_timer=replaced["perf_counter"]),
+            private_python.methods_of_c(datetime.datetime, **dates),
+        ):
             yield
 
     def _reading(self, real: Callable[[], float]) -> Callable[[], float]:
@@ -55,3 +62,17 @@ class OwnTime:
                 clock.wait_until(group.me, clock.now[group.me] + seconds, "sleep")
 
         return sleep
+
+
+def _dates(now: Callable[[], float]) -> dict[str, classmethod]:
+    """The methods of `datetime.datetime` that read a clock, here `now`; `today` asks `time.time`."""
+    simulated = {
+        "now": lambda kind, tz=None: kind.fromtimestamp(now(), tz),
+        "utcnow": lambda kind: kind.fromtimestamp(now(), datetime.UTC).replace(tzinfo=None),
+    }
+
+    def real(name: str) -> Callable:
+        method = vars(datetime.datetime)[name]
+        return lambda kind, *args, **kwargs: method.__get__(None, kind)(*args, **kwargs)
+
+    return {name: classmethod(for_guests(real(name), function)) for name, function in simulated.items()}

@@ -1,17 +1,13 @@
-"""Every private interface of PyTorch and of Python that guests lean on, each under a name of our own.
+"""Every private interface that guests lean on, each under a name of our own: here those of PyTorch's groups.
 
-They belong to one version of PyTorch. After an update, `tests/guest/test_private.py` says which one has moved; a reader
-with another version is told so in a sentence.
+Those of its tensors, of DTensor and of Python stand beside, in `private_*.py`. They belong to one version of PyTorch.
+After an update, `tests/guest/test_private.py` says which one has moved; a reader with another version is told so in a
+sentence.
 """
 
 import importlib
-import importlib._bootstrap as bootstrap
-import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -141,38 +137,6 @@ def after_backward(function: Callable[[], None]) -> None:
     take("torch.autograd", "Variable")._execution_engine.queue_callback(function)
 
 
-def forget_import_locks(names: set[str]) -> None:
-    """Another device may import the modules `names`, even if this one waits in the middle of importing them."""
-    locks = bootstrap._module_locks  # few or none: only of imports under way
-    for name in [name for name in list(locks) if name in names]:
-        locks.pop(name, None)
-
-
-def default_context() -> Any:
-    """What `multiprocessing.set_start_method` writes into, as `_actual_context`."""
-    return take("multiprocessing.context", "_default_context")
-
-
-def target_of(process: BaseProcess) -> Callable | None:
-    """The function that a process which has not been started will call."""
-    return process._target
-
-
-def arguments_of(process: BaseProcess) -> tuple[tuple, dict[str, Any]]:
-    """What it will call it with."""
-    return tuple(process._args), dict(process._kwargs)
-
-
-def parent_of(process: BaseProcess) -> int:
-    """The number of the process that made it."""
-    return process._parent_pid
-
-
-def method_of(process: BaseProcess) -> str:
-    """How it would be started: "fork", "spawn" or "forkserver"."""
-    return type(process)._start_method or multiprocessing.get_start_method()
-
-
 @contextmanager
 def unwatched() -> Iterator[None]:
     """While entered, this thread's modes and hooks are laid aside: a run that a device starts has its own."""
@@ -185,34 +149,3 @@ def unwatched() -> Iterator[None]:
     finally:
         if hooks is not None:
             take("torch._C._autograd", "_push_saved_tensors_default_hooks")(*hooks)
-
-
-DTENSOR = "torch.distributed.tensor._redistribute"  # the last module of DTensor to be imported of those named below
-
-
-@dataclass(frozen=True)
-class OfDTensor:
-    """What DTensor keeps for a process: handlers of operations, plans for redistributions, and what makes the plans."""
-
-    handlers: dict
-    planners: dict
-    plan: Callable
-
-    def afresh(self) -> "OfDTensor":
-        """The same handlers, and no plans."""
-        return OfDTensor(dict(self.handlers), {}, cache(take(DTENSOR, "_gen_transform_infos_non_cached")))
-
-
-def of_dtensor() -> OfDTensor:
-    """What it keeps at the moment."""
-    dispatcher = take("torch.distributed.tensor", "DTensor")._op_dispatcher
-    return OfDTensor(
-        dispatcher._custom_op_handlers, take(DTENSOR, "_planner_cache"), take(DTENSOR, "_gen_transform_infos")
-    )
-
-
-def set_dtensor(kept: OfDTensor) -> None:
-    """From now on it keeps this."""
-    take("torch.distributed.tensor", "DTensor")._op_dispatcher._custom_op_handlers = kept.handlers
-    module = importlib.import_module(DTENSOR)
-    module._planner_cache, module._gen_transform_infos = kept.planners, kept.plan

@@ -1,4 +1,4 @@
-"""The rest of `private.py`: what guests lean on of PyTorch's tensors, modes, modules and checkpoints."""
+"""The part of `private.py` for PyTorch's tensors, modes, modules and checkpoints."""
 
 from typing import Any
 
@@ -34,6 +34,16 @@ mode_stack = take("torch.utils._python_dispatch", "_get_current_dispatch_mode_st
 pop_mode = take("torch.utils._python_dispatch", "_pop_mode")
 push_mode = take("torch.utils._python_dispatch", "_push_mode")
 without_modes = take("torch.utils._python_dispatch", "_disable_current_modes")
+
+# ---- modules ----
+
+call_of_modules = take("torch.nn", "Module")._call_impl.__code__  # what runs when a module is called
+
+
+def is_compiled_in_place(module: torch.nn.Module) -> bool:
+    """Whether `module.compile()` was called."""
+    return module._compiled_call_impl is not None
+
 
 # ---- devices ----
 

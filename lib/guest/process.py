@@ -8,7 +8,7 @@ import logging
 import os
 from contextlib import AbstractContextManager
 
-from lib.guest import private
+from lib.guest import private, private_python
 from lib.guest.callers import for_devices
 
 
@@ -91,7 +91,7 @@ class StartMethods:
     """What `multiprocessing.set_start_method` has set: each device may call it once."""
 
     def __init__(self, size: int):
-        self._context = private.default_context()
+        self._context = private_python.default_context()
         self._caller = self._context._actual_context
         self._mine = [self._caller] * size
 

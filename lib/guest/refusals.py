@@ -1,9 +1,8 @@
 """What PyTorch offers and simulated devices do not: left out with a warning where the results stay the same, refused
 with a sentence where they would not."""
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import torch.profiler
 from torch.autograd.profiler_util import EventList
 
 from lib.guest import private
-from lib.guest.callers import for_devices, for_guests, refused
+from lib.guest.callers import for_devices, for_guests, refused, warn
+from lib.guest.checkpoints import saved_at_once
+from lib.guest.compiled import compiler_left_out
 
 
 class QuietProfiler(torch.profiler.profile):
@@ -22,7 +23,10 @@ class QuietProfiler(torch.profiler.profile):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__()
-        _left_out("torch.profiler", "it records nothing here; --hardware H100 --trace out.json writes the timeline", 3)
+        warn(
+            "torch.profiler is left out on simulated devices: it records nothing here; --hardware H100 --trace "
+            "out.json writes the timeline"
+        )
 
     def start(self) -> None:
         """Nothing begins."""
@@ -46,28 +50,19 @@ class QuietProfiler(torch.profiler.profile):
         Path(path).write_text("")
 
 
-def _uncompiled(model: Callable | None = None, **options: Any) -> Any:
-    _left_out("torch.compile", "the program runs without it, with the same results", 4)
-    return (lambda function: function) if model is None else model
-
-
-def _left_out(what: str, why: str, depth: int) -> None:
-    warnings.warn(f"{what} is left out on simulated devices: {why}", stacklevel=depth)
-
-
 @contextmanager
 def refusals(size: int) -> Iterator[None]:
     """Around a run of `size` devices."""
-    with ExitStack() as patches:
-        for module, replacements in (
-            (torch, {"compile": for_devices(torch.compile, _uncompiled)}),
-            (torch.nn.Module, {"compile": for_devices(torch.nn.Module.compile, _uncompiled)}),
-            (torch.profiler, {"profile": QuietProfiler}),
-            (dist, {"monitored_barrier": for_devices(dist.monitored_barrier, refused(
-                "monitored_barrier looks for a process that hangs, which is named here without it",
-                "Call dist.barrier() in its place"))}),
-        ):  # fmt: skip
-            patches.enter_context(private.patched(module, **replacements))
+    monitored = refused(
+        "monitored_barrier looks for a process that hangs, which is named here without it",
+        "Call dist.barrier() in its place",
+    )
+    with (
+        compiler_left_out(size),
+        saved_at_once(size),
+        private.patched(torch.profiler, profile=QuietProfiler),
+        private.patched(dist, monitored_barrier=for_devices(dist.monitored_barrier, monitored)),
+    ):
         yield
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lib.devices.engine.wording import is_the_readers, where
 from lib.devices.handle import Handle
 from lib.guest import private
+from lib.guest.callers import is_pytorchs
 from lib.guest.own import Device
 
 
@@ -73,7 +74,7 @@ class Work(Works):
         super().__init__([], outputs)
         self._device, self._finish, self._handle, self._line = device, finish_it, handle, {} if line is None else line
         self._line[self] = None
-        device.open_works[handle] = where(sys._getframe())
+        device.open_works[handle] = None if is_pytorchs(sys._getframe()) else where(sys._getframe())
 
     def wait(self, timeout: Any = None) -> bool:
         """Waits for this one, and then has those that were started before it done too."""

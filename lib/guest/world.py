@@ -76,11 +76,12 @@ def end(device: Device) -> None:
         raise device.trouble
     for handle, line in device.open_works.items():
         device.group.place.forget(handle)
-        warnings.warn(
-            f"rank {device.group.me} started {handle} in {line}, and never waited for it: when its result is there is "
-            "left to chance. Call wait() on what async_op=True returns",
-            stacklevel=2,
-        )
+        if line is not None:  # DDP tells those that have joined to go on, and needs no answer
+            warnings.warn(
+                f"rank {device.group.me} started {handle} in {line}, and never waited for it: when its result is there "
+                "is left to chance. Call wait() on what async_op=True returns",
+                stacklevel=2,
+            )
 
 
 def close(device: Device) -> None:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, ShardingStrategy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -169,22 +170,31 @@ def zero_redundancy():
 # ---- fully sharded ----
 
 
+def _by_fsdp1(**options):
+    options |= {"device_id": torch.device("cpu"), "use_orig_params": True}
+    blocks = [FullyShardedDataParallel(block, **options) for block in without_rare(make(dtype=torch.float32))]
+    model = FullyShardedDataParallel(nn.Sequential(*blocks), **options)
+    optimizer, losses = sgd(model.parameters()), []
+    for step in range(2):
+        optimizer.zero_grad()
+        loss = model(batch(step, dtype=torch.float32)).square().mean()
+        loss.backward()
+        losses += [loss.item(), model.clip_grad_norm_(0.5).item()]
+        optimizer.step()
+    with FullyShardedDataParallel.summon_full_params(model):
+        return losses, [p.detach().clone() for p in model.parameters()]
+
+
 def fsdp1():
-    found = []
-    for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.NO_SHARD):
-        options = {"sharding_strategy": strategy, "device_id": torch.device("cpu"), "use_orig_params": True}
-        blocks = [FullyShardedDataParallel(block, **options) for block in without_rare(make(dtype=torch.float32))]
-        model = FullyShardedDataParallel(nn.Sequential(*blocks), **options)
-        optimizer, losses = sgd(model.parameters()), []
-        for step in range(2):
-            optimizer.zero_grad()
-            loss = model(batch(step, dtype=torch.float32)).square().mean()
-            loss.backward()
-            losses += [loss.item(), model.clip_grad_norm_(0.5).item()]
-            optimizer.step()
-        with FullyShardedDataParallel.summon_full_params(model):
-            found.append((losses, [p.detach().clone() for p in model.parameters()]))
-    return found
+    strategies = (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.NO_SHARD)
+    return [_by_fsdp1(sharding_strategy=strategy) for strategy in strategies]
+
+
+def fsdp1_hybrid():
+    """Sharded within a group of devices, and the same in every group."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+    strategies = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2)
+    return [_by_fsdp1(sharding_strategy=strategy, device_mesh=mesh) for strategy in strategies]
 
 
 def _fully(model, mesh, **options):
@@ -317,10 +327,26 @@ def tensor_and_fully_sharded():
     return found, whole(model)
 
 
+def several_ways():
+    """Two stages of a pipeline, each fully sharded over the devices beside it, which have other batches."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("stage", "data"))
+    number, data = mesh.get_local_rank("stage"), mesh["data"]
+    model = fully_shard(without_rare(make())[number], mesh=data)
+    stage = PipelineStage(model, number, 2, torch.device("cpu"), group=mesh.get_group("stage"))
+    schedule = Schedule1F1B(stage, 2, loss_fn=nn.functional.mse_loss)
+    optimizer, losses = sgd(p for p in model.parameters() if p.requires_grad), []
+    for step in range(2):
+        optimizer.zero_grad()
+        x = batch(step, data.get_local_rank())
+        schedule.step(*([] if number else [x]), **({"target": x.cos(), "losses": losses} if number else {}))
+        optimizer.step()
+    return [loss.item() for loss in losses], whole(model)
+
+
 # ---- checkpoints ----
 
 
-def save(folder):
+def save(folder, in_the_background=False):
     """A model and its optimizer, sharded over all who are here."""
     model = _fully(make(), init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
@@ -329,7 +355,11 @@ def save(folder):
         model(batch(step, rank=0)).square().mean().backward()
         optimizer.step()
     weights, states = get_state_dict(model, optimizer)
-    checkpoint.save({"model": weights, "optimizer": states, "step": 2}, checkpoint_id=folder)
+    kept = {"model": weights, "optimizer": states, "step": 2}
+    if in_the_background:
+        checkpoint.async_save(kept, checkpoint_id=folder).result()
+    else:
+        checkpoint.save(kept, checkpoint_id=folder)
     return {name: value.full_tensor() for name, value in get_model_state_dict(model).items()}
 
 
@@ -349,6 +379,6 @@ def load(folder):
 
 
 ROWS = [
-    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, fsdp1, fsdp2, fsdp2_mixed, hsdp, dtensors,
-    uneven_dtensors, tensor_parallel, sequence_parallel, tensor_and_fully_sharded,
+    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, fsdp1, fsdp1_hybrid, fsdp2, fsdp2_mixed, hsdp,
+    dtensors, uneven_dtensors, tensor_parallel, sequence_parallel, tensor_and_fully_sharded, several_ways,
 ]  # fmt: skip

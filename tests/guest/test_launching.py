@@ -2,7 +2,11 @@
 
 import inspect
 import multiprocessing
+import os
 import re
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +16,9 @@ from torch.distributed.elastic.agent.server import local_elastic_agent as agent
 
 from lib import Cluster
 from lib.devices.errors import DeadlockError
-from lib.guest import shared
+from lib.guest import asking
 from lib.guest.copies import own_copy
+from lib.guest.own_time import OwnTime
 from lib.guest.program import guest
 from lib.guest.spawning import spawning
 from lib.guest.variables import variables
@@ -56,10 +61,85 @@ def test_devices_wait_for_each_other_at_barriers_events_and_queues():
     assert sorted(said) == [0, 1]
 
 
-def test_a_lock_that_nobody_opens_is_a_deadlock(monkeypatch):
-    monkeypatch.setattr(shared, "PATIENCE", 0.05)
-    with pytest.raises(DeadlockError, match=r"rank 0 waits at Queue.get\(\)"):
+def test_what_nobody_puts_is_a_deadlock_at_once():
+    begin = time.monotonic()
+    with pytest.raises(DeadlockError, match=r"1 of 1 wait(.|\n)*0  Queue.get\(\) +<lambda>, line \d+: Cluster"):
         Cluster(1).run(guest(lambda: mp.get_context("spawn").Queue().get()))
+    assert time.monotonic() - begin < asking.PATIENCE / 2
+
+
+def holds_a_lock_at_a_barrier(lock):
+    dist.init_process_group("gloo")
+    lock.acquire()
+    dist.barrier()
+
+
+def test_who_waits_for_a_lock_and_who_waits_for_that_one_are_both_named():
+    def program():
+        if not locks:
+            locks.append(mp.get_context("spawn").Lock())
+        holds_a_lock_at_a_barrier(locks[0])
+
+    locks = []
+    words = r"0  barrier\(\) in group \(0, 1, 2\) +holds.* line \d+: dist(.|\n)*2  a lock of .*: lock.acquire\(\)"
+    with pytest.raises(DeadlockError, match=words):
+        Cluster(3).run(guest(program))
+
+
+def from_a_thread(queue, event):
+    threading.Thread(target=lambda: time.sleep(0.2) or queue.put("late"), daemon=True).start()
+    return queue.get()
+
+
+def from_who_waits_no_longer(queue, event):
+    """Rank 1 gives up after a while, and then does what rank 0 waits for."""
+    if int(os.environ["RANK"]) == 0:
+        return queue.get()
+    event.wait(timeout=0.2)
+    return queue.put("late") or "late"
+
+
+def from_who_sleeps(queue, event):
+    if int(os.environ["RANK"]) == 0:
+        return queue.get()
+    for _ in range(4):
+        time.sleep(0.05)
+    return queue.put("late") or "late"
+
+
+@pytest.mark.parametrize("program", [from_a_thread, from_who_waits_no_longer, from_who_sleeps])
+def test_who_is_late_is_waited_for(program, monkeypatch):
+    monkeypatch.setattr(asking, "AT_ONCE", 0.05)
+
+    def main():
+        if not tools:
+            tools.extend([context.Queue(), context.Event()])
+        return program(*tools)
+
+    tools, context = [], mp.get_context("spawn")
+    size = 1 if program is from_a_thread else 2
+    assert Cluster(size).run(replace(guest(main), outside=(OwnTime(),))) == ["late"] * size
+
+
+def test_beside_a_real_process_devices_are_patient(monkeypatch):
+    monkeypatch.setattr(asking, "PATIENCE", 0.4)
+    monkeypatch.setattr(asking, "AT_ONCE", 0.0)
+
+    def program():
+        context = mp.get_context("fork")
+        process = context.Process(target=time.sleep, args=(30,), daemon=True)
+        process.start()
+        begin.append(time.monotonic())
+        try:
+            context.Queue().get()
+        finally:
+            process.terminate()
+            process.join()
+
+    begin = []
+    with pytest.raises(DeadlockError):
+        Cluster(1).run(guest(program))
+    assert time.monotonic() - begin[0] >= 0.4
 
 
 def test_what_nobody_waits_for_runs_at_the_end():

@@ -30,9 +30,10 @@ def test_pipelining(worlds, name):
 
 
 def test_checkpoints_go_from_one_to_the_other(worlds, tmp_path):
-    """Two real processes save, four devices go on; and the other way."""
+    """Two real processes save, four devices go on; and the other way, saved in the background."""
     real = worlds[2].run(library_rows.save, str(tmp_path / "real"))
-    simulated = by_devices(2, library_rows.save, str(tmp_path / "simulated"))
+    with pytest.warns(UserWarning, match="async_save is a save that is waited for"):
+        simulated = by_devices(2, library_rows.save, str(tmp_path / "simulated"), True)
     same(simulated, real, "saved", 0)
     by_four = by_devices(4, library_rows.load, str(tmp_path / "real"))
     step, loaded, learned = by_four[3]

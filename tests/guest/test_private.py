@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 
 from lib import Cluster, guest
-from lib.guest import private, private_tensors
+from lib.guest import private, private_dtensors, private_python, private_tensors
 
-SOURCES = [Path(module.__file__) for module in (private, private_tensors)]
+SOURCES = [Path(module.__file__) for module in (private, private_dtensors, private_python, private_tensors)]
 
 
 def taken():
     """Each (module, name) that private.py takes by `take`, read from its source."""
-    names = {"CPP": private.CPP, "c10d.__name__": private.c10d.__name__, "DTENSOR": private.DTENSOR}
+    names = {"CPP": private.CPP, "c10d.__name__": private.c10d.__name__, "DTENSOR": private_dtensors.DTENSOR}
     for node in chain.from_iterable(ast.walk(ast.parse(source.read_text())) for source in SOURCES):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "take":
             module, name = node.args
@@ -114,18 +114,18 @@ def test_within_a_backward_and_behind_it():
 def test_import_locks_are_forgotten():
     locks = sys.modules["importlib._bootstrap"]._module_locks
     locks["of_a_guest"] = None
-    private.forget_import_locks({"of_a_guest", "never_seen"})
+    private_python.forget_import_locks({"of_a_guest", "never_seen"})
     assert "of_a_guest" not in locks
 
 
 def test_processes_before_their_start():
     process = multiprocessing.get_context("spawn").Process(target=print, args=(1,), kwargs={"end": ""})
-    assert private.target_of(process) is print
-    assert private.arguments_of(process) == ((1,), {"end": ""})
-    assert private.method_of(process) == "spawn"
-    assert private.parent_of(process) == os.getpid()
-    assert private.method_of(multiprocessing.Process()) == multiprocessing.get_start_method()
-    context = private.default_context()
+    assert private_python.target_of(process) is print
+    assert private_python.arguments_of(process) == ((1,), {"end": ""})
+    assert private_python.method_of(process) == "spawn"
+    assert private_python.parent_of(process) == os.getpid()
+    assert private_python.method_of(multiprocessing.Process()) == multiprocessing.get_start_method()
+    context = private_python.default_context()
     before = context._actual_context
     multiprocessing.set_start_method("spawn", force=True)
     assert context._actual_context is multiprocessing.get_context("spawn")

@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from guest import library_rows
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -219,6 +221,22 @@ def never_receives(rank):
 def test_who_does_not_wait_is_warned_and_early_works_are_done_before_late_ones(program, result, rendezvous):
     with pytest.warns(UserWarning, match=rf"rank 1 started .* in {program.__name__}, line \d+: dist.* Call wait\(\)"):
         assert run(program, rendezvous=rendezvous) == [result, result]
+
+
+def test_what_pytorch_starts_and_drops_is_not_the_programs_to_wait_for():
+    """DDP within Join tells the devices that have no more batches to go on; nobody needs the answer."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="rank . started")
+        run(lambda rank: library_rows.ddp_join())
+
+
+def drops_a_functional_collective(rank):
+    funcol.all_reduce(torch.ones(2), "sum", dist.group.WORLD)
+
+
+def test_nor_is_a_functional_collective_dropped_without_a_word():
+    with pytest.warns(UserWarning, match=r"rank 1 started .*all_reduce.* in drops_a_functional_collective, line"):
+        run(drops_a_functional_collective)
 
 
 def a_future(rank):

@@ -53,6 +53,10 @@ class Exchange:
         """Device `me`, which stands still, may go on when its turn comes."""
         self.turns.ready(me)
 
+    def deadlock(self, asking: dict[int, str]) -> DeadlockError:
+        """The error for a moment when nobody can move: some stand still, others are `asking` in vain (rank -> what)."""
+        return self._waiting.deadlock(asking)
+
     def step_back(self, me: int, call: object) -> None:
         """Device `me` asks again and again: the others, of whom one may have the answer, go first."""
         self._waiting.check_caller(me, call)
@@ -80,6 +84,6 @@ class Exchange:
 
     def stuck(self) -> DeadlockError | None:
         """The error for the moment when nobody can move. None when somebody can after all."""
-        while not self.turns.anyone_ready and self._meetings.give_links_to_the_first():
+        while not self.turns.in_line and self._meetings.give_links_to_the_first():
             pass
-        return None if self.turns.anyone_ready else self._waiting.deadlock()
+        return None if self.turns.in_line else self._waiting.deadlock({})

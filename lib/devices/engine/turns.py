@@ -88,9 +88,9 @@ class Turns:
         self._ready.append(rank)
 
     @property
-    def anyone_ready(self) -> bool:
-        """Whether some device may go on."""
-        return bool(self._ready)
+    def in_line(self) -> tuple[int, ...]:
+        """The devices that may go on, the next one first."""
+        return tuple(self._ready)
 
     def stop_if_failed(self) -> None:
         """Unwinds the calling device when the run has failed elsewhere or was interrupted."""
@@ -105,9 +105,9 @@ class Turns:
         """Whether the caller is the thread of device `rank`."""
         return threading.get_ident() == self._threads[rank].ident
 
-    def is_a_device(self) -> bool:
-        """Whether the caller is the thread of one of the devices."""
-        return threading.current_thread() in self._threads
+    def is_a_device(self, thread: threading.Thread | None = None) -> bool:
+        """Whether `thread`, by default that of the caller, is the thread of one of the devices."""
+        return (thread or threading.current_thread()) in self._threads
 
     def _live(self, rank: int) -> None:
         if hasattr(os, "SCHED_BATCH"):  # Linux

@@ -64,10 +64,12 @@ class Waiting:
         for handle, started in self._open.items():
             raise MismatchError(f"{started}: started {handle}. Call wait() on it, or leave out async_op=True")
 
-    def deadlock(self) -> DeadlockError:
-        """The error for the moment when nobody can move: who waits for what, and in which line."""
-        frames = sys._current_frames()
-        places = {rank: where(self.turns.frame_of(rank, frames)) for rank in self._waits_for}
-        del frames  # this frame is among them: such a cycle would keep the devices' tensors alive
+    def deadlock(self, asking: dict[int, str]) -> DeadlockError:
+        """The error for the moment when nobody can move: who waits for what, and in which line. `asking`: for what
+        devices wait that do not stand still, but ask again and again."""
         calls = {rank: f"{call} in group {short_ranks(ranks)}" for rank, (call, ranks) in self._waits_for.items()}
+        calls |= asking
+        frames = sys._current_frames()
+        places = {rank: where(self.turns.frame_of(rank, frames)) for rank in calls}
+        del frames  # this frame is among them: such a cycle would keep the devices' tensors alive
         return DeadlockError(table_of_the_stuck(self.size, calls, places, self.ended))
