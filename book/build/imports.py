@@ -1,7 +1,7 @@
 """Which files a chapter's outputs come from: found by reading its imports, without running anything.
 
-A door (the `__init__` of a package, as `lib` or `book`) only passes names on. So `from book import draw_bars` needs
-the file that defines `draw_bars`, and none of the other pictures.
+A door (the `__init__` of a package, as `lib` or `book`) only passes names on, by its imports or by its table. So
+`from book import draw_bars` needs the file that defines `draw_bars`, and none of the other pictures.
 """
 
 import ast
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from lib.door import homes as homes_in
+
 OURS = ("lib", "book")
+TABLE = "ROOMS"  # of a door that loads lazily, see `lib.door`
 
 
 class House:
@@ -68,10 +71,10 @@ class House:
         """`from module import name`"""
         if name == "*":
             yield from self._everything(module)
+        elif home := self._homes(module).get(name):  # before a room of this name, as `lib.guest`
+            yield from self._name(*home)
         elif inner := self.file(f"{module}.{name}"):
             yield inner
-        elif home := self._homes(module).get(name):
-            yield from self._name(*home)
         else:
             yield self.file(module) or module.split(".")[0]
 
@@ -90,11 +93,9 @@ class House:
         for node in self._tree(file).body:
             if isinstance(node, ast.ImportFrom):
                 homes |= {one.asname or one.name: (node.module, one.name) for one in node.names if one.name != "*"}
-            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):  # a lazy door: {module: [names]}
-                table = ast.literal_eval(node.value) if is_plain(node.value) else {}
-                for key, names in table.items():
-                    if isinstance(key, str) and isinstance(names, list) and self.file(key):
-                        homes |= {name: (key, name) for name in names}
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == TABLE:
+                table = homes_in(ast.literal_eval(node.value))
+                homes |= {name: (home, name) for name, home in table.items()}
         return homes
 
     def _text(self, text: str, folder: Path) -> Iterator[Path]:
@@ -106,9 +107,3 @@ class House:
             yield module
         elif path.is_relative_to(self.root) and path.is_file():
             yield path
-
-
-def is_plain(node: ast.AST) -> bool:
-    """Does the expression consist of written-out values only?"""
-    computed = ast.Name | ast.Call | ast.Attribute | ast.comprehension
-    return not any(isinstance(inner, computed) for inner in ast.walk(node))

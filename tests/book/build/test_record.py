@@ -19,7 +19,7 @@ FILES = {
     "lib/deep/words.txt": "one two",
     "lib/deep/child.py": "",
     "lib/unused.py": "",
-    "book/__init__.py": '_HOMES = {"book.bars": ["draw_bars"], "book.lines": ["draw_lines"]}\n',
+    "book/__init__.py": 'ROOMS = {"book": {"bars": "draw_bars", "lines": "draw_lines"}}\n',
     "book/bars.py": "from lib import cut\n\ndef draw_bars(): ...\n",
     "book/lines.py": "import matplotlib.pyplot\n\ndef draw_lines(): ...\n",
     "lines.csv": "1,2",
@@ -108,7 +108,7 @@ def test_an_edited_cell_makes_its_chapter_stale_and_an_edited_text_does_not(smal
 def test_a_new_import_inside_a_file_and_a_removed_one_are_named(small):
     (small / "lib" / "cut.py").write_text("from lib import unused\n\ndef cut(): ...\n")
     assert stale(small)["bars"] == "lib/cut.py changed, and 1 more"
-    (small / "book" / "__init__.py").write_text('_HOMES = {"book.bars": ["draw_bars", "draw_lines"]}\n')
+    (small / "book" / "__init__.py").write_text('ROOMS = {"book": {"bars": "draw_bars draw_lines"}}\n')
     assert stale(small)["lines"] == "it needs book/bars.py now, and 4 more"
 
 
