@@ -14,9 +14,10 @@ from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
 from lib.costs.time import check_known, step_seconds
 from lib.costs.will_it_fit import Room, room_needed
+from lib.devices.counts import check_counts
 from lib.devices.hardware import Hardware
 from lib.parallel.grid.config import ParallelConfig, valid_configs
-from lib.parallel.grid.nearest import divisors, is_count
+from lib.parallel.grid.nearest import divisors
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)  # texts
 MOST_DEVICES = 2**20
@@ -96,9 +97,7 @@ def plan_on(config: ParallelConfig, sequence: int, micro_batch: int = 1, **more:
 
 def candidates(shape: ModelShape, devices: int, batch: int, sequence: int, per_node: int = 8) -> Iterator[StepPlan]:
     """Every plan that is tried, `batch` texts of `sequence` tokens in a step. Raises ValueError for sizes below 1."""
-    for name, value in (("devices", devices), ("batch", batch), ("sequence", sequence), ("per_node", per_node)):
-        if not is_count(value):
-            raise ValueError(f"the planner needs {name} to be an integer of at least 1, not {value!r}")
+    check_counts("the planner", {"devices": devices, "batch": batch, "sequence": sequence, "per_node": per_node})
     check_known(shape)
     for t in divisors(devices):
         for p in divisors(devices // t):
@@ -181,5 +180,4 @@ def rule_of_thumb(shape: ModelShape, devices: int, per_node: int = 8) -> dict[st
     nodes = max(1, devices // per_node)
     pipeline = 1 if size < 10e9 else min(8, nodes) if size <= 100e9 else max(1, nodes // 8)
     grid = {"data": devices // (tensor * pipeline), "tensor": tensor, "pipeline": pipeline}
-
     return {**grid, "interleaved": 2 if size > 100e9 and pipeline > 1 else 1}

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SIZES_MUST_BE_POSITIVE = ("layers", "hidden", "heads", "kv_heads", "head_size", "inner", "vocabulary", "experts")
+from lib.devices.counts import check_counts
+
+SIZES = ("layers", "hidden", "heads", "kv_heads", "head_size", "inner", "vocabulary", "experts")
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,7 @@ class ModelShape:
     active_experts: int = 1
 
     def __post_init__(self) -> None:
-        for name in SIZES_MUST_BE_POSITIVE:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"ModelShape: {name}={size!r} must be an integer of at least 1")
+        check_counts("ModelShape", {name: getattr(self, name) for name in SIZES})
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"ModelShape: {self.heads} heads cannot share {self.kv_heads} heads of keys and values evenly"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lib.costs.memory import TrainingPlan
+from lib.costs.training_plan import TrainingPlan
+from lib.devices.counts import check_counts
 
 PipelineSchedule = Literal["1f1b", "zb-h1", "zb-h2"]
 Split = Literal["equal", "ends", "best"]
@@ -26,8 +27,7 @@ class StepPlan(TrainingPlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.interleaved, bool) or not isinstance(self.interleaved, int) or self.interleaved < 1:
-            raise ValueError(f"StepPlan: interleaved={self.interleaved!r} must be an integer of at least 1")
+        check_counts("StepPlan", {"interleaved": self.interleaved})
         for name, allowed in (("schedule", get_args(PipelineSchedule)), ("split", get_args(Split))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"StepPlan: {name}={getattr(self, name)!r} must be one of {allowed}")

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lib.costs.shapes import ModelShape
+from lib.devices.counts import check_counts
+from lib.parallel.gpt.block import Recompute
 
-Recomputed = Literal["selective", "full"]
+SIZES = ("sequence", "micro_batch", "micro_batches", "data", "tensor", "pipeline", "every", "chunks")
 Optimizer = Literal["sgd", "momentum", "adam", "adam-8bit", "adafactor"]
 
 
@@ -52,7 +54,7 @@ class TrainingPlan:
     pipeline: int = 1
     zero: int = 0
     sequence_parallel: bool = False
-    recompute: Recomputed | None = None
+    recompute: Recompute | None = None
     every: int = 1
     fused_attention: bool = True
     cpu: bool = False
@@ -62,13 +64,10 @@ class TrainingPlan:
     optimizer: Optimizer = "adam"
 
     def __post_init__(self) -> None:
-        for name in ("sequence", "micro_batch", "micro_batches", "data", "tensor", "pipeline", "every", "chunks"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"TrainingPlan: {name}={size!r} must be an integer of at least 1")
+        check_counts("TrainingPlan", {name: getattr(self, name) for name in SIZES})
         choices = {
             "zero": (0, 1, 2, 3),
-            "recompute": (None, *get_args(Recomputed)),
+            "recompute": (None, *get_args(Recompute)),
             "precision": tuple(PRECISIONS),
             "optimizer": get_args(Optimizer),
         }

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lib.devices.clock import Charge, Clock
+from lib.devices.counts import is_count
 from lib.devices.engine.exchange import Exchange
 from lib.devices.engine.heap import keep_freed_memory
 from lib.devices.engine.modes import modes_of_the_caller, refuse_what_devices_would_not_see
@@ -35,7 +36,7 @@ class Cluster:
     """
 
     def __init__(self, size: int, hardware: Hardware | str | None = None, rendezvous: bool = False):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_count(size):
             raise ValueError(f"Cluster(size={size!r}): the number of devices must be an integer of at least 1")
         self.size = size
         self.hardware = Hardware.preset(hardware) if isinstance(hardware, str) else hardware

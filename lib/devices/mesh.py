@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from lib.devices.counts import is_count
 from lib.devices.group import Group
 
 
@@ -24,7 +25,7 @@ class Mesh:
                 raise ValueError(
                     f"Mesh: an axis cannot be called {name!r}, a mesh has that already; choose another name"
                 )
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_count(size):
                 raise ValueError(
                     f"Mesh: {name}={size!r} is not a number of devices; it must be an integer of at least 1"
                 )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from lib.devices.cluster import check_program
+from lib.devices.counts import is_count
 from lib.devices.meters import Meters
 from lib.real.child import Answer, Modes, Order, Printed, live
 from lib.real.process import own_gpu
@@ -39,7 +40,7 @@ class Processes:
     """
 
     def __init__(self, size: int):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_count(size):
             raise ValueError(f"Processes(size={size!r}): the number of processes must be an integer of at least 1")
         self.size, self.meters = size, Meters(size)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lib.devices import Group, Mesh
+from lib.devices.counts import check_counts
 from lib.devices.pieces import cut
 
 
@@ -40,9 +41,7 @@ class ExpertGrid:
         leaves. Raises ValueError when the sizes do not divide the number of devices.
         """
         ep = group.size // tensor_parallel if expert_parallel is None else expert_parallel
-        for name, size in (("expert_parallel", ep), ("tensor_parallel", tensor_parallel)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"ExpertGrid: {name}={size!r} must be an integer of at least 1")
+        check_counts("ExpertGrid", {"expert_parallel": ep, "tensor_parallel": tensor_parallel})
         if group.size % (ep * tensor_parallel):
             raise ValueError(
                 f"ExpertGrid on rank {group.rank}: {group.size} devices cannot be divided into sets of expert_parallel="

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.devices import Group
+from lib.devices.counts import check_counts
 
 NOWHERE = -1  # in the place of an expert's number: this choice goes to none
 
@@ -44,10 +45,7 @@ class RoutingRule:
     best: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("experts", "k", "nodes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"RoutingRule: {name}={value!r} must be an integer of at least 1")
+        check_counts("RoutingRule", {"experts": self.experts, "k": self.k, "nodes": self.nodes})
         if self.k > self.experts:
             raise ValueError(f"RoutingRule: k={self.k} experts for each token, but there are only {self.experts}")
         if self.score not in ("softmax", "sigmoid"):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from lib.devices.counts import check_counts
+
 SIZES = {  # layers, hidden, heads, positions
     "gpt2": (12, 768, 12, 1024),
     "gpt2-medium": (24, 1024, 16, 1024),
@@ -34,10 +36,8 @@ class GPTConfig:
     deviation: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "vocabulary", "positions"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"GPTConfig: {name}={size!r} must be an integer of at least 1")
+        sizes = ("layers", "hidden", "heads", "vocabulary", "positions")
+        check_counts("GPTConfig", {name: getattr(self, name) for name in sizes})
         if self.hidden % self.heads:
             raise ValueError(f"GPTConfig: a hidden size of {self.hidden} cannot be divided into {self.heads} heads")
         if self.approximate not in ("none", "tanh"):

@@ -15,8 +15,9 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from lib.devices.counts import check_counts, no_counts
 from lib.parallel.gpt.block import Recompute
-from lib.parallel.grid.nearest import divisors, is_count
+from lib.parallel.grid.nearest import divisors
 from lib.parallel.grid.rules import RULES, Case
 
 SIZES = ("dp", "pp", "cp", "tp", "ep", "micro_batches", "chunks")
@@ -48,11 +49,7 @@ class ParallelConfig:
     uneven_stages: bool = False
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"{name}={getattr(self, name)!r} must be an integer of at least 1"
-            for name in SIZES
-            if not is_count(getattr(self, name))
-        ]
+        wrong = no_counts({name: getattr(self, name) for name in SIZES})
         if isinstance(self.zero, bool) or self.zero not in (0, 1, 2, 3):
             wrong.append(f"zero={self.zero!r} must be 0 (none), 1, 2 or 3")
         if self.recompute not in (None, "selective", "full"):
@@ -93,11 +90,8 @@ class ParallelConfig:
         longest that the model has positions for, if it says so), `batch` the texts of a step, of all replicas
         together (None: not looked at).
         """
-        wrong = [
-            f"{name}={value!r} must be an integer of at least 1"
-            for name, value in (("devices", devices), ("sequence", sequence), ("batch", batch))
-            if not (is_count(value) or (value is None and name != "devices"))
-        ]
+        given = {name: value for name, value in (("sequence", sequence), ("batch", batch)) if value is not None}
+        wrong = no_counts({"devices": devices, **given})
         case = Case(self, devices, model, sequence, batch)
         return wrong or [told for rule in RULES if (told := rule(case)) is not None]
 
@@ -122,8 +116,7 @@ def valid_configs(
     unknown = sorted(choices.keys() - known)
     if unknown:
         raise ValueError(f"valid_configs: there is no {', '.join(unknown)}; a ParallelConfig has {', '.join(known)}")
-    if not is_count(devices):
-        raise ValueError(f"valid_configs: devices={devices!r} must be an integer of at least 1")
+    check_counts("valid_configs", {"devices": devices})
     free = [name for name in known if name not in (*AXES, "ep", "micro_batches")]
     for tp, cp, pp in product(*(_tried(choices, name, devices) for name in ("tp", "cp", "pp"))):
         dp = devices // (tp * cp * pp)

@@ -3,11 +3,6 @@
 from collections.abc import Iterable
 
 
-def is_count(value: object) -> bool:
-    """Whether it is an integer of at least 1; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def divisors(number: int) -> list[int]:
     """All of them, in ascending order."""
     small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]

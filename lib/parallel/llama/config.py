@@ -8,6 +8,7 @@ from the config.json beside the weights.
 from dataclasses import dataclass
 from math import prod
 
+from lib.devices.counts import check_counts
 from lib.parallel.llama.rotary import Llama3Scaling, Scaling
 
 
@@ -48,10 +49,8 @@ class LlamaConfig:
                     "head_size where it is not hidden / heads"
                 )
             object.__setattr__(self, "head_size", self.hidden // self.heads)  # frozen, but not finished
-        for name in ("layers", "hidden", "heads", "kv_heads", "inner", "vocabulary", "head_size", "positions"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"LlamaConfig: {name}={size!r} must be an integer of at least 1")
+        sizes = ("layers", "hidden", "heads", "kv_heads", "inner", "vocabulary", "head_size", "positions")
+        check_counts("LlamaConfig", {name: getattr(self, name) for name in sizes})
         if self.window is not None and self.positions > self.window:
             raise ValueError(
                 f"LlamaConfig: positions={self.positions} beyond window={self.window}: a sliding window is not "

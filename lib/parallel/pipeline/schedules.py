@@ -12,24 +12,25 @@ Those whose stages lie in a V are in `v_shaped`.
 
 from collections import deque
 
+from lib.devices.counts import is_count
 from lib.parallel.pipeline.steps import Backward, BackwardInput, BackwardWeight, Forward, Schedule, Step
 
 
 def naive(p: int, m: int) -> Schedule:
     """Each device waits for the next, and for its gradient: no two ever work at the same time."""
-    check_counts(p, m)
+    check_sizes(p, m)
     return Schedule("naive", [[kind(r, k) for k in range(m) for kind in (Forward, Backward)] for r in range(p)])
 
 
 def gpipe(p: int, m: int) -> Schedule:
     """All forwards, then all backwards: every device holds m micro-batches."""
-    check_counts(p, m)
+    check_sizes(p, m)
     return Schedule("GPipe", [[kind(r, k) for kind in (Forward, Backward) for k in range(m)] for r in range(p)])
 
 
 def one_f_one_b(p: int, m: int) -> Schedule:
     """Device r does p - 1 - r forwards ahead, then a forward and a backward in turn: it holds p - r micro-batches."""
-    check_counts(p, m)
+    check_sizes(p, m)
     lists = []
     for r in range(p):
         ahead = min(m, p - 1 - r)
@@ -41,7 +42,7 @@ def one_f_one_b(p: int, m: int) -> Schedule:
 def interleaved(p: int, m: int, v: int) -> Schedule:
     """Stage s on device s mod p. In rounds of p micro-batches, through all of a device's chunks. m must be a multiple
     of p."""
-    check_counts(p, m, v)
+    check_sizes(p, m, v)
     if m % p:
         raise ValueError(
             f"interleaved: {m} micro-batches on {p} devices; m must be a multiple of p. Take {m - m % p + p}, or "
@@ -59,7 +60,7 @@ def interleaved(p: int, m: int, v: int) -> Schedule:
 
 def breadth_first(p: int, m: int, v: int) -> Schedule:
     """Stage s on device s mod p. All micro-batches through a chunk before the next chunk begins."""
-    check_counts(p, m, v)
+    check_sizes(p, m, v)
     lists = []
     for r in range(p):
         down = [Forward(c * p + r, k) for c in range(v) for k in range(m)]
@@ -69,14 +70,14 @@ def breadth_first(p: int, m: int, v: int) -> Schedule:
 
 def zb_h1(p: int, m: int) -> Schedule:
     """1F1B, where device r puts off the weights of r micro-batches: the same memory, a third of the bubble."""
-    check_counts(p, m)
+    check_sizes(p, m)
     return Schedule("ZB-H1", [put_off(steps, r) for r, steps in enumerate(one_f_one_b(p, m).steps)])
 
 
 def zb_h2(p: int, m: int) -> Schedule:
     """2 (p - r) - 1 forwards before the first backward, and 2 r micro-batches of weights put off: no bubble where all
     three parts take equally long, and twice the memory."""
-    check_counts(p, m)
+    check_sizes(p, m)
     lists = []
     for r in range(p):
         ahead = min(m, 2 * (p - r) - 1)
@@ -116,8 +117,8 @@ def put_off(steps: list[Step], later: int) -> list[Step]:
     return made + list(off)
 
 
-def check_counts(p: int, m: int, v: int = 1) -> None:
+def check_sizes(p: int, m: int, v: int = 1) -> None:
     """Raises ValueError when one of them is not a number of things."""
     for name, value, what in (("p", p, "devices"), ("m", m, "micro-batches"), ("v", v, "chunks on a device")):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(value):
             raise ValueError(f"a schedule with {name} = {value!r}: {what} are counted by an integer of at least 1")

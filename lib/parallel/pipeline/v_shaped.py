@@ -10,13 +10,13 @@ zb_v: Qi et al. 2023, arXiv 2401.10241, section 6. dual_pipe_v: DeepSeek-AI, git
 
 from collections import Counter, deque
 
-from lib.parallel.pipeline.schedules import check_counts
+from lib.parallel.pipeline.schedules import check_sizes
 from lib.parallel.pipeline.steps import Backward, BackwardInput, BackwardWeight, Forward, Schedule, Step
 
 
 def zb_v(p: int, m: int) -> Schedule:
     """No bubble where all three parts take equally long, and the memory of 1F1B's first device on each."""
-    check_counts(p, m)
+    check_sizes(p, m)
     return Schedule("ZB-V", [_zb_v(p, m, r) for r in range(p)])
 
 
@@ -51,7 +51,7 @@ def _zb_v(p: int, m: int, r: int) -> list[Step]:
 def dual_pipe_v(p: int, m: int) -> Schedule:
     """In the middle, every backward has a forward beside it that does not depend on it: while one of the two computes,
     the other may communicate, which experts need. Raises ValueError when m is below 2 p."""
-    check_counts(p, m)
+    check_sizes(p, m)
     if m < 2 * p:
         raise ValueError(
             f"DualPipeV: {m} micro-batches on {p} devices; it needs at least {2 * p}, one for each stage. Take more "
