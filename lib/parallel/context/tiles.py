@@ -17,12 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
-from lib.devices import Group
 from lib.parallel.attention.cache import KVCache
-from lib.parallel.context.attention import ContextAttention
 from lib.parallel.context.gpt import ContextGPT
 from lib.parallel.gpt.block import ParallelBlock
-from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.tensor.mlp import ParallelMLP
 
 
@@ -83,19 +80,15 @@ class TiledBlock(ParallelBlock):
 
 
 class TiledContextGPT(ContextGPT):
-    """A `ContextGPT` of layers like `TiledBlock`, whose logits are never whole: a tile of tokens at a time."""
+    """A `ContextGPT` of layers like `TiledBlock`, whose logits are never whole: a tile of tokens at a time, of `tiles`.
+
+    Its arguments are else those of `ContextGPT`; it recomputes all in any case.
+    """
 
     Block = TiledBlock
 
-    def __init__(
-        self,
-        config: GPTConfig,
-        group: Group,
-        attention: ContextAttention,
-        everyone: Group | None = None,
-        tiles: int = TiledMLP.tiles,
-    ):
-        super().__init__(config, group, attention, everyone)
+    def __init__(self, *args: Any, tiles: int = TiledMLP.tiles, **options: Any):
+        super().__init__(*args, **options)
         self.tiles = tiles
         for block in self.blocks:
             block.mlp.tiles = tiles

@@ -11,20 +11,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.gpt.block import ParallelBlock, Recompute
 from lib.parallel.gpt.config import GPTConfig
-from lib.parallel.sharding.conjugates import copy_to, gather_from
-from lib.parallel.sharding.dense import layout_of
+from lib.parallel.gpt.head import VocabularyHead
+from lib.parallel.sharding.dense import draw_dense
 from lib.parallel.tensor.dropout import ParallelDropout
 from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
 
 
-class GPT(nn.Module):
+class GPT(VocabularyHead):
     """One device's part of a GPT, split over `group`. On one device it is the dense model.
 
     Communication, without the loss: forward, an all-reduce for the embedding and two for each layer; backward, two for
@@ -97,41 +96,18 @@ class GPT(nn.Module):
         """(..., S, hidden) Replicate -> the tokens of it that this device has between the layers: all."""
         return x
 
-    def all_tokens(self, x: Tensor) -> Tensor:
-        """What a block leaves -> (batch, S, hidden) Replicate."""
-        return x
-
-    def enter(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Into the sharded head, by f: (batch, S, hidden) Replicate -> (batch, S, padded V/P) Shard(-1)."""
-        return F.linear(copy_to(x, self.group), weight)
-
-    @torch.no_grad()
-    def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
-        """(batch, S) -> (batch, padded V/P) Shard(-1): for the one token that follows, padding -inf. No gradients."""
-        x = self.all_tokens(self.trunk(tokens, caches))  # (batch, S, hidden)  Replicate
-        logits = F.linear(self.norm(x[:, -1]), self.embedding.weight)  # (batch, padded V/P)  Shard(-1)
-        width = logits.shape[-1]
-        padding = self.group.rank * width + torch.arange(width, device=logits.device) >= self.config.vocabulary
-        return logits.masked_fill(padding, -torch.inf)
-
-    def whole_logits(self, logits: Tensor) -> Tensor:
-        """(..., padded V/P) Shard(-1) -> (..., V) Replicate, by an all-gather. Few need it: not the loss."""
-        return gather_from(logits, self.group, -1)[..., : self.config.vocabulary]
+    @property
+    def head_weight(self) -> Tensor:
+        """(padded V/P, hidden) Shard(0): the embedding's."""
+        return self.embedding.weight
 
 
-@torch.no_grad()
 def initialize(model: GPT) -> None:
-    """GPT-2's initialization, cut: normal with one deviation, and less where 2 x layers outputs add up on a residual.
+    """GPT-2's initialization: normal with one deviation, and less where 2 x layers outputs add up on a residual."""
+    config = model.config
 
-    Every device draws the dense weights, one after the other, and keeps its pieces.
-    """
-    parameters = dict(model.named_parameters())
-    for name, shape in model.config.shapes().items():
-        if len(shape) == 1:
-            parameters[name].fill_(1.0 if name.endswith("weight") else 0.0)  # LayerNorm; biases
-            continue
+    def deviation(name: str) -> float:
         last = name.endswith(("attention.out.weight", "mlp.down.weight"))
-        deviation = model.config.deviation / (math.sqrt(2 * model.config.layers) if last else 1)
-        dense = torch.empty(shape, dtype=parameters[name].dtype, device=parameters[name].device)
-        piece = layout_of(model, name).piece(dense.normal_(std=deviation), model.group.size, model.group.rank)
-        parameters[name].copy_(piece)
+        return config.deviation / (math.sqrt(2 * config.layers) if last else 1)
+
+    draw_dense(model, config.shapes(), model.group, deviation)

@@ -11,21 +11,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.attention.cache import KVCache
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.gpt.block import Recompute
+from lib.parallel.gpt.head import VocabularyHead
 from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.layer import LlamaBlock
 from lib.parallel.llama.rotary import turn_of
-from lib.parallel.sharding.conjugates import copy_to, gather_from
-from lib.parallel.sharding.dense import layout_of
+from lib.parallel.sharding.dense import draw_dense
 from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
 
 
-class Llama(nn.Module):
+class Llama(VocabularyHead):
     """One device's part of a Llama, split over `group`. On one device it is the dense model.
 
     Communication: that of `GPT`, call by call. `recompute` and `attend` are those of `LlamaBlock`. Weights start as the
@@ -45,7 +44,7 @@ class Llama(nn.Module):
             # Its rows belong to tokens, as those of the embedding, and are cut as these. Tied, they are the same.
             self.head = None if config.tied else self.Embedding(config.vocabulary, config.hidden, group)
         self.to_empty(device=torch.get_default_device())
-        initialize(self)
+        draw_dense(self, config.shapes(), group, lambda name: config.deviation)
 
     def rms_norm(self, config: LlamaConfig) -> nn.RMSNorm:
         """An RMSNorm for the tokens that this device has."""
@@ -93,27 +92,6 @@ class Llama(nn.Module):
         """(padded V/P, hidden) Shard(0): the head's own, or the embedding's."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def all_tokens(self, x: Tensor) -> Tensor:
-        """What a layer leaves -> (batch, S, hidden) Replicate."""
-        return x
-
-    def enter(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Into the sharded head, by f: (batch, S, hidden) Replicate -> (batch, S, padded V/P) Shard(-1)."""
-        return F.linear(copy_to(x, self.group), weight)
-
-    @torch.no_grad()
-    def next_logits(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
-        """(batch, S) -> (batch, padded V/P) Shard(-1): for the one token that follows, padding -inf. No gradients."""
-        x = self.all_tokens(self.trunk(tokens, caches))  # (batch, S, hidden)  Replicate
-        logits = F.linear(self.norm(x[:, -1]), self.head_weight)  # (batch, padded V/P)  Shard(-1)
-        width = logits.shape[-1]
-        padding = self.group.rank * width + torch.arange(width, device=logits.device) >= self.config.vocabulary
-        return logits.masked_fill(padding, -torch.inf)
-
-    def whole_logits(self, logits: Tensor) -> Tensor:
-        """(..., padded V/P) Shard(-1) -> (..., V) Replicate, by an all-gather. Few need it: not the loss."""
-        return gather_from(logits, self.group, -1)[..., : self.config.vocabulary]
-
     def _positions(self, tokens: Tensor, seen: int, positions: Tensor | None) -> Tensor:
         """(S,), where the tokens stand. ValueError where the model has no such positions."""
         where = f"Llama on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)}"
@@ -140,19 +118,3 @@ class Llama(nn.Module):
             f". It was trained with a sliding window of {self.config.window} (sliding_window): beyond it, a token "
             "must not see all tokens before it, and here it would. Take a shorter text"
         )
-
-
-@torch.no_grad()
-def initialize(model: Llama) -> None:
-    """Normal random numbers of one deviation, norms of 1, biases of 0.
-
-    Every device draws the dense weights, one after the other, and keeps its pieces.
-    """
-    parameters = dict(model.named_parameters())
-    for name, shape in model.config.shapes().items():
-        if len(shape) == 1:
-            parameters[name].fill_(1.0 if name.endswith("weight") else 0.0)
-            continue
-        dense = torch.empty(shape, dtype=parameters[name].dtype, device=parameters[name].device)
-        dense.normal_(std=model.config.deviation)
-        parameters[name].copy_(layout_of(model, name).piece(dense, model.group.size, model.group.rank))

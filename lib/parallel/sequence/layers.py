@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.sharding.autocast import as_products_take
-from lib.parallel.sharding.conjugates import copy_to, gather_pieces
+from lib.parallel.sharding.conjugates import copy_to
 from lib.parallel.sharding.named import named
+from lib.parallel.sharding.shards import gather_pieces
 
 
 @named

@@ -13,6 +13,7 @@ from torch import Tensor
 from lib.parallel.attention.attention import ParallelSelfAttention
 from lib.parallel.attention.heads import ParallelQKV
 from lib.parallel.gpt.block import ParallelBlock
+from lib.parallel.gpt.head import VocabularyHead
 from lib.parallel.gpt.model import GPT
 from lib.parallel.sequence.layers import SequenceLayerNorm, gather_linear
 from lib.parallel.sharding.conjugates import copy_to, gather_from, reduce_scatter, scatter_to
@@ -81,7 +82,19 @@ class SequenceEmbedding(VocabParallelEmbedding):
         return reduce_scatter(y, self.group, TOKENS)
 
 
-class SequenceGPT(GPT):
+class SequenceHead(VocabularyHead):
+    """The end of a model whose tokens are cut over the devices, up to the last norm."""
+
+    def all_tokens(self, x: Tensor) -> Tensor:
+        """(batch, S/P, hidden) Shard(-2) -> (batch, S, hidden) Replicate: one device has the last token."""
+        return gather_from(x, self.group, TOKENS)
+
+    def enter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(batch, S/P, hidden) Shard(-2) -> (batch, S, padded V/P) Shard(-1)."""
+        return gather_linear(x, weight, None, self.group, TOKENS)
+
+
+class SequenceGPT(SequenceHead, GPT):
     """A GPT whose activations are cut along the sequence wherever tensor parallelism has them whole."""
 
     Embedding, Block = SequenceEmbedding, SequenceBlock
@@ -93,11 +106,3 @@ class SequenceGPT(GPT):
     def own_tokens(self, x: Tensor) -> Tensor:
         """(..., S, hidden) Replicate -> (..., S/P, hidden) Shard(-2); the gradient is whole again."""
         return scatter_to(x, self.group, TOKENS)
-
-    def all_tokens(self, x: Tensor) -> Tensor:
-        """(batch, S/P, hidden) Shard(-2) -> (batch, S, hidden) Replicate: one device has the last token."""
-        return gather_from(x, self.group, TOKENS)
-
-    def enter(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(batch, S/P, hidden) Shard(-2) -> (batch, S, padded V/P) Shard(-1)."""
-        return gather_linear(x, weight, None, self.group, TOKENS)

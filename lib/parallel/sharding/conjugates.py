@@ -31,7 +31,7 @@ from lib.devices import Group
 from lib.devices.engine.partners import partner_of
 from lib.devices.group import Sizes
 from lib.parallel.sharding.named import named
-from lib.parallel.sharding.shards import shard, shard_sizes
+from lib.parallel.sharding.shards import check_rule, gather_pieces, shard
 
 
 @named
@@ -177,27 +177,10 @@ class _AllToAll(Function):
                 f"are the same dim of a {tuple(x.shape)} tensor; it moves a shard from one dim to another"
             )
         y = group.all_to_all(x, split_dim, concat_dim)
-        _check_rule(x.shape[concat_dim], y.shape[concat_dim], group, concat_dim, "all_to_all")
+        check_rule(x.shape[concat_dim], y.shape[concat_dim], group, concat_dim, "all_to_all")
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         return ctx.group.all_to_all(grad, ctx.concat_dim, ctx.split_dim, sizes=ctx.back), None, None, None, None
-
-
-def gather_pieces(x: Tensor, group: Group, dim: int, name: str) -> Tensor:
-    """The all-gather of pieces that were cut by the rule; ValueError, naming the rank, when they were not."""
-    whole = group.all_gather(x, dim)
-    _check_rule(x.shape[dim], whole.shape[dim], group, dim, name)
-    return whole
-
-
-def _check_rule(mine: int, whole: int, group: Group, dim: int, name: str) -> None:
-    # Backward cuts the gradient by the rule; were the pieces of other sizes, it would reach the wrong devices.
-    expected = shard_sizes(whole, group.size)[group.rank]
-    if mine != expected:
-        raise ValueError(
-            f"{name} on rank {group.rank} of {group.size}: this device brought {mine} of {whole} along dim {dim}, but "
-            f"the sharding rule gives it {expected}. Cut the tensor with shard(x, group, dim={dim})"
-        )

@@ -5,7 +5,7 @@ What has no layout is replicated. Buffers, such as the statistics of a BatchNorm
 they are said to be no part of the state (`persistent=False`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,25 @@ def load_dense(module: nn.Module, state: Mapping[str, Tensor], group: Group) -> 
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(pieces[name])
+
+
+@torch.no_grad()
+def draw_dense(
+    module: nn.Module, shapes: Mapping[str, Sequence[int]], group: Group, deviation: Callable[[str], float]
+) -> None:
+    """Gives `module` random weights: matrices are normal, of a `deviation` by name; norms are 1 and biases 0.
+
+    `shapes` are those of the dense weights, by name. Every device draws all of them, one after the other, and keeps its
+    pieces: so the weights are the same on any number of devices.
+    """
+    parameters = dict(module.named_parameters())
+    for name, shape in shapes.items():
+        mine = parameters[name]
+        if len(shape) == 1:
+            mine.fill_(1.0 if name.endswith("weight") else 0.0)
+            continue
+        dense = torch.empty(shape, dtype=mine.dtype, device=mine.device).normal_(std=deviation(name))
+        mine.copy_(layout_of(module, name).piece(dense, group.size, group.rank))
 
 
 def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:

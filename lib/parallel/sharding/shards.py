@@ -44,6 +44,26 @@ def unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat(list(shards), dim)
 
 
+def gather_pieces(x: Tensor, group: Group, dim: int, name: str) -> Tensor:
+    """The all-gather of pieces that were cut by the rule; ValueError, naming the rank, when they were not."""
+    whole = group.all_gather(x, dim)
+    check_rule(x.shape[dim], whole.shape[dim], group, dim, name)
+    return whole
+
+
+def check_rule(mine: int, whole: int, group: Group, dim: int, name: str) -> None:
+    """Raises ValueError unless this device brought as much of the whole as `shard` would cut for it.
+
+    A backward cuts the gradient by that rule: were the pieces of other sizes, it would reach the wrong devices.
+    """
+    expected = shard_sizes(whole, group.size)[group.rank]
+    if mine != expected:
+        raise ValueError(
+            f"{name} on rank {group.rank} of {group.size}: this device brought {mine} of {whole} along dim {dim}, but "
+            f"the sharding rule gives it {expected}. Cut the tensor with shard(x, group, dim={dim})"
+        )
+
+
 def check_member(group: Group, who: str) -> None:
     """Raises unless `group` is the group that a program was given, and this device is a member of it."""
     if not isinstance(group, Group):
