@@ -1,6 +1,8 @@
 """Training a GPT as practitioners do, on one device of many: data x pipeline x tensor parallel, ZeRO, clipping.
 
-`training.py` is the same in forty lines, without the options.
+`training.py` is the same in forty lines, without the options. `GridTrainer` has more axes, and wants equal pieces along
+all of them. Here replicas and micro-batches may differ by a text, so every gradient carries its `share` of the batch;
+and ZeRO goes up to stage 3, with master weights.
 """
 
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
 from lib.parallel.pipeline.schedules import one_f_one_b
 from lib.parallel.pipeline.stages import cut_gpt, reduce_tied
-from lib.parallel.pipeline.worker import run_pipeline
+from lib.parallel.pipeline.worker import run_pipeline, total_loss
 from lib.parallel.sequence.model import SequenceGPT
 from lib.parallel.sharding.dense import layout_of
 from lib.parallel.sharding.placement import Replicate
@@ -47,8 +49,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)  # every device draws the same dense weights, and keeps its shards
         kind = SequenceGPT if recipe.sequence_parallel else GPT
         self.model = kind(config, self.mesh.tp, recipe.recompute).to(recipe.dtype)
-        self.pipeline = one_f_one_b(pp, recipe.accumulate)
-        self.stages = cut_gpt(self.model, self.pipeline, self.mesh.pp.rank) if pp > 1 else {}
+        self.schedule = one_f_one_b(pp, recipe.accumulate)
+        self.stages = cut_gpt(self.model, self.schedule, self.mesh.pp.rank) if pp > 1 else {}
         names = dict(self.model.named_parameters())
         is_cut = [not isinstance(layout_of(self.model, name), Replicate) for name in names]
         self.sharded: FullySharded | None = None
@@ -76,7 +78,7 @@ class Trainer:
                 self.mesh.dp if over_dp else self.mesh.pp,
             ),
         ]
-        self.schedule = self._make_schedule()
+        self.rates = self._make_rates()
 
     def _make_optimizer(self, parameters: list[nn.Parameter]) -> AdamW | MasterWeights:
         def adam(some: list[nn.Parameter]) -> AdamW:
@@ -85,14 +87,14 @@ class Trainer:
 
         return MasterWeights(parameters, adam) if self.recipe.has_masters else adam(parameters)
 
-    def _make_schedule(self, done: int = 0) -> torch.optim.lr_scheduler.OneCycleLR:
+    def _make_rates(self, done: int = 0) -> torch.optim.lr_scheduler.OneCycleLR:
         return torch.optim.lr_scheduler.OneCycleLR(
             self.adam, self.recipe.rate, total_steps=self.recipe.steps, cycle_momentum=False, last_epoch=done - 1
         )
 
     def go_on_after(self, done: int) -> None:
         """The optimizer's state is that after `done` steps; so shall the learning rate be."""
-        self.schedule = self._make_schedule(done)
+        self.rates = self._make_rates(done)
 
     def step(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One step with all devices' texts (batch, S). Returns the mean loss, () Partial over the replicas, and the
@@ -119,7 +121,7 @@ class Trainer:
         if self.recipe.clip is not None:
             clip_grads_with_norm_(self._stepped, self.recipe.clip, norm)
         self.optimizer.step()
-        self.schedule.step()
+        self.rates.step()
         return share * loss, norm
 
     def _run_stages(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -130,10 +132,9 @@ class Trainer:
             losses = vocab_parallel_cross_entropy(logits, follow[k], self.mesh.tp, self.model.config.vocabulary)
             return mean_loss(losses, follow[k]) * (len(follow[k]) / len(targets))
 
-        parts = run_pipeline(self.mesh.pp, self.pipeline, self.stages, some, loss)
-        reduce_tied(self.mesh.pp, self.pipeline, self.model)
-        total = torch.stack([part.double() for part in parts.values()]).sum() if parts else None
-        return self.mesh.pp.broadcast(total, src=self.mesh.pp.size - 1)
+        losses = run_pipeline(self.mesh.pp, self.schedule, self.stages, some, loss)
+        reduce_tied(self.mesh.pp, self.schedule, self.model)
+        return total_loss(self.mesh.pp, self.schedule, losses)
 
     @contextmanager
     def _reducing(self, share: float) -> Iterator[None]:

@@ -31,7 +31,7 @@ from lib.parallel.grid.ranks import GridGroups, RankGrid
 from lib.parallel.pipeline.schedules import interleaved, one_f_one_b
 from lib.parallel.pipeline.stages import cut_gpt, cut_layers, reduce_tied
 from lib.parallel.pipeline.steps import Schedule
-from lib.parallel.pipeline.worker import run_pipeline
+from lib.parallel.pipeline.worker import run_pipeline, total_loss
 from lib.parallel.tensor.vocabulary import vocab_parallel_cross_entropy
 from lib.parallel.zero.optimizer import ShardedOptimizer
 
@@ -128,10 +128,8 @@ class GridTrainer:
         def loss(y: Tensor, k: int) -> Tensor:
             return self._loss(y, follow[k])
 
-        parts = run_pipeline(pp, self.schedule, self.stages, some, loss)
-        mine = torch.stack([part.double() for part in parts.values()]).sum() if parts else None
-        last = self.schedule.device_of[self.schedule.stages - 1]
-        whole = pp.broadcast(mine, src=last)
+        losses = run_pipeline(pp, self.schedule, self.stages, some, loss)
+        whole = total_loss(pp, self.schedule, losses)
         return self.groups.over("edp", "cp", "ep").all_reduce(whole)  # ()  Partial -> Replicate
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

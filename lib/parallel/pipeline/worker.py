@@ -64,6 +64,12 @@ def run_pipeline(
     return worker.losses
 
 
+def total_loss(group: Group, schedule: Schedule, losses: Mapping[int, Tensor]) -> Tensor:
+    """The sum of the losses that `run_pipeline` returned: () float64, Replicate. By a broadcast from the last stage."""
+    mine = torch.stack([loss.double() for loss in losses.values()]).sum() if losses else None
+    return group.broadcast(mine, src=schedule.device_of[schedule.stages - 1])
+
+
 class _Worker:
     """What a device has in its hands between two steps."""
 
