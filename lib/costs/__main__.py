@@ -7,40 +7,20 @@ of one device by what they are for, at the moment when it holds most; then FLOPs
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
+from lib.costs.asked import length_of, make_parser, read_bytes, read_count, reply, shape_of
 from lib.costs.compute import step_flops
 from lib.costs.memory import USES, moments
 from lib.costs.money import TrainingRun, share_of_peak
-from lib.costs.shapes import MODELS, ModelShape
-from lib.costs.training_plan import PRECISIONS, TrainingPlan
+from lib.costs.shapes import ModelShape
+from lib.costs.training_plan import PRECISIONS, Optimizer, TrainingPlan
 from lib.devices.aligned import aligned
-from lib.devices.hardware import PRESETS
+from lib.devices.hardware import Hardware
 
-UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-def size_in_bytes(text: str) -> float:
-    """ "80GB" -> 80e9, "80GiB" -> 80 * 2**30. Raises ValueError for bits ("Gb") and for what is no size."""
-    found = re.fullmatch(r"([\d.]+) *([KMGT]?i?[Bb])?", text.strip())
-    if not found or (unit := found[2] or "").endswith("b") or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no size of a memory: write 80GB (1e9 bytes each) or 80GiB (2**30)")
-    return float(found[1]) * UNITS[unit.upper()]
-
-
-def number(text: str) -> float:
-    """ "15.6T" -> 15.6e12, "300B" -> 300e9, "2e12" as it is."""
-    found = re.fullmatch(r"([\d.]+(?:e\d+)?) *([KMBT]?)", text.strip(), re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no number of tokens: write 300B, 15.6T or 2e12")
-    return float(found[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2].upper()]
-
-
-def shape_of(model: str) -> ModelShape:
-    """By its published name; what looks like a path is that of a config.json."""
-    return ModelShape.from_config(model) if "/" in model or model.endswith(".json") else ModelShape.preset(model)
+COMMAND = "lib.costs"
 
 
 def plan_of(options: argparse.Namespace, shape: ModelShape) -> TrainingPlan:
@@ -62,7 +42,7 @@ def plan_of(options: argparse.Namespace, shape: ModelShape) -> TrainingPlan:
             f"{options.micro_batch}: take a multiple of {replicas * options.micro_batch}"
         )
     plan = TrainingPlan(
-        (shape.learned_positions or 4096) if options.sequence is None else options.sequence,
+        length_of(options, shape),
         options.micro_batch,
         batch // (replicas * options.micro_batch),
         replicas,
@@ -82,8 +62,8 @@ def plan_of(options: argparse.Namespace, shape: ModelShape) -> TrainingPlan:
 
 def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -> str:
     """The whole answer, as text."""
-    hardware = PRESETS[options.hardware]
-    memory = size_in_bytes(options.memory) if options.memory else hardware.memory
+    hardware = Hardware.preset(options.hardware)
+    memory = read_bytes(options.memory) if options.memory else hardware.memory
     stages = sorted({0, plan.pipeline - 1})
     each = {stage: moments(shape, plan, stage) for stage in stages}
     fullest, moment = max(((s, m) for s, ms in each.items() for m in ms), key=lambda pair: pair[1].total)
@@ -112,7 +92,7 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
         f"{hardware.flops / 1e12:,.0f} TFLOP/s ({hardware.name}): {step.seconds:,.3g} s, HFU {hfu:.0%}"
     ]
     if options.tokens:
-        count = number(options.tokens)
+        count = read_count(options.tokens)
         run = TrainingRun(
             model / tokens * count, plan.devices, hardware.flops, options.mfu, options.dollars_per_hour, options.watts
         )
@@ -126,40 +106,38 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
 
 def parser() -> argparse.ArgumentParser:
     """The options, each with what it means."""
-    p = argparse.ArgumentParser("python -m lib.costs", description=__doc__.split("\n")[0])
-    p.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}, or the path of a config.json")
-    p.add_argument("--devices", type=int, default=1)
-    p.add_argument("--tensor", type=int, default=1, help="devices that split each layer")
-    p.add_argument("--pipeline", type=int, default=1, help="stages of layers")
-    p.add_argument("--zero", type=int, default=0, choices=range(4), help="stage of ZeRO over the replicas")
-    p.add_argument("--sequence-parallel", action="store_true")
-    p.add_argument("--recompute", choices=("selective", "full"))
-    p.add_argument("--sequence", type=int, help="tokens of a text (default: 4096, or the longest that the model has)")
-    p.add_argument("--batch", type=int, help="texts per step, over all replicas (default: one micro-batch per stage)")
-    p.add_argument("--micro-batch", type=int, default=1, help="texts that a replica takes at once")
-    p.add_argument("--chunks", type=int, default=1, help="pieces of the tokens for the loss")
-    p.add_argument("--precision", choices=PRECISIONS, default="mixed")
-    p.add_argument("--optimizer", choices=("sgd", "momentum", "adam", "adam-8bit", "adafactor"), default="adam")
+    p = make_parser(COMMAND, __doc__)
+    p.add_argument("--tensor", type=int, default=1, help="devices that split each layer (%(default)s)")
+    p.add_argument("--pipeline", type=int, default=1, help="stages of layers (%(default)s)")
+    p.add_argument("--zero", type=int, default=0, choices=range(4), help="stage of ZeRO over replicas (%(default)s)")
+    p.add_argument("--sequence-parallel", action="store_true", help="between layers, cut the texts over --tensor too")
+    p.add_argument("--recompute", choices=("selective", "full"), help="the scores, or whole layers (nothing)")
+    p.add_argument("--batch", type=int, help="texts of a step, over all replicas (a micro-batch for each stage)")
+    p.add_argument("--micro-batch", type=int, default=1, help="texts that a replica takes at once (%(default)s)")
+    p.add_argument("--chunks", type=int, default=1, help="pieces of the tokens for the loss (%(default)s)")
+    p.add_argument("--precision", choices=PRECISIONS, default="mixed", help="(%(default)s)")
+    p.add_argument("--optimizer", choices=get_args(Optimizer), default="adam", help="(%(default)s)")
     p.add_argument("--written-out-attention", action="store_true", help="scores are stored, as without FlashAttention")
-    p.add_argument("--hardware", choices=PRESETS, default="H100")
-    p.add_argument("--memory", help="of one device, such as 80GB or 40GiB (default: that of the hardware)")
-    p.add_argument("--mfu", type=float, default=0.4, help="share of the peak that the model's FLOPs reach")
+    p.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the peak that the model's FLOPs reach (%(default)s)"
+    )
     p.add_argument("--tokens", help="of the whole training, such as 300B or 15.6T")
-    p.add_argument("--dollars-per-hour", type=float, default=2.0, help="of one device")
-    p.add_argument("--watts", type=float, default=700.0, help="of one device")
+    p.add_argument("--dollars-per-hour", type=float, default=2.0, help="of one device (%(default)s)")
+    p.add_argument("--watts", type=float, default=700.0, help="of one device (%(default)s)")
     return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 2 with one sentence when what was asked cannot be."""
     options = parser().parse_args(arguments)
-    try:
+
+    def say() -> str:
+        if options.model is None:
+            raise ValueError("give --model")
         shape = shape_of(options.model)
-        print(answer(shape, plan_of(options, shape), options))
-    except (ValueError, OSError) as error:
-        print(f"python -m lib.costs: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return answer(shape, plan_of(options, shape), options)
+
+    return reply(COMMAND, say)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,20 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lib.costs.__main__ import shape_of, size_in_bytes
+from lib.costs.asked import length_of, make_parser, read_bytes, reply, shape_of
 from lib.costs.compute import step_flops
 from lib.costs.machine import Machine
+from lib.costs.money import share_of_peak
 from lib.costs.plans_that_fit import Proposal, best_grids, describe, judged, machine_named, propose, rule_of_thumb
-from lib.costs.shapes import MODELS, ModelShape
+from lib.costs.shapes import ModelShape
 from lib.costs.why_this_plan import reasons
-from lib.devices.hardware import PRESETS, Link
+from lib.devices.aligned import aligned
+from lib.devices.counts import check_counts
+from lib.devices.hardware import Link
 
-WIDTH = 85
+COMMAND = "lib.costs.planner"
+WIDTH = 85  # of the reasons, in characters
+HEAD = ["", "TP", "PP", "DP", "a step", "MFU", "device", ""]
 TOKENS = 4 * 2**20  # of a step, where no batch is given
 
 
@@ -42,29 +47,25 @@ def by_rule(shape: ModelShape, devices: int, batch: int, sequence: int, machine:
     return sorted(found, key=lambda one: (one.room.total > machine.hardware.memory, one.seconds))
 
 
-def row(name: str, one: Proposal, shape: ModelShape, machine: Machine) -> str:
-    """A line of the table."""
-    plan = one.plan
-    flops = step_flops(shape, plan.global_batch, plan.sequence)
-    mfu = flops / (one.seconds * plan.devices * machine.hardware.flops)
-    grid = f"{plan.tensor:>3} {plan.pipeline:>3} {plan.data:>4}"
-    size = f"{one.room.total / 1e9:>6.1f} GB"
-    lacks = " does not fit" if one.room.total > machine.hardware.memory else ""
-    rest = describe(plan).split(", ", 1)[1]
-    return f"{name:<7}{grid} {one.seconds:>8.3f} s {mfu:>6.1%} {size}  {rest}{lacks}"
-
-
-HEAD = f"{'':<7}{'TP':>3} {'PP':>3} {'DP':>4} {'a step':>10} {'MFU':>6} {'device':>9}"
+def row(name: str, one: Proposal, shape: ModelShape, machine: Machine) -> list[str]:
+    """A line of the table, under `HEAD`."""
+    plan, hardware = one.plan, machine.hardware
+    mfu = share_of_peak(step_flops(shape, plan.global_batch, plan.sequence), one.seconds, plan.devices, hardware.flops)
+    _, *choices = describe(plan).split(", ")
+    lacks = " does not fit" if one.room.total > hardware.memory else ""
+    return [
+        name, str(plan.tensor), str(plan.pipeline), str(plan.data), f"{one.seconds:.3f} s", f"{mfu:.1%}",
+        f"{one.room.total / 1e9:.1f} GB", ", ".join(choices) + lacks,
+    ]  # fmt: skip
 
 
 def table(shape: ModelShape, devices: int, batch: int, sequence: int, machine: Machine) -> list[str]:
-    """Three plans and the rule of thumb."""
+    """Three plans and the rule of thumb, a line each."""
     proposals = propose(shape, devices, batch, sequence, machine)
-    lines = [HEAD]
-    lines += [row(f"plan {i}", one, shape, machine) for i, one in enumerate(best_grids(proposals), 1)]
+    rows = [row(f"plan {i}", one, shape, machine) for i, one in enumerate(best_grids(proposals), 1)]
     ruled = by_rule(shape, devices, batch, sequence, machine)
-    lines.append(row("rule", ruled[0], shape, machine) if ruled else "rule     its grid is not valid here")
-    return lines
+    rows.append(row("rule", ruled[0], shape, machine) if ruled else ["rule", *[""] * 6, "its grid is not valid here"])
+    return aligned([HEAD, *rows], left=(0, 7))
 
 
 def answer(shape: ModelShape, devices: int, batch: int, sequence: int, machine: Machine) -> str:
@@ -84,28 +85,23 @@ def machine_of(options: argparse.Namespace) -> Machine:
     machine = machine_named(options.hardware)
     hardware = machine.hardware
     if options.memory:
-        hardware = replace(hardware, memory=size_in_bytes(options.memory))
+        hardware = replace(hardware, memory=read_bytes(options.memory))
     for name in ("inside", "between"):
         if given := getattr(options, name):
             latency = getattr(hardware, name).latency
-            hardware = replace(hardware, **{name: Link(latency, size_in_bytes(given))})
+            hardware = replace(hardware, **{name: Link(latency, read_bytes(given))})
     return replace(machine, hardware=replace(hardware, per_node=options.per_node))
 
 
 def parser() -> argparse.ArgumentParser:
     """The options, each with what it means."""
-    p = argparse.ArgumentParser("python -m lib.costs.planner", description=__doc__.split("\n")[0])
-    p.add_argument("--model", help=f"one of {', '.join(MODELS)}, or the path of a config.json")
+    p = make_parser(COMMAND, __doc__)
     p.add_argument("--layers", type=int, help="sizes, in the place of --model: a GPT with these")
     p.add_argument("--hidden", type=int)
     p.add_argument("--heads", type=int)
-    p.add_argument("--vocabulary", type=int, default=50257)
-    p.add_argument("--devices", type=int, required=True)
-    p.add_argument("--batch", type=int, help="texts of a step, over all devices (default: about 4 million tokens)")
-    p.add_argument("--sequence", type=int, help="tokens of a text (default: 4096, or the longest that the model has)")
-    p.add_argument("--hardware", default="H100", help=f"one of {', '.join(PRESETS)}")
-    p.add_argument("--memory", help="of one device, such as 80GB or 40GiB")
-    p.add_argument("--per-node", type=int, default=8, help="devices of a node")
+    p.add_argument("--vocabulary", type=int, default=50257, help="(%(default)s)")
+    p.add_argument("--batch", type=int, help="texts of a step, over all devices (about 4 million tokens)")
+    p.add_argument("--per-node", type=int, default=8, help="devices of a node (%(default)s)")
     p.add_argument("--inside", help="bytes per second of a device's link inside the node, such as 370GB")
     p.add_argument("--between", help="bytes per second of a device's network card, such as 16GB")
     return p
@@ -114,29 +110,25 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 2 with one sentence when what was asked cannot be."""
     options = parser().parse_args(arguments)
-    try:
+
+    def say() -> str:
         if options.model:
             shape = shape_of(options.model)
         elif None in (options.layers, options.hidden, options.heads):
             raise ValueError("give --model, or all of --layers, --hidden and --heads")
         else:
-            shape = ModelShape.gpt(options.layers, options.hidden, options.heads, options.vocabulary, 2048)
-        if options.devices < 1:
-            raise ValueError(f"devices={options.devices} must be at least 1")
-        sequence = options.sequence if options.sequence is not None else shape.learned_positions or 4096
-        if sequence < 1:
-            raise ValueError(f"sequence={sequence} must be at least 1")
+            shape = ModelShape.gpt(options.layers, options.hidden, options.heads, options.vocabulary, positions=2048)
+        sequence = length_of(options, shape)
+        check_counts("the planner", {"devices": options.devices, "sequence": sequence})
         batch = options.batch if options.batch is not None else batch_for(options.devices, sequence)
         machine = machine_of(options)
-        print(
+        head = (
             f"{options.model or 'a GPT'}: {shape.parameters / 1e9:,.1f}B parameters on {options.devices} x "
-            f"{machine.hardware.name}, {batch} texts of {sequence} tokens in a step\n"
+            f"{machine.hardware.name}, {batch} texts of {sequence} tokens in a step"
         )
-        print(answer(shape, options.devices, batch, sequence, machine))
-    except (ValueError, OSError) as error:
-        print(f"python -m lib.costs.planner: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return f"{head}\n\n{answer(shape, options.devices, batch, sequence, machine)}"
+
+    return reply(COMMAND, say)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+from lib.devices.aligned import aligned
+
 TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("MLP", "simulated", 4, True): 1.15,
     ("MLP", "simulated", 12, True): 1.35,
@@ -52,8 +54,11 @@ def head(found: dict) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    """Its columns stand under each other for who reads the markdown itself, words to the left."""
+    words = [i for i in range(len(header)) if not any(row[i][:1].isdigit() for row in rows)]
+    rule = ["---" if i in words else "--:" for i in range(len(header))]
+    closed = [[*cells, ""] for cells in (header, rule, *rows)]  # an empty column, so that all lines end alike
+    return "\n".join(f"| {line}" for line in aligned(closed, left=words, gap=" | "))
 
 
 def spread(value: dict, digits: int = 2) -> str:

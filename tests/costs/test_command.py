@@ -5,9 +5,11 @@ import json
 import pytest
 import transformers
 
-from lib.costs.__main__ import main, number, size_in_bytes
-from lib.costs.memory import TrainingPlan, peak
+from lib.costs.__main__ import main
+from lib.costs.asked import read_bytes, read_count
+from lib.costs.memory import peak
 from lib.costs.shapes import MODELS
+from lib.costs.training_plan import TrainingPlan
 
 
 def test_the_table_is_that_of_the_formula(capsys):
@@ -60,8 +62,8 @@ def test_nonsense_is_refused_by_name(asked, says, capsys):
 
 
 def test_sizes_and_numbers():
-    assert size_in_bytes("80GB") == 80e9
-    assert size_in_bytes("1.5 GiB") == 1.5 * 2**30
-    assert size_in_bytes("1000") == 1000
-    assert number("15.6T") == 15.6e12
-    assert number("2e12") == 2e12
+    assert read_bytes("80GB") == 80e9
+    assert read_bytes("1.5 GiB") == 1.5 * 2**30
+    assert read_bytes("1000") == 1000
+    assert read_count("15.6T") == 15.6e12
+    assert read_count("2e12") == 2e12

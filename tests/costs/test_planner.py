@@ -114,14 +114,18 @@ def test_the_command(capsys):
     assert "Why the first:" in text
     assert "Its time: products" in text
     assert max(map(len, text.splitlines())) <= 100
+    head, *plans = text.splitlines()[2:7]
+    assert [line.split()[0] for line in plans] == ["plan", "plan", "plan", "rule"]
+    ends = {"MFU": "%", "a step": "s", "device": "GB"}
+    assert all(line[: head.index(of) + len(of)].endswith(unit) for line in plans for of, unit in ends.items())
 
 
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("--model llama-3-8b --devices 0", "devices=0 must be at least 1"),
+        ("--model llama-3-8b --devices 0", "devices=0 must be an integer of at least 1"),
         ("--model llama-3-8b --devices 8 --sequence 0", "sequence=0"),
-        ("--model llama-3-8b --devices 8 --batch -1", "batch to be an integer of at least 1, not -1"),
+        ("--model llama-3-8b --devices 8 --batch -1", "batch=-1 must be an integer of at least 1"),
         ("--model llama-9 --devices 8", "the models are gpt2"),
         ("--model llama-3-8b --devices 8 --hardware H300", "the presets are V100, A100, H100"),
         ("--model llama-3-8b --devices 8 --memory 80Gb", "80Gb"),
