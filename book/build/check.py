@@ -2,8 +2,9 @@
 
 Nothing is listed by hand. A chapter's front matter names its files of `lib`; its cells import its pictures and its
 exercises. A room of `lib/parallel` belongs to the chapter that names most of its files, every other file to the first
-chapter that names or imports it. The tests mirror `lib` and `book`. Beside them, the chapter's cells are compared with
-the stored outputs, and its page is tried in the browser.
+chapter that names or imports it. The tests mirror `lib` and `book`. Beside them, the chapter's page is tried in the
+browser; and its cells run and are compared with the stored outputs, unless the record says that they ran with these
+very files.
 """
 
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 
 from book.build.execute import notebooks, read
 from book.build.pages import build
-from book.build.record import ROOT, code, house, program
+from book.build.record import ROOT, code, house, program, record_of, why_stale
 
 TESTS = ROOT / "tests"
 PLUGINS = ["-p", "book.build.order", "-p", "book.build.slowest", "-p", "book.build.kernels"]
@@ -72,12 +73,13 @@ def main() -> int:
         print(f"Say which chapter: make check CHAPTER=name, with one of {', '.join(chapters)}")
         return 1
     chapter = chapters[sys.argv[1]]
-    tests = tests_of(chapter)
-    print(f"Checking {chapter.stem}: its cells, its page, and", *(str(test.relative_to(ROOT)) for test in tests), "")
+    tests, stale = tests_of(chapter), why_stale(chapter, read(chapter), record_of(chapter))
+    print(f"{chapter.stem}: its cells " + (f"run again: {stale}" if stale else "have run with these very files"))
+    print("Its page, and", *(str(test.relative_to(ROOT)) for test in tests), "")
     if not build():
         return 1
     page = f"{chapter.relative_to(ROOT).with_suffix('.html')}"
-    cells = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=220", str(chapter)]
+    cells = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=220", str(chapter)] if stale else []
     # One run for all, since a start costs ten seconds. Of the tests in the browser, those of this page.
     chosen = [*cells, *map(str, tests), str(TESTS / "browser"), "-k", f"not browser or {page}"]
     return 1 if subprocess.run([*PYTEST, *chosen], cwd=ROOT).returncode else 0
