@@ -13,8 +13,7 @@ from typing import Literal
 
 from lib.costs.shapes import ModelShape
 from lib.devices.hardware import Hardware
-
-Recomputed = Literal["selective", "full"]
+from lib.parallel.gpt.block import Recompute
 
 
 def forward_flops(shape: ModelShape, batch: int, sequence: int, causal_half: bool = False) -> dict[str, int]:
@@ -37,7 +36,7 @@ def forward_flops(shape: ModelShape, batch: int, sequence: int, causal_half: boo
 
 
 def step_flops(
-    shape: ModelShape, batch: int, sequence: int, recompute: Recomputed | None = None, causal_half: bool = False
+    shape: ModelShape, batch: int, sequence: int, recompute: Recompute | None = None, causal_half: bool = False
 ) -> int:
     """The FLOPs of forward and backward: three forwards, and what is computed anew once more.
 
@@ -82,10 +81,10 @@ class Work:
 
 def _border(hardware: Hardware) -> float:
     """FLOPs per byte at which computing takes as long as moving: of the speed that products reach, as `seconds`."""
-    return hardware.flops * hardware.efficiency / hardware.memory_bandwidth
+    return hardware.reached / hardware.memory_bandwidth
 
 
-def layer_work(shape: ModelShape, batch: int, new: int, seen: int = 0, bytes_each: int = 2) -> list[Work]:
+def layer_work(shape: ModelShape, batch: int, new: int, seen: int = 0, itemsize: int = 2) -> list[Work]:
     """The parts of one layer's forward for `new` tokens of each of `batch` texts, after `seen` others (their keys and
     values lie in a cache). Training and prefill have `seen` = 0; a step of decoding has `new` = 1.
 
@@ -98,27 +97,25 @@ def layer_work(shape: ModelShape, batch: int, new: int, seen: int = 0, bytes_eac
 
     def product(name: str, rows: int, columns: int, times: int = 1, held: int = 1) -> Work:
         weights = held * rows * columns
-        return Work(
-            name, 2 * tokens * rows * columns * times, bytes_each * (weights + tokens * (rows + columns) * times)
-        )
+        return Work(name, 2 * tokens * rows * columns * times, itemsize * (weights + tokens * (rows + columns) * times))
 
     cache = 2 * batch * length * keys
     return [
-        Work("norm 1", 4 * tokens * h, bytes_each * 2 * tokens * h),
+        Work("norm 1", 4 * tokens * h, itemsize * 2 * tokens * h),
         product("queries, keys, values", h, queries + 2 * keys),
-        Work("attention", 4 * tokens * length * queries, bytes_each * (2 * tokens * queries + cache)),
+        Work("attention", 4 * tokens * length * queries, itemsize * (2 * tokens * queries + cache)),
         product("output projection", queries, h),
-        Work("norm 2", 4 * tokens * h, bytes_each * 2 * tokens * h),
+        Work("norm 2", 4 * tokens * h, itemsize * 2 * tokens * h),
         product("MLP in", h, (matrices - 1) * inner, shape.active_experts, shape.experts),
-        Work("activation", 4 * tokens * inner, bytes_each * matrices * tokens * inner * shape.active_experts),
+        Work("activation", 4 * tokens * inner, itemsize * matrices * tokens * inner * shape.active_experts),
         product("MLP out", inner, h, shape.active_experts, shape.experts),
     ]
 
 
-def turning_batch(hardware: Hardware, bytes_each: int = 2) -> float:
+def turning_batch(hardware: Hardware, itemsize: int = 2) -> float:
     """The batch at which decoding turns from memory-bound to compute-bound, for products with large weights.
 
-    One token of each text meets every weight: 2 FLOPs for each of its `bytes_each` bytes, times the batch. So the batch
+    One token of each text meets every weight: 2 FLOPs for each of its `itemsize` bytes, times the batch. So the batch
     must reach speed / bandwidth x bytes / 2. Attention over the cache never turns: every text reads its own.
     """
-    return _border(hardware) * bytes_each / 2
+    return _border(hardware) * itemsize / 2

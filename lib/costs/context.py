@@ -58,11 +58,11 @@ def cut_imbalance(
     return max(work) * devices / sum(work)
 
 
-def attention_bytes(shape: ModelShape, tokens: int, devices: int, way: Way, bytes_each: int = 2) -> tuple[float, float]:
+def attention_bytes(shape: ModelShape, tokens: int, devices: int, way: Way, itemsize: int = 2) -> tuple[float, float]:
     """Bytes that each device sends for one layer, forward and backward, of a text of `tokens` in all."""
     _check(shape, devices, way)
     queries, keys = shape.heads * shape.head_size, 2 * shape.kv_heads * shape.head_size
-    n = tokens / devices * bytes_each
+    n = tokens / devices * itemsize
     if way == "Ulysses":
         keys *= max(1, devices // shape.kv_heads)  # copies, so that each device has a head
         once = (devices - 1) / devices * n * (2 * queries + keys)
@@ -76,21 +76,19 @@ def attention_flops(shape: ModelShape, tokens: int, devices: int) -> float:
     return forward_flops(shape, 1, tokens, causal_half=True)["scores"] / shape.layers / devices
 
 
-def tokens_to_hide(
-    hardware: Hardware, link: Link, shape: ModelShape, causal: bool = True, bytes_each: int = 2
-) -> float:
+def tokens_to_hide(hardware: Hardware, link: Link, shape: ModelShape, causal: bool = True, itemsize: int = 2) -> float:
     """From how many tokens per device on the messages of a ring's forward take no longer than its blocks.
 
     A hop computes 4 n² heads d FLOPs, half of it under a causal mask, while 2 n kv_heads d numbers travel. Causal:
 
-        n >= bytes_each kv_heads / heads x peak / bandwidth     (half of that where every token sees all)
+        n >= itemsize kv_heads / heads x peak / bandwidth     (half of that where every token sees all)
 
     Neither d nor the number of devices matters, nor does tensor parallelism, which divides both kinds of heads.
     Latency is left out.
     """
     flops = 4 * shape.heads / (2 if causal else 1)  # per n² d
-    moved = 2 * shape.kv_heads * bytes_each  # per n d
-    return moved / flops * hardware.flops * hardware.efficiency / link.bandwidth
+    moved = 2 * shape.kv_heads * itemsize  # per n d
+    return moved / flops * hardware.reached / link.bandwidth
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def attention_seconds(
     """Forward of one layer's causal attention, the sequence cut in zigzag. In a ring, each of P - 1 messages hides
     behind a block of the same length; what is gathered or exchanged shows in full."""
     sent, _ = attention_bytes(shape, tokens, devices, way)
-    compute = attention_flops(shape, tokens, devices) / (hardware.flops * hardware.efficiency)
+    compute = attention_flops(shape, tokens, devices) / hardware.reached
     if devices == 1:
         return AttentionSeconds(compute, 0.0, 0.0)
     messages = link.seconds({"Ulysses": 4}.get(way, 1) * (devices - 1), sent)

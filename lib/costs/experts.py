@@ -12,8 +12,6 @@ size alone says whether links keep up with the arithmetic.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lib.devices.hardware import Hardware, Link
 
 BYTES = 2  # of a 16-bit number
@@ -49,17 +47,13 @@ class ExpertShape:
         """Forward: a multiplication and an addition for each active parameter and token."""
         return 2 * self.active * tokens
 
-    def all_to_all_bytes(self, tokens: int, devices: int, number_bytes: int = BYTES) -> float:
+    def all_to_all_bytes(self, tokens: int, devices: int, itemsize: int = BYTES) -> float:
         """What each device sends in one all-to-all, for `tokens` tokens of its own and even loads."""
-        return self.k * tokens * self.hidden * number_bytes * (devices - 1) / devices
+        return self.k * tokens * self.hidden * itemsize * (devices - 1) / devices
 
     def experts_read(self, tokens: int) -> float:
         """How many different experts `tokens` tokens use, on average, if each chooses at random."""
         return self.experts * (1 - (1 - self.k / self.experts) ** tokens)
-
-    def rows_per_expert(self, tokens: int) -> float:
-        """On average: what an expert multiplies its weights with at a time. `tokens` are those of all devices."""
-        return tokens * self.k / self.experts
 
 
 @dataclass(frozen=True)
@@ -118,36 +112,20 @@ DEEPSEEK_V3 = ExpertModel(
 )
 
 
-def least_inner(hardware: Hardware, link: Link, devices: int, gated: bool = True, number_bytes: int = BYTES) -> float:
+def least_inner(hardware: Hardware, link: Link, devices: int, gated: bool = True, itemsize: int = BYTES) -> float:
     """The inner size from which an expert's arithmetic takes as long as its rows need there and back.
 
     Above it, the two all-to-alls can be hidden; below it they cannot, however many tokens there are: both grow alike.
     Latency is left out: it is what few tokens add.
     """
-    sent = 2 * number_bytes * (devices - 1) / devices  # bytes for each element of a row
-    return sent / link.bandwidth * hardware.flops * hardware.efficiency / (2 * (3 if gated else 2))
+    sent = 2 * itemsize * (devices - 1) / devices  # bytes for each element of a row
+    return sent / link.bandwidth * hardware.reached / (2 * (3 if gated else 2))
 
 
-def rows_to_keep_busy(hardware: Hardware, number_bytes: int = BYTES) -> float:
+def rows_to_keep_busy(hardware: Hardware, itemsize: int = BYTES) -> float:
     """Rows per expert from which a product is bound by arithmetic, and no longer by reading the weights.
 
     Reading h i weights takes h i b / bandwidth, multiplying them with n rows 2 n h i / FLOP/s. What rows themselves
     need is left out. Products of many experts in one kernel ("grouped GEMM") save launches, not this.
     """
-    return number_bytes * hardware.flops * hardware.efficiency / (2 * hardware.memory_bandwidth)
-
-
-def dropped_share(rows: Tensor, capacity: int) -> float:
-    """(P, E) wanted rows -> the share of all that has no place if each expert takes `capacity`."""
-    loads = rows.sum(0)
-    return float((loads - capacity).clamp(min=0).sum() / loads.sum())
-
-
-def rows_over_the_network(targets: Tensor, chosen: Tensor, here: int, per_node: int) -> tuple[int, int]:
-    """Of the tokens of node `here`: rows that leave it when each goes straight to its expert, and node first.
-
-    targets (n, nodes) as of `nodes_of`, chosen (n, k) experts; `per_node` experts lie in a node.
-    """
-    straight = ((chosen >= 0) & (chosen // per_node != here)).sum()
-    first = ((targets >= 0) & (targets != here)).sum()
-    return int(straight), int(first)
+    return itemsize * hardware.reached / (2 * hardware.memory_bandwidth)

@@ -27,23 +27,34 @@ class Synchronization:
         return self.calls * trips * self.elements * (devices - 1) / devices
 
 
+def loss_synchronization(tokens: int) -> Synchronization:
+    """What the loss over a cut vocabulary needs, of so many tokens."""
+    return Synchronization("loss: maximum, sum, target", "forward", "all_reduce", 3, tokens)
+
+
+def tensor_parallel_synchronizations(layers: int, hidden: int, tokens: int) -> list[Synchronization]:
+    """Those of tensor parallelism alone, the same for a GPT and a Llama: f and g of every region, and the loss."""
+    whole = tokens * hidden
+    return [
+        Synchronization("embedding", "forward", "all_reduce", 1, whole),
+        Synchronization("attention", "forward", "all_reduce", layers, whole),
+        Synchronization("mlp", "forward", "all_reduce", layers, whole),
+        loss_synchronization(tokens),
+        Synchronization("head", "backward", "all_reduce", 1, whole),
+        Synchronization("mlp", "backward", "all_reduce", layers, whole),
+        Synchronization("attention", "backward", "all_reduce", layers, whole),
+    ]
+
+
 def gpt_synchronizations(
     config: GPTConfig, batch: int, sequence: int, sequence_parallel: bool = False
 ) -> list[Synchronization]:
     """Every meeting of the devices in one forward and one backward pass of `GPT`, with its loss, nothing recomputed."""
     layers, hidden, tokens = config.layers, config.hidden, batch * sequence
     whole = tokens * hidden
-    loss = Synchronization("loss: maximum, sum, target", "forward", "all_reduce", 3, tokens)
+    loss = loss_synchronization(tokens)
     if not sequence_parallel:
-        return [
-            Synchronization("embedding", "forward", "all_reduce", 1, whole),
-            Synchronization("attention", "forward", "all_reduce", layers, whole),
-            Synchronization("mlp", "forward", "all_reduce", layers, whole),
-            loss,
-            Synchronization("head", "backward", "all_reduce", 1, whole),
-            Synchronization("mlp", "backward", "all_reduce", layers, whole),
-            Synchronization("attention", "backward", "all_reduce", layers, whole),
-        ]
+        return tensor_parallel_synchronizations(layers, hidden, tokens)
     regions = [
         each
         for where, calls in (("attention", layers), ("mlp", layers), ("head", 1))

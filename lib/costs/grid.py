@@ -17,6 +17,7 @@ from math import prod
 
 import torch
 
+from lib.costs.tensor import layer_parameters
 from lib.devices import Cluster, Group, Hardware
 from lib.devices.network import Ways
 from lib.parallel.gpt.config import GPTConfig
@@ -36,18 +37,14 @@ class AxisTraffic:
     trips: int
 
 
-def layer_parameters(model: GPTConfig, tp: int) -> int:
-    """The parameters of one layer that a device of `tp` holds."""
-    h = model.hidden
-    cut = 3 * h * h + 3 * h + h * h + 8 * h * h + 4 * h  # qkv, out, up, down; the biases of qkv and up
-    return cut // tp + 6 * h  # two norms, and the biases of the row-cut matrices
-
-
 def axis_traffic(
     config: ParallelConfig, model: GPTConfig, batch: int, length: int, itemsize: int = 2
 ) -> dict[str, AxisTraffic]:
-    """By axis, for a device in the middle of the pipeline. Raises ValueError for recompute="full", which repeats the
-    tensor-parallel calls of the forward, and for experts, whose traffic the data decides."""
+    """By axis, for a device in the middle of the pipeline; a number has `itemsize` bytes.
+
+    Raises ValueError for recompute="full", which repeats the tensor-parallel calls of the forward, and for experts,
+    whose traffic the data decides.
+    """
     if config.recompute == "full" or config.ep > 1:
         raise ValueError(f"axis_traffic: recompute={config.recompute!r} and ep={config.ep}; it knows neither")
     tp, cp, m = config.tp, config.cp, config.micro_batches
@@ -55,7 +52,7 @@ def axis_traffic(
     piece = batch // config.dp // m * (length // cp) * model.hidden * itemsize  # b n h
     per_layer = (4 + config.sequence_parallel) * 2 * piece + 12 * model.hidden * itemsize * config.sequence_parallel
     shared = config.dp * cp
-    gradients = layers * layer_parameters(model, tp) * itemsize
+    gradients = layers * layer_parameters(model.hidden, tp) * itemsize
     return {
         "tp": AxisTraffic(m * layers * per_layer * (tp - 1) / tp, m * layers * 8 if tp > 1 else 0),
         "cp": AxisTraffic(m * layers * 3 * (cp - 1) * 2 * piece / tp, m * layers * 3 * (cp - 1)),
@@ -70,11 +67,9 @@ def axis_traffic(
 def axis_links(config: ParallelConfig, per_node: int, order: Sequence[str] = AXES) -> dict[str, str]:
     """By axis: "inside" when no group along it leaves its node, else "between"."""
     grid = RankGrid.of(config, order)
-    links = {}
-    for axis, names in GROUPS.items():
-        nodes = [{rank // per_node for rank in group} for group in grid.groups(*names)]
-        links[axis] = "inside" if all(len(some) == 1 for some in nodes) else "between"
-    return links
+    return {
+        axis: "inside" if grid.stays_in_nodes(*axes, per_node=per_node) else "between" for axis, axes in GROUPS.items()
+    }
 
 
 def axis_seconds(
@@ -104,7 +99,7 @@ def axis_seconds(
 
 
 @dataclass(frozen=True)
-class Step:
+class DryStep:
     """One step as it was run on shapes alone: the bytes that each device sent, by axis; the parameters that it holds;
     and the seconds of the step on the clock, None without hardware."""
 
@@ -120,7 +115,7 @@ def dry_step(
     length: int,
     hardware: Hardware | None = None,
     order: Sequence[str] = AXES,
-) -> Step:
+) -> DryStep:
     """A whole training step on the meta device in bfloat16: every device, every call, no numbers. SGD, so that it fits.
 
     It takes some 50 to 100 ms of a core for each device and layer of it.
@@ -139,7 +134,7 @@ def dry_step(
         return sum(prod(owner.parameter.shape) for owner in trainer.owners), group.now() - start
 
     held, seconds = zip(*Cluster(config.devices, hardware).run(program), strict=True)
-    return Step(meters, held, max(seconds) if hardware else None)
+    return DryStep(meters, held, max(seconds) if hardware else None)
 
 
 def _stay(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lib.costs.compute import step_flops
-from lib.costs.gpt import Synchronization
+from lib.costs.gpt import Synchronization, loss_synchronization, tensor_parallel_synchronizations
 from lib.costs.shapes import ModelShape
 from lib.devices import Cluster, Group, Hardware
 from lib.parallel.attention.heads import kv_copies
@@ -49,10 +49,10 @@ def llama_parameters(config: LlamaConfig, devices: int = 1) -> int:
     return config.layers * layer + h + words * (1 if config.tied else 2)
 
 
-def kv_cache_bytes(config: LlamaConfig, devices: int, batch: int, positions: int, bytes_each: int = 2) -> int:
+def kv_cache_bytes(config: LlamaConfig, devices: int, batch: int, positions: int, itemsize: int = 2) -> int:
     """What each device keeps of `batch` texts of `positions` tokens. Beyond kv_heads devices it shrinks no more."""
     mine = max(1, config.kv_heads // devices)
-    return 2 * config.layers * batch * positions * mine * config.head_size * bytes_each
+    return 2 * config.layers * batch * positions * mine * config.head_size * itemsize
 
 
 def llama_synchronizations(
@@ -64,7 +64,7 @@ def llama_synchronizations(
     of the norms that every device uses for its own heads or tokens.
     """
     layers, hidden, tokens = config.layers, config.hidden, batch * sequence
-    whole, loss = tokens * hidden, Synchronization("loss: maximum, sum, target", "forward", "all_reduce", 3, tokens)
+    whole, loss = tokens * hidden, loss_synchronization(tokens)
     small = []
     if config.qk_norm:
         small.append(Synchronization("norms of heads", "backward", "all_reduce", 2 * layers, config.head_size))
@@ -74,16 +74,7 @@ def llama_synchronizations(
         if config.qkv_bias:
             small.append(Synchronization("their bias", "backward", "all_reduce", layers, common, copies))
     if not sequence_parallel:
-        return [
-            Synchronization("embedding", "forward", "all_reduce", 1, whole),
-            Synchronization("attention", "forward", "all_reduce", layers, whole),
-            Synchronization("mlp", "forward", "all_reduce", layers, whole),
-            loss,
-            Synchronization("head", "backward", "all_reduce", 1, whole),
-            Synchronization("mlp", "backward", "all_reduce", layers, whole),
-            Synchronization("attention", "backward", "all_reduce", layers, whole),
-            *small,
-        ]
+        return [*tensor_parallel_synchronizations(layers, hidden, tokens), *small]
     regions = 2 * layers + 1  # attention and MLP of every layer, and the head, which is not left again
     return [
         Synchronization("embedding", "forward", "reduce_scatter", 1, whole),
@@ -100,7 +91,7 @@ def llama_synchronizations(
 
 
 @dataclass(frozen=True)
-class Step:
+class SimulatedStep:
     """Forward and backward of one text, on each device: seconds on the clock, parameters, bytes kept at most and sent.
 
     `mfu` is the share of the devices' peak that the model's own FLOPs are (what is computed anew does not count; of
@@ -122,7 +113,7 @@ def simulate_step(
     sequence_parallel: bool = True,
     recompute: Recompute | None = None,
     runs: tuple[int, int] | None = (1, 2),
-) -> Step:
+) -> SimulatedStep:
     """One step of a model of any size, without its numbers: bfloat16 on `meta`, attention by the fused kernel.
 
     Layers are equal, so models of `runs` layers tell how long all of them take; with None all layers are run. What the
@@ -139,7 +130,7 @@ def simulate_step(
         seconds, activations, sent = (a + times * (b - a) for a, b in zip(*map(run, runs), strict=True))
     flops = step_flops(llama_shape(config), 1, sequence, causal_half=True)
     mfu = flops / (devices * seconds * hardware.flops)
-    return Step(seconds, mfu, llama_parameters(config, devices), activations, sent)
+    return SimulatedStep(seconds, mfu, llama_parameters(config, devices), activations, sent)
 
 
 def _run(

@@ -67,5 +67,8 @@ class TrainingRun:
 
 
 def share_of_peak(flops: float, seconds: float, devices: int, peak: float) -> float:
-    """MFU if `flops` are those of the model, HFU if they are all that were computed, in `seconds` on `devices`."""
+    """MFU if `flops` are those of the model, HFU if they are all that were computed, in `seconds` on `devices`.
+
+    `peak` is the FLOP/s of one device at best.
+    """
     return flops / (seconds * devices * peak)

@@ -53,8 +53,8 @@ def goodput(interval: float, save: float, restart: float, between: float) -> flo
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where the time of one training went, in seconds; and how often it failed."""
+class InterruptedRun:
+    """Where the time of one training that fails now and then went, in seconds; and how often it failed."""
 
     work: float
     saving: float = 0.0
@@ -73,7 +73,9 @@ class Run:
         return self.work / self.wall
 
 
-def simulate(work: float, interval: float, save: float, restart: float, between: float, seed: int = 0) -> Run:
+def simulate(
+    work: float, interval: float, save: float, restart: float, between: float, seed: int = 0
+) -> InterruptedRun:
     """One training with failures at random moments: what `expected_wall` is the average of."""
     _check(work=work, interval=interval, between=between)
     _check(zero=True, save=save, restart=restart)
@@ -96,7 +98,7 @@ def simulate(work: float, interval: float, save: float, restart: float, between:
             to_failure = stream.expovariate(1 / between)
         to_failure -= restart
         restarting += restart
-    return Run(work, saving, lost, restarting, failures)
+    return InterruptedRun(work, saving, lost, restarting, failures)
 
 
 def _check(zero: bool = False, **numbers: float) -> None:

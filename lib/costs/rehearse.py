@@ -10,10 +10,11 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-from lib.costs.memory import PRECISIONS, stage_parameters
+from lib.costs.memory_terms import stage_parameters
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
 from lib.costs.time import OPTIMIZE
+from lib.costs.training_plan import PRECISIONS
 from lib.devices import Cluster, Group, Hardware
 from lib.devices.network import Ways
 from lib.parallel.gpt.block import ParallelBlock
@@ -66,7 +67,7 @@ def _run(shape: ModelShape, plan: StepPlan, hardware: Hardware) -> Layer:
     cluster.run(program)
     seconds = {name: cluster.trace.during(name).seconds for name in ("forward", "backward", "head")}
     # The half of the backward for the weights: its products are those of the forward without the scores.
-    products = 2 * plan.tokens * 12 * shape.hidden**2 / plan.tensor / (hardware.flops * hardware.efficiency)
+    products = 2 * plan.tokens * 12 * shape.hidden**2 / plan.tensor / hardware.reached
     return Layer(seconds["forward"], seconds["backward"] - products, products, seconds["head"])
 
 

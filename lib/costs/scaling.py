@@ -58,16 +58,16 @@ def _check_share(serial: float) -> None:
 # ---- from which size on is a strategy bound by its links? Latency is left out, and all that is not a product. ----
 
 
-def tokens_to_hide_gradients(hardware: Hardware, link: Link, devices: int, gradient_bytes: int = 4) -> float:
+def tokens_to_hide_gradients(hardware: Hardware, link: Link, devices: int, itemsize: int = 4) -> float:
     """Data parallelism: from how many tokens per device on the gradients' all-reduce takes no longer than the backward.
 
     With N parameters and T tokens the backward is 4 N T FLOPs, and a device sends 2 (d - 1) / d N gradients:
 
-        T >= gradient_bytes / 2 x (d - 1) / d x peak / bandwidth
+        T >= itemsize / 2 x (d - 1) / d x peak / bandwidth      (itemsize: bytes of a gradient)
 
     Neither the model nor, from some devices on, their number matters.
     """
-    return gradient_bytes / 2 * (devices - 1) / devices * _flops(hardware) / link.bandwidth
+    return itemsize / 2 * (devices - 1) / devices * hardware.reached / link.bandwidth
 
 
 def hidden_to_feed_tensor(
@@ -78,11 +78,11 @@ def hidden_to_feed_tensor(
     In the forward, one all-reduce of T h numbers follows on `matrices` x h² weights, 2 T FLOPs each and cut in t: 6 h²
     for each of the two all-reduces of a block, 8 h² for its MLP alone, 2 (t - 1) / t trips:
 
-        h >= itemsize (t - 1) / matrices x peak / bandwidth
+        h >= itemsize (t - 1) / matrices x peak / bandwidth     (itemsize: bytes of an activation)
 
     The number of tokens does not matter, and twice the devices need twice the hidden size.
     """
-    return itemsize * (devices - 1) / matrices * _flops(hardware) / link.bandwidth
+    return itemsize * (devices - 1) / matrices * hardware.reached / link.bandwidth
 
 
 def layers_to_feed_pipeline(hardware: Hardware, link: Link, hidden: int, itemsize: int = 2) -> float:
@@ -90,11 +90,11 @@ def layers_to_feed_pipeline(hardware: Hardware, link: Link, hidden: int, itemsiz
 
     A message is T h numbers, a layer 24 T h² FLOPs, so
 
-        layers >= itemsize / (24 h) x peak / bandwidth
+        layers >= itemsize / (24 h) x peak / bandwidth          (itemsize: bytes of an activation)
 
     far below one layer for any large model. What a pipeline pays with is its bubble.
     """
-    return itemsize * _flops(hardware) / (24 * hidden * link.bandwidth)
+    return itemsize * hardware.reached / (24 * hidden * link.bandwidth)
 
 
 def micro_batches_for(pipeline: int, efficiency: float, interleaved: int = 1) -> float:
@@ -102,10 +102,6 @@ def micro_batches_for(pipeline: int, efficiency: float, interleaved: int = 1) ->
     if not 0 < efficiency < 1:
         raise ValueError(f"efficiency={efficiency} must be between 0 and 1: a bubble never vanishes")
     return efficiency / (1 - efficiency) * (pipeline - 1) / interleaved
-
-
-def _flops(hardware: Hardware) -> float:
-    return hardware.flops * hardware.efficiency
 
 
 # ---- more devices usually mean a larger batch, and that is not free ----

@@ -11,9 +11,10 @@ from functools import cache
 
 from lib.costs.compute import forward_flops
 from lib.costs.machine import Machine
-from lib.costs.memory import PRECISIONS, layer_activations, layer_parameters, stage_parameters
+from lib.costs.memory_terms import layer_activations, layer_parameters, stage_parameters
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
+from lib.costs.training_plan import PRECISIONS
 from lib.devices.hardware import Hardware
 from lib.devices.network import Ways
 

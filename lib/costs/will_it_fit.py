@@ -7,7 +7,8 @@ activations are kept `copies` times as large as counted, and there is a `reserve
 from dataclasses import dataclass, fields
 
 from lib.costs.machine import Machine
-from lib.costs.memory import moments, stage_layers
+from lib.costs.memory import moments
+from lib.costs.memory_terms import stage_layers
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
 

@@ -64,9 +64,14 @@ class Hardware:
         if self.efficiency > 1:
             raise ValueError(f"Hardware {self.name}: efficiency={self.efficiency} is a share of the peak, at most 1")
 
+    @property
+    def reached(self) -> float:
+        """FLOP/s that large matrix products reach: `efficiency` of the peak."""
+        return self.flops * self.efficiency
+
     def compute_seconds(self, flops: float, moved: float) -> float:
         """Roofline: the time of the arithmetic or of the memory traffic (`moved` bytes), whichever is longer."""
-        return max(flops / (self.flops * self.efficiency), moved / self.memory_bandwidth)
+        return max(flops / self.reached, moved / self.memory_bandwidth)
 
     def link(self, ranks: Sequence[int]) -> Link:
         """The slowest link that a ring over `ranks` crosses (ranks of the cluster; a pair is a ring of two)."""

@@ -9,14 +9,11 @@ from lib.costs.experts import (
     DEEPSEEK_V3,
     MIXTRAL_8X7B,
     ExpertShape,
-    dropped_share,
     least_inner,
-    rows_over_the_network,
     rows_to_keep_busy,
 )
 from lib.devices import Hardware
 from lib.parallel.experts.layer import MixtureOfExperts
-from lib.parallel.experts.nodes import nodes_of
 from lib.parallel.experts.router import RoutingRule
 from lib.parallel.sharding.placement import Shard
 
@@ -63,7 +60,6 @@ def test_experts_that_few_tokens_read():
     drawn = torch.rand(4000, 5, 8, generator=torch.Generator().manual_seed(0)).topk(2, -1).indices  # 5 tokens, often
     seen = torch.zeros(4000, 8).scatter(1, drawn.flatten(1), 1.0).sum(1).mean()
     assert shape.experts_read(5) == pytest.approx(float(seen), rel=0.01)
-    assert shape.rows_per_expert(32) == 8
 
 
 def test_the_inner_size_at_which_links_keep_up():
@@ -79,14 +75,3 @@ def test_the_inner_size_at_which_links_keep_up():
 def test_rows_that_keep_the_arithmetic_busy():
     rows, weights = rows_to_keep_busy(H100), 4096 * 14336
     assert 2 * rows * weights / H100.flops == pytest.approx(2 * weights / H100.memory_bandwidth)
-
-
-def test_dropped_share():
-    assert dropped_share(torch.tensor([[4, 0], [2, 2]]), 4) == 0.25
-    assert dropped_share(torch.tensor([[4, 4]]), 4) == 0
-
-
-def test_rows_over_the_network():
-    chosen = torch.tensor([[0, 1, 2, 3], [2, 3, 4, 5], [0, 2, 4, -1]])
-    targets = nodes_of(chosen, RoutingRule(6, 4, nodes=3))
-    assert rows_over_the_network(targets, chosen, here=0, per_node=2) == (2 + 4 + 2, 1 + 2 + 2)

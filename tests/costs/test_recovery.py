@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 
-from lib.costs.recovery import Run, daly, expected_wall, goodput, simulate, time_between_failures, young
+from lib.costs.recovery import InterruptedRun, daly, expected_wall, goodput, simulate, time_between_failures, young
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -39,7 +39,7 @@ def test_each_second_is_counted_once():
     assert run.saving == 100 * math.ceil(5e5 / 1000)
     assert run.failures > 10
     quiet = simulate(5e5, 1000, 0, 200, 1e15)
-    assert quiet == Run(5e5)
+    assert quiet == InterruptedRun(5e5)
     assert quiet.goodput == 1
 
 

@@ -5,7 +5,6 @@ deterministic, prints come in a fixed order, and the moment when nobody can move
 deadlock, found at once and without any time limit.
 """
 
-import ctypes
 import os
 import threading
 from collections import deque
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from lib.devices.engine.own import Owned, Owner
+from lib.devices.engine.raise_in import raise_in
 from lib.devices.errors import Stopped
 
 
@@ -158,7 +158,7 @@ class Turns:
             with suppress(Stopped), self._interrupting:
                 self._interruptible = None
                 if self.failure is not None:
-                    _raise_in(self._threads[rank], None)  # what was sent but has not arrived yet is taken back
+                    raise_in(self._threads[rank], None)  # what was sent but has not arrived yet is taken back
 
     def _pass_turn(self) -> None:
         if not self._ready and self._waiting and self.failure is None:
@@ -196,9 +196,4 @@ class Turns:
         # The devices that wait are unwound when they get the turn; the one that computes is told asynchronously.
         with self._interrupting:
             if self._interruptible is not None:
-                _raise_in(self._threads[self._interruptible], Stopped)
-
-
-def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
-    """Raises `error` in another thread, as soon as that is in Python code again; None takes back what was sent."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), error and ctypes.py_object(error))
+                raise_in(self._threads[self._interruptible], Stopped)

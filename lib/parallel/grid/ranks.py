@@ -84,9 +84,9 @@ class RankGrid:
         """The group along `axes` that `rank` belongs to."""
         return next(group for group in self.groups(*axes) if rank in group)
 
-    def is_inside_a_node(self, axis: str, per_node: int) -> bool:
-        """Whether no group along `axis` leaves its node of `per_node` neighboring ranks."""
-        return all(len({rank // per_node for rank in group}) == 1 for group in self.groups(axis))
+    def stays_in_nodes(self, *axes: str, per_node: int) -> bool:
+        """Whether no group along `axes` leaves its node of `per_node` neighboring ranks."""
+        return all(len({rank // per_node for rank in group}) == 1 for group in self.groups(*axes))
 
 
 def spoken(axes: Sequence[str]) -> str:
