@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lib.devices.collectives import Collective
+from lib.devices.engine.known_shapes import KnownShapes, tensors_in
 from lib.devices.hardware import Hardware, Link
 from lib.devices.memory import Memory
 from lib.devices.network import Ways
@@ -39,6 +39,7 @@ class Clock:
         self._sent = {kind: [0.0] * size for kind in ("inside", "between")}
         self._received = {kind: [0.0] * size for kind in ("inside", "between")}
         self.memory = Memory(self.now, trace.memory)
+        self.shapes = KnownShapes()  # devices and layers are alike
         self._counting = True
 
     @contextmanager
@@ -141,9 +142,9 @@ class Charge(TorchDispatchMode):
                 out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out
-        out = func(*args, **(kwargs or {}))
+        out = self._clock.shapes.result(func, args, kwargs or {})
         name = func.overloadpacket.__name__
-        given, made = ([x for x in tree_leaves(some) if isinstance(x, Tensor)] for some in (args, out))
+        given, made = tensors_in(args), tensors_in([out])
         self._clock.touch(self._rank, name, given, made)
         if not func.is_view and not name.startswith(("empty", "new_empty", "_unsafe_view")):  # these move nothing
             # The registry knows the attention kernels of GPUs; the CPU's have the same arithmetic.

@@ -1,0 +1,95 @@
+"""What operations make of tensors without numbers, remembered.
+
+On `meta`, PyTorch works out in Python what shape a result has. That takes longer than all else that a kernel costs the
+simulator; and every layer of every device asks the same again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TENSORS = (Tensor, nn.Parameter)  # themselves: what a subclass makes of an operation is its own affair
+PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+class Unknown(Exception):
+    """An argument has numbers, or is something that may not be compared."""
+
+
+class KnownShapes:
+    """Of one run. An operation is asked once for each shape, stride and type of its arguments."""
+
+    def __init__(self) -> None:
+        # What was made: tensors of their own, each by (shape, stride, dtype); "first" or "out", the argument that was
+        # written to; or None: this operation is asked every time.
+        self._known: dict[tuple, list[tuple] | str | None] = {}
+
+    def result(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """`func(*args, **kwargs)`. Where all tensors are on `meta`, the same without asking PyTorch twice."""
+        try:
+            # Numbers without a point become numbers of the default dtype.
+            key = func, torch.get_default_dtype(), _alike(args), *((k, _alike(x)) for k, x in kwargs.items())
+        except Unknown:
+            return func(*args, **kwargs)
+        known = self._known.get(key)
+        if known is None:
+            out = func(*args, **kwargs)
+            if key not in self._known:
+                self._known[key] = _how(func, args, kwargs, out)
+            return out
+        if isinstance(known, str):
+            return args[0] if known == "first" else kwargs["out"]
+        made = tuple(torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in known)
+        return made if len(made) > 1 else made[0]
+
+
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    """Those among the arguments or results of an operation, and in the lists among them."""
+    found = []
+    for x in values:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, list | tuple):
+            found += tensors_in(x)
+    return found
+
+
+def _alike(x: Any) -> tuple:
+    """The same for arguments of which an operation makes the same."""
+    kind = type(x)
+    if kind in TENSORS:
+        if not x.is_meta or x.layout is not torch.strided:
+            raise Unknown
+        return x.shape, x.stride(), x.dtype
+    if kind in PLAIN:
+        return kind, x  # 1 equals 1.0 and True, but they make other types
+    if kind in (list, tuple):
+        return tuple(map(_alike, x))
+    raise Unknown
+
+
+def _how(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> list[tuple] | str | None:
+    given = tensors_in([*args, *kwargs.values()])
+    if not given:
+        return None
+    if func._schema.is_mutable:
+        if torch.Tag.inplace_view in func.tags or func.overloadpacket.__name__.startswith(("resize", "set_")):
+            return None  # these change the shape of what they are given
+        return "first" if out is args[0] else "out" if out is kwargs.get("out") else None
+    made = [out] if isinstance(out, Tensor) else list(out) if type(out) is tuple else [None]
+    own = all(type(x) is Tensor and _has_all_its_memory(x) for x in made)
+    if not own or {_memory(x) for x in made} & {_memory(x) for x in given}:
+        return None  # a view, say
+    return [(x.shape, x.stride(), x.dtype) for x in made]
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _has_all_its_memory(x: Tensor) -> bool:
+    """Whether nothing of the memory lies before or behind the elements of `x`."""
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
+    return x.is_meta and x.storage_offset() == 0 and x.untyped_storage().nbytes() == last * x.element_size()
