@@ -84,13 +84,13 @@ class Cluster:
         with _alone(turns):
             failed = True
             try:
-                turns.owners += program.owners(self.size) if hasattr(program, "owners") else []
+                turns.owners.add(program.owners(self.size) if hasattr(program, "owners") else [])
                 with clock.memory.watching() if clock else nullcontext():
                     turns.run()
                 failed = False
             finally:
                 exchange.turns = None  # the groups are dead now, and nothing keeps the threads
-                turns.give_back(failed)
+                turns.owners.give_back(failed)
         exchange.check_nothing_left()
         if self.size > 1:
             shared.check_unchanged(self.size)

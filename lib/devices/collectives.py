@@ -11,7 +11,7 @@ P is the number of devices in the group, N the bytes of one whole tensor.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import torch
@@ -99,14 +99,18 @@ class AllReduce(Collective):
         return one_each(combine(tensors, self.op), len(tensors))
 
     def traffic(self, tensors):
-        # A reduce-scatter trip, then an all-gather trip, over P pieces of the flattened tensor.
-        parts, bytes_each = len(tensors), tensors[0].element_size()
-        sizes = [size * bytes_each for size in shard_sizes(tensors[0].numel(), parts)]
-        whole, steps = sum(sizes), 2 * (parts - 1)
-        return [
-            Traffic(steps, 2 * whole - sizes[r] - sizes[(r + 1) % parts], steps, 2 * whole - sizes[r - 1] - sizes[r])
-            for r in range(parts)
-        ]
+        return [*_two_trips(tensors[0].numel(), tensors[0].element_size(), len(tensors))]
+
+
+@lru_cache(256)
+def _two_trips(numel: int, bytes_each: int, parts: int) -> tuple[Traffic, ...]:
+    """A reduce-scatter trip round the ring, then an all-gather trip, over P pieces of the flattened tensor."""
+    sizes = [size * bytes_each for size in shard_sizes(numel, parts)]
+    whole, steps = sum(sizes), 2 * (parts - 1)
+    return tuple(
+        Traffic(steps, 2 * whole - sizes[r] - sizes[(r + 1) % parts], steps, 2 * whole - sizes[r - 1] - sizes[r])
+        for r in range(parts)
+    )
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,35 @@ count as equal), and the operations that `loss_parallel` turns to its own while 
 
 import sys
 
-from lib.guest import private_dtensors as private
+from lib.guest.private_dtensors import DTENSOR, Keeper, OfDTensor
 
 
 class DTensors:
     """Owner of them. A program may import DTensor late: until then there is nothing to own."""
 
     def __init__(self, size: int):
-        self._caller: private.OfDTensor | None = None
-        self._mine: list[private.OfDTensor] = []
+        self._keeper: Keeper | None = None
+        self._caller: OfDTensor | None = None
+        self._mine: list[OfDTensor] = []
         self._size = size
 
     def take_up(self, rank: int) -> None:
         """DTensor knows what device `rank` has told it."""
-        if self._there():
-            private.set_dtensor(self._mine[rank])
+        if self._keeper is not None or DTENSOR in sys.modules and self._begin():
+            self._keeper.write(self._mine[rank])
 
     def lay_aside(self, rank: int) -> None:
         """It is kept."""
-        if self._there():
-            self._mine[rank] = private.of_dtensor()
+        if self._keeper is not None or DTENSOR in sys.modules and self._begin():
+            self._mine[rank] = self._keeper.read()
 
     def give_back(self, failed: bool) -> None:
         """As before."""
-        if self._caller is not None:
-            private.set_dtensor(self._caller)
+        if self._keeper is not None:
+            self._keeper.write(self._caller)
 
-    def _there(self) -> bool:
-        if self._caller is None and private.DTENSOR in sys.modules:
-            self._caller = private.of_dtensor()
-            self._mine = [self._caller.afresh() for _ in range(self._size)]
-        return self._caller is not None
+    def _begin(self) -> bool:
+        self._keeper = Keeper()
+        self._caller = self._keeper.read()
+        self._mine = [self._caller.afresh() for _ in range(self._size)]
+        return True

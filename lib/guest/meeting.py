@@ -31,6 +31,7 @@ class Meeting(dist.ProcessGroup):
     def __init__(self, device: Device, group: Group):
         super().__init__(group.rank, group.size)
         self.group, self._device = group, device
+        self._clock = getattr(group.place, "clock", None)
         self._messages = Messages(device, group, self._copy)
         self._where = group.key, group.ranks, group.rank  # how the meeting place knows us
         self._started: dict[Work, None] = {}  # collectives that are not done yet, in the order of their calls
@@ -71,37 +72,38 @@ class Meeting(dist.ProcessGroup):
         self._check_thread(verb.name)
         self._check_op(verb, x)
         place, (key, ranks, rank) = self.group.place, self._where
-        with torch.no_grad():
-            joined = place.join(key, ranks, rank, verb, x)
-            if getattr(opts, "asyncOp", True):
-                handle = place.hand_out(joined, ranks, rank, verb)
-                return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle, self._started)
-            self._paused(write, place.collect(joined, ranks, rank, verb))
-            for work in list(self._started):  # as on the stream of a GPU: what was started before is done before
-                work.finish()
-            return None
+        joined = place.join(key, ranks, rank, verb, x)
+        if getattr(opts, "asyncOp", True):
+            handle = place.hand_out(joined, ranks, rank, verb)
+            return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle, self._started)
+        self._paused(write, place.collect(joined, ranks, rank, verb))
+        for work in list(self._started):  # as on the stream of a GPU: what was started before is done before
+            work.finish()
+        return None
 
     def _exchange(self, x: Tensor, sent: list[int], expected: list[int], write: Write, outputs: Any, opts: Any) -> Any:
         return self._meet(UnevenAllToAll.of(x, sent, expected), x, write, outputs, opts)
 
     def _paused(self, write: Write, got: Tensor | None) -> None:
         """Writing in place costs nothing: the links of real devices do it."""
-        clock = getattr(self.group.place, "clock", None)
-        if clock is None:
+        if self._clock is None:
             write(got)
         else:
-            with torch.no_grad(), clock.paused():
+            with self._clock.paused():
                 write(got)
 
     def _copy(self, into: Tensor, got: Tensor) -> None:
         if got.is_meta and not into.is_meta:  # a shape without data
             return
-        if got.numel() != into.numel():
-            raise ValueError(
-                f"rank {self.group.me} of group {short_ranks(self.group.ranks)}: {got.numel()} elements come, and the "
-                f"tensor that they go into has {into.numel()}, shape {tuple(into.shape)}. Make it as long as what comes"
-            )
-        into.detach().copy_(got if got.shape == into.shape else got.view(into.shape))
+        if got.shape != into.shape:
+            if got.numel() != into.numel():
+                raise ValueError(
+                    f"rank {self.group.me} of group {short_ranks(self.group.ranks)}: {got.numel()} elements come, and "
+                    f"the tensor that they go into has {into.numel()}, shape {tuple(into.shape)}. Make it as long as "
+                    "what comes"
+                )
+            got = got.view(into.shape)
+        into.detach().copy_(got)
 
     def _deal(self, into: Sequence[Tensor], got: Tensor) -> None:
         lengths = [x.numel() for x in into]

@@ -45,6 +45,8 @@ class Modules:
     def lay_aside(self, rank: int) -> None:
         """They are kept, and the next device finds none."""
         names = self._names
+        if not names:
+            return
         self._mine[rank] = {name: sys.modules.pop(name) for name in list(names) if name in sys.modules}
         private_python.forget_import_locks(names)
 

@@ -6,10 +6,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-NAMES = {
-    dist.ReduceOp.SUM: "sum", dist.ReduceOp.AVG: "sum", dist.ReduceOp.PREMUL_SUM: "sum", dist.ReduceOp.MAX: "max",
-    dist.ReduceOp.MIN: "min", dist.ReduceOp.PRODUCT: "product", dist.ReduceOp.BAND: "band",
-    dist.ReduceOp.BOR: "bor", dist.ReduceOp.BXOR: "bxor",
+PLAIN = {
+    dist.ReduceOp.SUM: "sum", dist.ReduceOp.MAX: "max", dist.ReduceOp.MIN: "min", dist.ReduceOp.PRODUCT: "product",
+    dist.ReduceOp.BAND: "band", dist.ReduceOp.BOR: "bor", dist.ReduceOp.BXOR: "bxor",
 }  # fmt: skip
 
 
@@ -32,13 +31,13 @@ class Reduction:
         return got / self.count if got.is_floating_point() or got.is_complex() else got // self.count
 
 
-_PLAIN = {op: Reduction(name) for op, name in NAMES.items()}
+_BY_NUMBER = {int(op): Reduction(name) for op, name in PLAIN.items()}  # numbers are quickly found, PyTorch's ops not
 
 
 def reduction(opts: Any, size: int) -> Reduction:
     """What the options of a call of `torch.distributed` ask for, in a group of `size`."""
-    asked = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
-    op = getattr(asked, "op", asked)
-    if op == dist.ReduceOp.PREMUL_SUM:
-        return Reduction(factor=asked.__getstate__()[1])
-    return Reduction(count=size) if op == dist.ReduceOp.AVG else _PLAIN[op]
+    op, factor = opts.reduceOp.__getstate__() if opts is not None else (dist.ReduceOp.SUM, None)
+    plain = _BY_NUMBER.get(op.value)
+    if plain is not None:
+        return plain
+    return Reduction(count=size) if op == dist.ReduceOp.AVG else Reduction(factor=factor)  # PREMUL_SUM

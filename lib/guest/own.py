@@ -66,8 +66,7 @@ class Outside:
             for make in self._contexts:
                 self._entered.enter_context(make(self._size))
 
-    def lay_aside(self, rank: int) -> None:
-        """They hold for all devices."""
+    lay_aside = None  # they hold for all devices
 
     def give_back(self, failed: bool) -> None:
         """They are left, the last first."""
@@ -86,8 +85,7 @@ class Worlds:
         """torch.distributed sees the groups of device `rank`."""
         private.set_world(self._mine[rank])
 
-    def lay_aside(self, rank: int) -> None:
-        """Nothing to keep: the world that was taken up is the device's own."""
+    lay_aside = None  # the world that was taken up is the device's own
 
     def give_back(self, failed: bool) -> None:
         """torch.distributed sees what it saw before."""
@@ -105,8 +103,7 @@ class Environments:
         """The environment is that of device `rank`, for Python; what C reads is the last that anyone has set."""
         os.environ._data = self._mine[rank]
 
-    def lay_aside(self, rank: int) -> None:
-        """Nothing to keep: the copy is the device's own."""
+    lay_aside = None  # the copy is the device's own
 
     def give_back(self, failed: bool) -> None:
         """As before, for C too."""

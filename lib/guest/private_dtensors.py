@@ -10,7 +10,7 @@ from lib.guest.private import take
 DTENSOR = "torch.distributed.tensor._redistribute"  # the last module of DTensor to be imported of those named below
 
 
-@dataclass(frozen=True)
+@dataclass
 class OfDTensor:
     """What DTensor keeps for a process: handlers of operations, plans for redistributions, and what makes the plans."""
 
@@ -23,16 +23,20 @@ class OfDTensor:
         return OfDTensor(dict(self.handlers), {}, cache(take(DTENSOR, "_gen_transform_infos_non_cached")))
 
 
-def of_dtensor() -> OfDTensor:
-    """What it keeps at the moment."""
-    dispatcher = take("torch.distributed.tensor", "DTensor")._op_dispatcher
-    return OfDTensor(
-        dispatcher._custom_op_handlers, take(DTENSOR, "_planner_cache"), take(DTENSOR, "_gen_transform_infos")
-    )
+class Keeper:
+    """Where DTensor keeps it. Made when DTensor is there; then asked at every turn."""
 
+    def __init__(self) -> None:
+        self._dispatcher = take("torch.distributed.tensor", "DTensor")._op_dispatcher
+        take(DTENSOR, "_planner_cache"), take(DTENSOR, "_gen_transform_infos")
+        self._module = vars(importlib.import_module(DTENSOR))
 
-def set_dtensor(kept: OfDTensor) -> None:
-    """From now on it keeps this."""
-    take("torch.distributed.tensor", "DTensor")._op_dispatcher._custom_op_handlers = kept.handlers
-    module = importlib.import_module(DTENSOR)
-    module._planner_cache, module._gen_transform_infos = kept.planners, kept.plan
+    def read(self) -> OfDTensor:
+        """What it keeps at the moment."""
+        module = self._module
+        return OfDTensor(self._dispatcher._custom_op_handlers, module["_planner_cache"], module["_gen_transform_infos"])
+
+    def write(self, kept: OfDTensor) -> None:
+        """From now on it keeps this."""
+        self._dispatcher._custom_op_handlers = kept.handlers
+        self._module.update(_planner_cache=kept.planners, _gen_transform_infos=kept.plan)

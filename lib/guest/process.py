@@ -65,8 +65,7 @@ class Loggers:
         """Logging is that of device `rank`."""
         self._write(*self._mine[rank])
 
-    def lay_aside(self, rank: int) -> None:
-        """Nothing to keep: what it has changed is its own."""
+    lay_aside = None  # what it has changed is its own
 
     def give_back(self, failed: bool) -> None:
         """Logging is as before."""

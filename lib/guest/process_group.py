@@ -5,6 +5,7 @@ meeting of a verb and returns a `Work`, which writes what comes into the tensors
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from lib.guest.meeting import Meeting
 from lib.guest.operations import reduction
 from lib.guest.work import Work
 
+# Made once: that the same object is the same call is seen at a glance.
+AllReduce, AllGather, ReduceScatter = map(cache, (c.AllReduce, c.AllGather, c.ReduceScatter))
+Broadcast, Reduce, Barrier = map(cache, (rooted.Broadcast, rooted.Reduce, rooted.Barrier))
+
 
 class GuestGroup(Meeting):
     """The process group of one device. `group`: where the verbs are."""
@@ -26,19 +31,19 @@ class GuestGroup(Meeting):
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Work:
         r = reduction(opts, self.size())
         write = lambda x: lambda got: self._copy(x, r.scaled(got))  # noqa: E731
-        works = [self._meet(c.AllReduce(r.name), r.before(self._dense(x)), write(x), [x], opts) for x in tensors]
+        works = [self._meet(AllReduce(r.name), r.before(self._dense(x)), write(x), [x], opts) for x in tensors]
         return self._several(works, tensors)
 
     allreduce_coalesced = allreduce
 
     def all_gather_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
-        return self._meet(c.AllGather(0), flat(x), lambda got: self._copy(output, got), output, opts)
+        return self._meet(AllGather(0), flat(x), lambda got: self._copy(output, got), output, opts)
 
     _allgather_base = all_gather_single
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:
         (outs,), (x,) = outputs, inputs
-        return self._meet(c.AllGather(0), flat(x), lambda got: self._deal(outs, got), outputs, opts)
+        return self._meet(AllGather(0), flat(x), lambda got: self._deal(outs, got), outputs, opts)
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
         works = [self.all_gather_single(out, x, opts) for out, x in zip(outputs, inputs, strict=True)]
@@ -48,7 +53,7 @@ class GuestGroup(Meeting):
 
     def reduce_scatter_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
         r = reduction(opts, self.size())
-        verb = c.ReduceScatter(0, r.name)
+        verb = ReduceScatter(0, r.name)
         return self._meet(verb, r.before(flat(x)), lambda got: self._copy(output, r.scaled(got)), output, opts)
 
     _reduce_scatter_base = reduce_scatter_single
@@ -60,7 +65,7 @@ class GuestGroup(Meeting):
         r, works = reduction(opts, self.size()), []
         for dst, piece in enumerate(pieces):  # pieces of several lengths: a sum for each
             write = (lambda got: self._copy(output, r.scaled(got))) if dst == self.rank() else _nothing
-            works.append(self._meet(rooted.Reduce(dst, r.name), r.before(flat(piece)), write, output, opts))
+            works.append(self._meet(Reduce(dst, r.name), r.before(flat(piece)), write, output, opts))
         return self._several(works, outputs)
 
     def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
@@ -89,13 +94,13 @@ class GuestGroup(Meeting):
     def broadcast(self, tensors: list[Tensor], opts: Any) -> Work:
         src = opts.rootRank
         write = lambda x: _nothing if src == self.rank() else lambda got: self._copy(x, got)  # noqa: E731
-        works = [self._meet(rooted.Broadcast(src), self._dense(x), write(x), [x], opts) for x in tensors]
+        works = [self._meet(Broadcast(src), self._dense(x), write(x), [x], opts) for x in tensors]
         return self._several(works, tensors)
 
     def reduce(self, tensors: list[Tensor], opts: Any) -> Work:
         r, (x,) = reduction(opts, self.size()), tensors
         write = lambda got: got is not None and self._copy(x, r.scaled(got))  # noqa: E731
-        return self._meet(rooted.Reduce(opts.rootRank, r.name), r.before(self._dense(x)), write, tensors, opts)
+        return self._meet(Reduce(opts.rootRank, r.name), r.before(self._dense(x)), write, tensors, opts)
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> Work:
         write = lambda got: got is not None and self._deal(outputs[0], got)  # noqa: E731
@@ -107,7 +112,7 @@ class GuestGroup(Meeting):
         return self._meet(rooted.Scatter(opts.rootRank, 0), x, write, outputs, opts)
 
     def barrier(self, opts: Any = None) -> Work:
-        return self._meet(rooted.Barrier(), None, _nothing, [], opts)
+        return self._meet(Barrier(), None, _nothing, [], opts)
 
     def monitored_barrier(self, *args: Any) -> None:
         raise NotImplementedError("monitored_barrier: call dist.barrier(). Here, who does not come is always named")

@@ -23,8 +23,7 @@ class Seeds:
             self._to_begin.remove(rank)
             torch.default_generator.manual_seed((self._seed + 0x9E3779B9 * rank) % 2**32)  # it looks at 32 bits
 
-    def lay_aside(self, rank: int) -> None:
-        """The engine keeps the stream."""
+    lay_aside = None  # the engine keeps the stream
 
     def give_back(self, failed: bool) -> None:
         """The engine gives the caller's stream back."""

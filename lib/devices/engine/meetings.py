@@ -46,7 +46,9 @@ class Meetings:
         """Device `rank` comes with `x`, and does not wait. The n-th call of each device belongs to the same meeting."""
         self._waiting.check_caller(ranks[rank], verb)
         number = self._calls[key, rank] = self._calls[key, rank] + 1
-        meeting = self._meetings.setdefault((key, number), Meeting())
+        meeting = self._meetings.get((key, number))
+        if meeting is None:
+            meeting = self._meetings[key, number] = Meeting()
         self._check_match(meeting, ranks, rank, verb, x)
         meeting.verbs[rank], meeting.tensors[rank] = verb, x
         if self._clock is not None:

@@ -6,6 +6,8 @@ A device finds its own when it gets the turn, and lays it aside when it gives th
 import ctypes
 import random
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,11 +21,43 @@ class Owner(Protocol):
     def take_up(self, rank: int) -> None:
         """Device `rank` gets the turn: what it has for itself is the process's now. The first call begins the run."""
 
-    def lay_aside(self, rank: int) -> None:
-        """Device `rank` gives the turn away."""
+    # Device `rank` gives the turn away: what is its own now is kept. None: nothing has to be done.
+    lay_aside: Callable[[int], None] | None
 
     def give_back(self, failed: bool) -> None:
         """After the run, the process has what it had before. Called also when the run never began."""
+
+
+class Owners:
+    """All owners of a run, as one."""
+
+    def __init__(self, owners: list[Owner]):
+        self._owners: list[Owner] = []
+        self._taking_up: list[Callable[[int], None]] = []  # called at every turn
+        self._laying_aside: list[Callable[[int], None]] = []
+        self.add(owners)
+
+    def add(self, owners: list[Owner]) -> None:
+        """Before the run."""
+        self._owners += owners
+        self._taking_up += [owner.take_up for owner in owners]
+        self._laying_aside += [owner.lay_aside for owner in owners if owner.lay_aside is not None]
+
+    def take_up(self, rank: int) -> None:
+        """Device `rank` gets the turn."""
+        for take_up in self._taking_up:
+            take_up(rank)
+
+    def lay_aside(self, rank: int) -> None:
+        """Device `rank` gives it away."""
+        for lay_aside in self._laying_aside:
+            lay_aside(rank)
+
+    def give_back(self, failed: bool) -> None:
+        """After the run: what the devices had for themselves is the caller's again."""
+        with ExitStack() as last_first:
+            for owner in self._owners:
+                last_first.callback(owner.give_back, failed)
 
 
 class Own(NamedTuple):

@@ -9,9 +9,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from threading import get_ident
 
-from lib.devices.engine.own import Owned, Owner
+from lib.devices.engine.own import Owned, Owners
 from lib.devices.engine.raise_in import raise_in
 from lib.devices.errors import Stopped
 
@@ -42,15 +43,16 @@ class Turns:
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
-        self.owners: list[Owner] = [Owned(size)]
+        self._idents = [0] * size  # of the threads
+        self.owners = Owners([Owned(size)])
         self._interruptible: int | None = None  # the device that is in its program now
         self._interrupting = threading.Lock()  # guards the field above
-        self.failure: BaseException | None = None
+        self.failure: BaseException | None = None  # of any device, or an interrupt: all others raise Stopped
 
     def run(self) -> None:
         """Blocks until every device has ended. Re-raises what made the run fail; leaves no thread behind."""
         try:
-            self._take_up(0)
+            self.owners.take_up(0)
             self._threads[0].start()  # the others are started by those before them, when their first turn comes
             # Not one long wait: the system may hand an interrupt to a device's thread, and that does not end a wait.
             while not self._all_ended.wait(0.2):
@@ -67,12 +69,6 @@ class Turns:
                 raise failure
             finally:
                 del failure  # this frame is in its traceback: no cycle may keep the devices' tensors alive
-
-    def give_back(self, failed: bool) -> None:
-        """After the run: what the devices had for themselves is the caller's again."""
-        with ExitStack() as last_first:
-            for owner in self.owners:
-                last_first.callback(owner.give_back, failed)
 
     def wait(self, rank: int) -> None:
         """Called by device `rank` when it has the turn: gives it away until another device calls `ready(rank)`."""
@@ -92,24 +88,20 @@ class Turns:
         """The devices that may go on, the next one first."""
         return tuple(self._ready)
 
-    def stop_if_failed(self) -> None:
-        """Unwinds the calling device when the run has failed elsewhere or was interrupted."""
-        if self.failure is not None:
-            raise Stopped
-
     def frame_of(self, rank: int, frames: dict[int, object]):
         """The innermost frame of device `rank` among `sys._current_frames()`, or None when it has ended."""
         return frames.get(self._threads[rank].ident)
 
     def is_current_thread(self, rank: int) -> bool:
         """Whether the caller is the thread of device `rank`."""
-        return threading.get_ident() == self._threads[rank].ident
+        return get_ident() == self._idents[rank]
 
     def is_a_device(self, thread: threading.Thread | None = None) -> bool:
         """Whether `thread`, by default that of the caller, is the thread of one of the devices."""
         return (thread or threading.current_thread()) in self._threads
 
     def _live(self, rank: int) -> None:
+        self._idents[rank] = get_ident()
         if hasattr(os, "SCHED_BATCH"):  # Linux
             # Else a woken device preempts its waker, which still holds Python's lock, and at once sleeps again.
             with suppress(OSError):
@@ -130,35 +122,35 @@ class Turns:
 
     def _give_away(self, rank: int, stand_in_line: Callable[[int], None]) -> None:
         self._leave_program(rank)
-        self.stop_if_failed()
+        if self.failure is not None:
+            raise Stopped
         stand_in_line(rank)
         self._lay_aside(rank)
         self._pass_turn()
         self._may_run[rank].acquire()
         self._enter_program(rank)
 
-    def _take_up(self, rank: int) -> None:
-        for owner in self.owners:
-            owner.take_up(rank)
-
     def _lay_aside(self, rank: int) -> None:
-        for owner in self.owners:
-            owner.lay_aside(rank)
+        self.owners.lay_aside(rank)
         if self._watch is not None:
             self._watch(rank)
 
     def _enter_program(self, rank: int) -> None:
         with self._interrupting:
             self._interruptible = rank
-        self.stop_if_failed()
+        if self.failure is not None:
+            raise Stopped
 
     def _leave_program(self, rank: int) -> None:
         # An exception that came in the middle of passing the turn would lose the turn, and the run would hang.
         while self._interruptible == rank:
-            with suppress(Stopped), self._interrupting:
-                self._interruptible = None
-                if self.failure is not None:
-                    raise_in(self._threads[rank], None)  # what was sent but has not arrived yet is taken back
+            try:
+                with self._interrupting:
+                    self._interruptible = None
+                    if self.failure is not None:
+                        raise_in(self._threads[rank], None)  # what was sent but has not arrived yet is taken back
+            except Stopped:
+                continue
 
     def _pass_turn(self) -> None:
         if not self._ready and self._waiting and self.failure is None:
@@ -173,7 +165,7 @@ class Turns:
             self._waiting.clear()
         if self._ready:
             rank = self._ready.popleft()
-            self._take_up(rank)
+            self.owners.take_up(rank)
             if self._has_begun(rank):
                 self._may_run[rank].release()
             else:

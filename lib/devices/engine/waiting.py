@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lib.devices.engine.turns import Turns
 from lib.devices.engine.wording import short_ranks, table_of_the_stuck, where
-from lib.devices.errors import DeadlockError, MismatchError
+from lib.devices.errors import DeadlockError, MismatchError, Stopped
 from lib.devices.handle import Handle
 
 
@@ -47,17 +47,19 @@ class Waiting:
 
     def check_caller(self, rank: int, call: object) -> None:
         """RuntimeError unless the run lasts and the caller is the thread of device `rank`."""
-        if self.turns is None:
+        turns = self.turns
+        if turns is None:
             raise RuntimeError(
                 f"rank {rank} called {call} after its run had ended. Groups live as long as the run: call backward() "
                 "and all verbs inside the program that Cluster.run() was given"
             )
-        if not self.turns.is_current_thread(rank):
+        if not turns.is_current_thread(rank):
             raise RuntimeError(
                 f"the group of rank {rank} was used by somebody else, to call {call}. "
                 "Each device must use the group that its own program was given"
             )
-        self.turns.stop_if_failed()
+        if turns.failure is not None:
+            raise Stopped
 
     def check_all_waited_for(self) -> None:
         """At the end of a run: MismatchError names a handle that nobody waited for."""

@@ -68,10 +68,11 @@ def describe(verb: Collective, x: Tensor | None) -> str:
 
 def disagreement(verb: Collective, x: Tensor | None, other_verb: Collective, y: Tensor | None) -> str | None:
     """What is wrong when two devices bring (verb, x) and (other_verb, y) to one collective; None when all is well."""
-    if type(verb) is not type(other_verb):
-        return "every device must call the same verbs in the same order"
-    if verb != other_verb:
-        return "every device must pass the same arguments"
+    if verb is not other_verb:  # almost always it is, in the programs of others
+        if type(verb) is not type(other_verb):
+            return "every device must call the same verbs in the same order"
+        if verb != other_verb:
+            return "every device must pass the same arguments"
     if x is None or y is None:
         return None
     if x.dtype != y.dtype:
