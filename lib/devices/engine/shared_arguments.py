@@ -43,16 +43,16 @@ class SharedArguments:
         for entry in self._in_containers:
             _, x, before, changed_by = entry
             now = _state(x)
-            if _differs(before, now):
+            if now[0] != before[0]:
                 entry[2] = now
                 changed_by.add(rank)
 
     def check_unchanged(self, size: int) -> None:
         """Raises RuntimeError that names the first thing that some device changed, and the fix."""
-        changed = [(name, x, before) for name, x, before in self._before if _differs(before, _state(x))]
+        changed = [(name, x, before) for name, x, before in self._before if _state(x)[0] != before[0]]
         changed += [(name, x, before) for name, x, before, who in self._in_containers if len(who) > 1]
         for name, x, before in changed:
-            what = "the gradient of " if isinstance(x, Tensor) and before[0] == _state(x)[0] else ""
+            what = "the gradient of " if isinstance(x, Tensor) and before[0][0] == _version(x) else ""
             shape = f", shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
             raise RuntimeError(
                 f"run: a device changed {what}{name}{shape}. All {size} devices were handed the same "
@@ -139,21 +139,17 @@ def _is_array(x: Any) -> bool:
     return numpy is not None and isinstance(x, numpy.ndarray) and not x.dtype.hasobject
 
 
-def _state(x: Any) -> tuple:
+def _state(x: Any) -> tuple[tuple[int | bytes, ...], Tensor | None]:
+    """Numbers that change when `x` does, and the gradient that one of them names: as long as it is kept, no other can
+    have its number. Asked of every tensor at every turn, so it has to be cheap."""
     if isinstance(x, Tensor):
         grad = x.grad if x.is_leaf else None
-        return _version(x), grad, _version(grad)
+        return (_version(x), id(grad), 0 if grad is None else _version(grad)), grad
     if isinstance(x, torch.Generator):
-        return (x.get_state().numpy().tobytes(),)
-    return (zlib.crc32(x.tobytes()),)
+        return (x.get_state().numpy().tobytes(),), None
+    return (zlib.crc32(x.tobytes()),), None
 
 
-def _differs(before: tuple, now: tuple) -> bool:
-    return len(before) != len(now) or any(
-        a is not b and (isinstance(a, Tensor | None) or a != b) for a, b in zip(before, now, strict=True)
-    )
-
-
-def _version(x: Tensor | None) -> int:
+def _version(x: Tensor) -> int:
     """PyTorch counts the changes in place of a tensor, but not of one from inference mode."""
-    return 0 if x is None or x.is_inference() else x._version
+    return 0 if x.is_inference() else x._version

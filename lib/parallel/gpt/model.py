@@ -9,7 +9,6 @@ Radford et al. 2019 ("Language models are unsupervised multitask learners"); ove
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lib.devices import Group
@@ -19,6 +18,7 @@ from lib.parallel.gpt.block import ParallelBlock, Recompute
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.head import VocabularyHead
 from lib.parallel.sharding.dense import draw_dense
+from lib.parallel.sharding.unfilled import Unfilled
 from lib.parallel.tensor.dropout import ParallelDropout
 from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
 
@@ -40,7 +40,7 @@ class GPT(VocabularyHead):
         self.config, self.group = config, group
         sizes = config.hidden, config.heads
         options = {"dropout": config.dropout, "approximate": config.approximate}
-        with torch.device("meta"):  # without memory: the layers would draw numbers that are not GPT-2's
+        with Unfilled():  # the layers would draw numbers that are not GPT-2's
             self.embedding = self.Embedding(config.vocabulary, config.hidden, group)
             self.positions = nn.Embedding(config.positions, config.hidden)
             self.dropout = ParallelDropout(config.dropout, group, sharded=self.Block.cut_tokens)
@@ -48,7 +48,6 @@ class GPT(VocabularyHead):
                 self.Block(*sizes, group, **options, recompute=recompute, attend=attend) for _ in range(config.layers)
             )
             self.norm = self.layer_norm(config.hidden)
-        self.to_empty(device=torch.get_default_device())
         initialize(self)
 
     def layer_norm(self, hidden: int) -> nn.LayerNorm:

@@ -21,6 +21,7 @@ from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.layer import LlamaBlock
 from lib.parallel.llama.rotary import turn_of
 from lib.parallel.sharding.dense import draw_dense
+from lib.parallel.sharding.unfilled import Unfilled
 from lib.parallel.tensor.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
 
 
@@ -37,13 +38,12 @@ class Llama(VocabularyHead):
     def __init__(self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend):
         super().__init__()
         self.config, self.group = config, group
-        with torch.device("meta"):  # without memory: the layers would draw numbers that are not Llama's
+        with Unfilled():  # the layers would draw numbers that are not Llama's
             self.embedding = self.Embedding(config.vocabulary, config.hidden, group)
             self.blocks = nn.ModuleList(self.Block(config, group, recompute, attend) for _ in range(config.layers))
             self.norm = self.rms_norm(config)
             # Its rows belong to tokens, as those of the embedding, and are cut as these. Tied, they are the same.
             self.head = None if config.tied else self.Embedding(config.vocabulary, config.hidden, group)
-        self.to_empty(device=torch.get_default_device())
         draw_dense(self, config.shapes(), group, lambda name: config.deviation)
 
     def rms_norm(self, config: LlamaConfig) -> nn.RMSNorm:
