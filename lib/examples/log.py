@@ -19,8 +19,8 @@ SIDE, ROUNDS, SECONDS = 512, 12, 0.5  # of the matrix products that measure a CP
 def peak_flops(group: Group, simulated: bool, dtype: torch.dtype) -> float | None:
     """A program of its own. FLOP/s of all devices together, the same on all of them; None when nobody knows.
 
-    A GPU's is what its maker publishes, for bfloat16. A CPU's is measured now, with square matrix products: real
-    processes all at the same time, since they share cores; simulated ones take turns, and so have it only once.
+    A GPU's is what its maker publishes, for bfloat16. A CPU's is measured now, with square matrix products: by real
+    processes all at the same time, since they share cores; of simulated ones, which take turns, by one for all.
     """
     if torch.get_default_device().type == "cuda":
         name = torch.cuda.get_device_name()
@@ -34,10 +34,12 @@ def peak_flops(group: Group, simulated: bool, dtype: torch.dtype) -> float | Non
         speeds = torch.zeros(number, dtype=torch.float64)
         for i in range(number):
             group.barrier()
+            if simulated and group.rank > 0:
+                continue
             start = perf_counter()
             x @ x
             speeds[i] = 2 * SIDE**3 / (perf_counter() - start)
-        return group.all_reduce(speeds, op="max" if simulated else "sum")  # Replicate: all do as many rounds
+        return group.all_reduce(speeds)  # (number,)  Partial -> Replicate: all do as many rounds
 
     speed = rounds(2).max().item()
     more = min(ROUNDS, int(SECONDS * speed / (2 * SIDE**3 * (1 if simulated else group.size))))
