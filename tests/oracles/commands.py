@@ -1,17 +1,12 @@
 """What a reader types: the programs of lib.examples, simulated in this process, or for real under torchrun."""
 
-import os
 import re
-import subprocess
-import sys
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import torch
 from oracles.forked import Forked
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 240  # a safety net: each takes a few, on a crowded machine many
 SMALL = ["--steps", 20, "--layers", 1, "--hidden", 32, "--batch", 8, "--length", 32, "--seed", 3]  # for train_gpt
 
@@ -35,23 +30,10 @@ def one_thread():
         torch.set_num_threads(before)
 
 
-def torchrun(typed=(), **commands):
-    """Each command is a number of processes, and what they run; all at the same time, for most of it is waiting. Those
-    that are `typed` are started as a reader does, the others forked. Returns what each prints, by name. AssertionError
-    when one fails."""
-    started = {}
-    for name, (size, *words) in commands.items():
-        words = [str(word) for word in words]
-        if name not in typed:
-            started[name] = Forked(size, *words)
-            continue
-        started[name] = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *words],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+def torchrun(**commands):
+    """Each command is a number of processes, and what they run; all at the same time, for most of it is waiting.
+    Returns what each prints, by name. AssertionError when one fails."""
+    started = {name: Forked(size, *map(str, words)) for name, (size, *words) in commands.items()}
     try:
         said = {name: process.communicate(timeout=SECONDS) for name, process in started.items()}
     finally:

@@ -2,12 +2,15 @@
 
 Most of what `torchrun` costs is the import of PyTorch, in the agent and in every worker. Here both are forked from a
 server that has it. The agent is torchrun's own, so it sets the same environment, watches its workers, and reports who
-failed. `test_torchrun.py` and `test_train_gpt.py` run the real command too, once each.
+failed. `test_torchrun.py` gives the real command too, once; so do the chapters "Bring your own program" and, for
+`train_gpt`, "Failing and recovering".
 """
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
@@ -15,6 +18,8 @@ import uuid
 from pathlib import Path
 
 import torch
+
+STANDS_STILL = 120  # seconds: none takes so long, and then each process says where it stands
 
 
 class Forked:
@@ -35,7 +40,8 @@ class Forked:
     def communicate(self, timeout: float) -> tuple[str, str]:
         self._process.join(timeout)
         if self.returncode is None:
-            raise TimeoutError(f"after {timeout} s it still runs, and has said:\n{self._out.read_text()}")
+            said = "\n".join(file.read_text() for file in sorted({self._out, self._err}))
+            raise TimeoutError(f"after {timeout} s it still runs, and has said:\n{said}")
         return self._out.read_text(), self._err.read_text()
 
     def terminate(self) -> None:
@@ -64,6 +70,9 @@ def _agent(size: int, words: tuple[str, ...], out: str, err: str) -> None:
 def _worker(*words: str) -> None:
     """What `python *words` does."""
     torch.set_num_threads(1)  # as torchrun has it; PyTorch has read OMP_NUM_THREADS before
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # not the agent's: those raise an error, and a worker would tell of it
+    faulthandler.dump_traceback_later(STANDS_STILL, file=sys.__stderr__)
     module = words[0] == "-m"
     sys.argv = list(words[1:] if module else words)
     try:

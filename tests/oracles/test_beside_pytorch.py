@@ -19,19 +19,19 @@ from lib.examples.small_training import (
 )
 from lib.real.processes import Processes
 
-STEPS = 5
+STEPS, FEW = 5, 2
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [3, 4])
 def test_ours_simulated_and_real_and_pytorchs_and_one_device_agree(size):
     ours = [program for program in PAIRS if size % 2 == 0 or program.__name__ != "grid"]
     theirs = [PAIRS[program] for program in ours]
-    real = Processes(size).run(run_all, [*ours, *theirs], STEPS)
+    real = Processes(size).run(run_all, [*ours, *theirs], FEW)
     assert not any(left_behind for _, left_behind in real)
-    losses, state = one_device(STEPS)
+    losses, state = one_device(FEW)
     for program in ours:
         simulated = Cluster(size)
-        outputs = simulated.run(program, STEPS)
+        outputs = simulated.run(program, FEW)
         assert all(simulated.meters.count(rank).bytes_sent > 0 for rank in range(size))
         for output, (results, _) in zip(outputs, real, strict=True):
             assert largest_difference(output, results[program.__name__]) <= 1e-12

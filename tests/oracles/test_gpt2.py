@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from covering import covering
 from parallel.small_gpt import COUNTS, one_thread  # noqa: F401
 from parallel.variants import variant
 from torch.nn import functional as F
@@ -46,10 +47,11 @@ def apart(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["TP", "TP+SP"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [EXACT, FAST], ids=["float64", "float32"])
-@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
-def test_logits_loss_and_every_gradient(activation, dtype, tolerance, sequence_parallel):
+@pytest.mark.parametrize(
+    ("activation", "precision", "sequence_parallel"), covering(["gelu_new", "gelu"], [EXACT, FAST], [False, True])
+)
+def test_logits_loss_and_every_gradient(activation, precision, sequence_parallel):
+    dtype, tolerance = precision
     theirs = reference(dtype, activation)
     config, state = read_gpt2(theirs)
     tokens, targets = texts()
@@ -101,7 +103,7 @@ def test_greedy_generation_token_for_token(cache):
         load_dense(model, state, group)
         return generate(model, prompt, 20, cache=cache)
 
-    for size in COUNTS:
+    for size in (1, 3, 12) if cache else (1, 4):
         assert all(torch.equal(text, expected) for text in Cluster(size).run(program)), size
 
 

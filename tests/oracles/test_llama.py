@@ -36,7 +36,7 @@ def test_logits_loss_and_every_gradient(kind, make):
             p.data = p.grad  # dense_state then merges the gradients
         return whole, ours.detach(), model
 
-    for size in KINDS[kind][3]:
+    for size in KINDS[kind][3] if make is Llama else KINDS[kind][3][1::2]:
         results = Cluster(size).run(program, fused_attend if size % 4 else attend)
         for whole, ours, _ in results:
             assert apart(whole, logits.detach()) < 1e-10, size

@@ -27,6 +27,8 @@ HEADS, HEAD_SIZE = 12, 2
 HIDDEN = HEADS * HEAD_SIZE
 SHAPE = (12, 12, HIDDEN)  # heads, batch and sequence divide by 1, 2, 3, 4
 LAYOUTS = [(size, kv) for size in (2, 3, 4) for kv in (12, 4, 2, 1) if kv % size == 0 or size % kv == 0]
+# In turn with and without sequence parallelism: each size meets both, and so do heads that are split, and shared ones.
+BLOCKS = [(size, kv, 1 - number % 2 or None) for number, (size, kv) in enumerate(LAYOUTS)]
 
 
 class MLP(nn.Module):
@@ -164,8 +166,7 @@ def check_equal(world, model, build, sequence_dim):
     assert all(torch.equal(whole[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("sequence_dim", [None, 1], ids=["TP", "TP+SP"])
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize(("approximate", "sequence_dim"), [("none", 1), ("tanh", None)], ids=["TP+SP", "tanh, TP"])
 def test_layer_norm_and_mlp(world, approximate, sequence_dim):
     def build(group):
         mlp = variant(ParallelMLP, sequence_dim)(HIDDEN, group, inner=36, approximate=approximate)
@@ -174,8 +175,7 @@ def test_layer_norm_and_mlp(world, approximate, sequence_dim):
     check_equal(world, NormAndMLP(nn.LayerNorm(HIDDEN), MLP(36, approximate)), build, sequence_dim)
 
 
-@pytest.mark.parametrize("sequence_dim", [None, 1], ids=["TP", "TP+SP"])
-@pytest.mark.parametrize(("size", "kv_heads"), LAYOUTS)
+@pytest.mark.parametrize(("size", "kv_heads", "sequence_dim"), BLOCKS)
 def test_block(worlds, size, kv_heads, sequence_dim):
     def build(group):
         return variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, group, kv_heads, approximate="tanh")

@@ -1,8 +1,8 @@
 """What goes wrong in real processes: it comes out with its rank and its cause, nothing hangs, nobody is left behind."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -147,27 +147,31 @@ def test_nobody_is_left_behind(tmp_path):
 
 
 @needs_proc
-def test_nobody_is_left_behind_by_a_parent_that_is_ended(tmp_path):
-    text = (
-        "from pathlib import Path; import signal, sys; from oracles.real_errors import waits_for_ever\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background is started without
-        "from lib.real.processes import Processes; Processes(2).run(waits_for_ever, Path(sys.argv[1]))"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
-    parents = {}
-    for number in (signal.SIGINT, signal.SIGKILL):
-        folder = tmp_path / number.name
-        folder.mkdir()
-        command = [sys.executable, "-c", text, str(folder)]
-        parents[number] = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: all(len(written(tmp_path / number.name)) == 2 for number in parents))
-    said = {}
-    for number, parent in parents.items():
-        parent.send_signal(number)
-        _, said[number] = parent.communicate(timeout=SECONDS)
-        wait_until_gone(tmp_path / number.name, 2)
-    assert "KeyboardInterrupt" in said[signal.SIGINT]
-    assert said[signal.SIGKILL] == ""
+def test_nobody_is_left_behind_by_a_parent_that_is_killed(tmp_path):
+    folder, said = tmp_path / "ids", tmp_path / "said"
+    folder.mkdir()
+    parent = multiprocessing.get_context("forkserver").Process(target=real_errors.is_a_parent, args=(folder, said))
+    parent.start()
+    wait_until(lambda: len(written(folder)) == 2)
+    parent.kill()
+    parent.join(SECONDS)
+    wait_until_gone(folder, 2)
+    assert said.read_text() == ""
+
+
+@needs_proc
+def test_nobody_is_left_behind_by_a_parent_that_is_interrupted(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without
+
+    def press_stop():
+        wait_until(lambda: len(written(tmp_path)) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_stop).start()
+    with pytest.raises(KeyboardInterrupt):
+        Processes(2).run(real_errors.waits_for_ever, tmp_path)
+    signal.signal(signal.SIGINT, before)
+    wait_until_gone(tmp_path, 2)
 
 
 def test_a_run_ends_its_threads():

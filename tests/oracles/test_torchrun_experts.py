@@ -47,12 +47,12 @@ def test_torch_distributed_alone(worlds, size):
 
 
 def test_a_gpt_with_experts_trains_alike_under_torchrun():
-    options = ["--steps", 4, "--expert-parallel", 2, "--tensor-parallel", 2]
+    options = ["--steps", 2, "--expert-parallel", 2, "--tensor-parallel", 2]
     said = torchrun(real=(4, "-m", "lib.examples.train_experts", *options))["real"]
     ours = simulated(train_experts.main, *options)
     pattern = r"^step (\d)  loss (\d\.\d{12})  busiest expert (\d\.\d\d)"
     found, expected = (re.findall(pattern, text, re.M) for text in (said, ours))
-    assert [step for step, _, _ in found] == ["0", "1", "2", "3"]
+    assert [step for step, _, _ in found] == ["0", "1"]
     for (_, loss, uneven), (_, right, as_uneven) in zip(found, expected, strict=True):
         assert abs(float(loss) - float(right)) < 1e-9
         assert uneven == as_uneven

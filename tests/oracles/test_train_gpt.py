@@ -15,7 +15,7 @@ CASES = {  # in groups of two, every order of additions is the same: a + b = b +
     "zero": (4, ["--data-parallel", 2, "--zero", 3, "--accumulate", 2, "--clip", 100, "--validation", 0.1]),
     "pair": (2, ["--sequence-parallel", "--dtype", "float64"]),
 }
-STEPS = 8
+STEPS = 4
 FEW = [*SMALL, "--steps", STEPS]
 MODULE = "lib.examples.train_gpt"
 
@@ -37,7 +37,6 @@ def real(folder):
     options = {name: [*FEW, *more] for name, (_, more) in CASES.items()}
     script = Path(__file__).with_name("train_and_generate.py")
     return torchrun(
-        typed=["pair"],
         grid=(4, "-m", MODULE, *options["grid"], "--save", files["grid"]),
         zero=(4, "-m", MODULE, *options["zero"], "--save", files["zero"]),
         pair=(2, script, files["pair"], *options["pair"]),

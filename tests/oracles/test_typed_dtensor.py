@@ -55,7 +55,7 @@ SILENT = {  # refused by types, and DTensor sends nothing: what it does instead,
     "it cuts the operand that is whole, or shares it out as a partial sum": lambda name, places: "R" in places,
     "it keeps pieces that do not lie together, and remembers how": lambda name, places: name == "flatten",
 }
-ON_FOUR = ("gelu", "softmax", "sum", "unflatten", "add a row", "matmul", "linear", "embedding")  # the rest on two alone
+ON_FOUR = ("gelu", "softmax", "sum", "unflatten", "add a row", "matmul", "embedding")  # the rest on two alone
 
 
 def places_of(shape):
