@@ -1,6 +1,7 @@
 """Training on P devices equals training on one: the same losses and weights, in float64, step after step."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -58,6 +59,12 @@ def train(
     return losses, weights(model)
 
 
+@cache
+def alone_with(optimizer, steps=None, max_norm=None):
+    """What one device makes of the first batches."""
+    return train_alone(make_model(), optimizer, BATCHES[:steps], max_norm)
+
+
 def check_equal(outputs, alone, tolerance=1e-12):
     for losses, found in outputs:
         assert losses == pytest.approx(alone[0], rel=0, abs=tolerance)
@@ -71,7 +78,7 @@ def test_the_data_has_samples_that_use_the_rare_layer_on_no_device_on_one_and_on
 
 @pytest.mark.parametrize(("size", "optimizer", "during"), covering(SIZES, list(OPTIMIZERS), [False, True]))
 def test_twenty_steps(size, optimizer, during):
-    alone = train_alone(make_model(), optimizer, BATCHES)
+    alone = alone_with(optimizer)
     assert alone[0][0] > alone[0][-1] + 0.1, "the problem must be one that is learned"
     check_equal(Cluster(size).run(train, optimizer, during, bucket_bytes=500), alone)
 
@@ -79,23 +86,21 @@ def test_twenty_steps(size, optimizer, during):
 @pytest.mark.parametrize("during", [False, True], ids=["after", "during"])
 @pytest.mark.parametrize("bucket_bytes", [0, 300, 1000.5, 1e6, math.inf])
 def test_buckets_of_any_size(bucket_bytes, during):
-    batches = BATCHES[:5]
-    alone = train_alone(make_model(), "SGD", batches)
-    check_equal(Cluster(3).run(train, "SGD", during, batches, bucket_bytes), alone)
+    check_equal(Cluster(3).run(train, "SGD", during, BATCHES[:5], bucket_bytes), alone_with("SGD", 5))
 
 
 @pytest.mark.parametrize(("size", "optimizer", "during"), covering(SIZES, list(OPTIMIZERS), [False, True]))
 def test_gradients_accumulated_over_micro_batches(size, optimizer, during):
-    alone = train_alone(make_model(), optimizer, BATCHES)
-    check_equal(Cluster(size).run(train, optimizer, during, bucket_bytes=500, micro=1), alone)
+    found = Cluster(size).run(train, optimizer, during, BATCHES[:6], bucket_bytes=500, micro=1)
+    check_equal(found, alone_with(optimizer, 6))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("size", SIZES)
 def test_clipped(size, optimizer):
-    alone = train_alone(make_model(), optimizer, BATCHES, max_norm=0.1)
-    assert distance(alone[1], train_alone(make_model(), optimizer, BATCHES)[1]) > 1e-3, "it must clip"
-    check_equal(Cluster(size).run(train, optimizer, True, max_norm=0.1), alone)
+    alone = alone_with(optimizer, 6, max_norm=0.1)
+    assert distance(alone[1], alone_with(optimizer, 6)[1]) > 1e-3, "it must clip"
+    check_equal(Cluster(size).run(train, optimizer, True, BATCHES[:6], max_norm=0.1), alone)
 
 
 @pytest.mark.parametrize("during", [False, True], ids=["after", "during"])
@@ -112,7 +117,7 @@ def test_gradients_that_are_set_to_zero_are_added_to_in_place(during):
 
 def test_one_device_has_the_same_bits_as_no_library():
     losses, found = Cluster(1).run(train, "AdamW", True, bucket_bytes=300)[0]
-    alone = train_alone(make_model(), "AdamW", BATCHES)
+    alone = alone_with("AdamW")
     assert losses == alone[0]
     assert distance(found, alone[1]) == 0
 

@@ -30,7 +30,8 @@ def train(group, config, *grid):
 def test_trains_like_one_device(name):
     expected = Cluster(1).run(train, CONFIGS[name])[0]
     assert expected.losses[-1] < expected.losses[0] - 0.5
-    for size, *grid in [(2, 2), (4, 2), (4, 2, 2), (4, 4)]:  # (4, ...): 6 texts over 4 devices, unequal shares
+    grids = [(2, 2), (4, 2), (4, 2, 2), (4, 4)]  # (4, ...): 6 texts over 4 devices, unequal shares
+    for size, *grid in grids if name == "losses" else [grids[0], grids[2]]:
         for found in Cluster(size).run(train, CONFIGS[name], *grid):
             for ours, theirs in ((found.losses, expected.losses), (found.norms, expected.norms)):
                 assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-9

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import covering
 from parallel.dense_transformer import (  # noqa: F401
     BATCH,
     DEVICES,
@@ -30,9 +31,7 @@ RECOMPUTE = [None, "selective", "full"]
 SPLITS = pytest.mark.parametrize("sequence_dim", [None, 1], ids=["TP", "TP+SP"])
 
 
-@pytest.mark.parametrize("recompute", RECOMPUTE)
-@SPLITS
-@pytest.mark.parametrize("size", DEVICES)
+@pytest.mark.parametrize(("size", "sequence_dim", "recompute"), covering(DEVICES, [None, 1], RECOMPUTE))
 def test_equals_the_dense_block(size, sequence_dim, recompute):
     assert_equals_dense(
         size,
@@ -43,10 +42,11 @@ def test_equals_the_dense_block(size, sequence_dim, recompute):
     )
 
 
-@pytest.mark.parametrize("recompute", RECOMPUTE)
-@SPLITS
-@pytest.mark.parametrize(("kv_heads", "size"), [(4, 2), (4, 4), (2, 4), (1, 3), (3, 12)])
-def test_with_fewer_heads_of_keys_and_values(kv_heads, size, sequence_dim, recompute):
+@pytest.mark.parametrize(
+    ("layout", "sequence_dim", "recompute"), covering([(4, 2), (4, 4), (2, 4), (1, 3), (3, 12)], [None, 1], RECOMPUTE)
+)
+def test_with_fewer_heads_of_keys_and_values(layout, sequence_dim, recompute):
+    kv_heads, size = layout
     assert_equals_dense(
         size,
         lambda g: variant(ParallelBlock, sequence_dim)(HIDDEN, HEADS, g, kv_heads, 0.0, "tanh", recompute),
@@ -192,17 +192,18 @@ def run_block(sequence_dim, recompute=None, dropout=0.0):
     return run
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("recompute", [None, "selective"])
-@pytest.mark.parametrize("size", [1, 2, 4])
+SENDING = pytest.mark.parametrize(
+    ("size", "recompute", "dropout"), covering([1, 2, 4], [None, "selective"], [0.0, 0.1])
+)
+
+
+@SENDING
 def test_two_all_reduces_forward_and_two_backward(size, recompute, dropout):
     twice = {"all_reduce": (2, 2 * 2 * (size - 1) * WHOLE // size)}
     assert forward_and_backward(size, run_block(None, recompute, dropout)) == (twice, twice)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("recompute", [None, "selective"])
-@pytest.mark.parametrize("size", [1, 2, 4])
+@SENDING
 def test_gathers_and_scatters_with_sequence_parallelism(size, recompute, dropout):
     """Forward the bytes of tensor parallelism. Backward two gathers more, since the whole input is not kept."""
     trip = (size - 1) * WHOLE // size

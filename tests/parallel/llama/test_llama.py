@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from covering import covering
 from parallel.small_llama import CONFIG, SHARED, build, dense_weights, one_thread, tokens_of  # noqa: F401
 
 from lib import dense_state, equal_to_one_device, fused_attend, gradient_norm, load_dense
@@ -22,17 +23,18 @@ from lib.parallel.zero.optimizer import ShardedOptimizer
 BOTH = pytest.mark.parametrize("make", [Llama, SequenceLlama], ids=["TP", "TP+SP"])
 
 
-@BOTH
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("config", [CONFIG, SHARED], ids=["GQA", "GQA, bias, norm, tied"])
+CONFIGS = {"GQA": CONFIG, "GQA, bias, norm, tied": SHARED}
+OPTIONS = {"": {}, "full": {"recompute": "full"}, "fused": {"recompute": "selective", "attend": fused_attend}}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"recompute": "full"}, {"recompute": "selective", "attend": fused_attend}],
-    ids=lambda o: " ".join(o),
+    ("config", "options", "size", "make"), covering(list(CONFIGS), list(OPTIONS), [2, 4], [Llama, SequenceLlama])
 )
 def test_gradients_equal_those_of_one_device(config, options, size, make):
+    config = CONFIGS[config]
+
     def loss(group):
-        model = make(config, group, **options)
+        model = make(config, group, **OPTIONS[options])
         model.forward = lambda tokens, run=model.forward: run(tokens[:, :-1], tokens[:, 1:])
         return model
 

@@ -80,7 +80,7 @@ def training(group, schedule, dp, tp, sequence_parallel, steps, seen):
     mesh = Mesh(group, dp=dp, pp=group.size // dp // tp, tp=tp)
     gpt = build(mesh.tp, sequence_parallel, replace(CONFIG, layers=4))
     stages = cut_gpt(gpt, schedule, mesh.pp.rank)
-    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.1)
     for step in range(steps):
         tokens, targets = (shard_batch(x, mesh.dp) for x in batch(texts=4, seed=step))
         some, follow = (x.tensor_split(schedule.micros) for x in (tokens, targets))
@@ -96,11 +96,11 @@ def training(group, schedule, dp, tp, sequence_parallel, steps, seen):
 
 
 @pytest.mark.parametrize(("make", "dp", "sequence_parallel"), [(one_f_one_b, 2, False), (zb_v, 1, True)])
-def test_twenty_steps_with_data_and_tensor_parallelism_around_it(make, dp, sequence_parallel):
+def test_five_steps_with_data_and_tensor_parallelism_around_it(make, dp, sequence_parallel):
     many, one = [], []
-    Cluster(4 * dp).run(training, make(2, 2), dp, 2, sequence_parallel, 20, many)
-    Cluster(1).run(training, gpipe(1, 1), 1, 1, False, 20, one)
-    assert len(one) == 20
+    Cluster(4 * dp).run(training, make(2, 2), dp, 2, sequence_parallel, 5, many)
+    Cluster(1).run(training, gpipe(1, 1), 1, 1, False, 5, one)
+    assert len(one) == 5
     assert abs(one[-1] - one[0]) > 0.1, "it must have learned something"
     assert many == pytest.approx(one, rel=1e-12)
 
@@ -150,13 +150,13 @@ def test_activations_in_flight_are_seen_in_the_memory_of_the_trace():
     """Embedding and head aside, on a stage in the middle: m in GPipe, p - r in 1F1B."""
 
     def peak(schedule):
-        cluster = Cluster(4, hardware="H100")
-        cluster.run(gradients, schedule, TOKENS, TARGETS, sizes=[1, 2, 2, 2])
+        cluster = Cluster(3, hardware="H100")
+        cluster.run(gradients, schedule, TOKENS, TARGETS, sizes=[2, 3, 2])
         return cluster.trace.peak(1, "activations") * schedule.micros  # as if micro-batches were all equally large
 
-    one = peak(gpipe(4, 1))
-    assert peak(gpipe(4, 6)) / one == pytest.approx(6, rel=0.05)
-    assert peak(one_f_one_b(4, 6)) / one == pytest.approx(3, rel=0.15)  # the step under way holds a little more
+    one = peak(gpipe(3, 1))
+    assert peak(gpipe(3, 6)) / one == pytest.approx(6, rel=0.05)
+    assert peak(one_f_one_b(3, 6)) / one == pytest.approx(2, rel=0.15)  # the step under way holds a little more
 
 
 # ---- what is refused ----

@@ -1,6 +1,7 @@
 """All stages of ZeRO take the steps of one device: the same losses and weights, in float64, for twenty steps."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -26,6 +27,12 @@ each_stage = pytest.mark.parametrize("stage", STAGES)
 each_case = pytest.mark.parametrize(("size", "stage", "optimizer"), covering(SIZES, STAGES, sorted(OPTIMIZERS)))
 
 
+@cache
+def alone_with(optimizer, steps, max_norm=None):
+    """What one device makes of the first batches."""
+    return train_alone(make_model(), optimizer, BATCHES[:steps], max_norm)
+
+
 def check_equal(outputs, alone, tolerance=1e-12):
     for losses, found in outputs:
         assert losses == pytest.approx(alone[0], rel=0, abs=tolerance)
@@ -34,7 +41,7 @@ def check_equal(outputs, alone, tolerance=1e-12):
 
 @each_case
 def test_twenty_steps(size, stage, optimizer):
-    alone = train_alone(make_model(), optimizer, BATCHES)
+    alone = alone_with(optimizer, len(BATCHES))
     assert alone[0][0] > alone[0][-1] + 0.1, "the problem must be one that is learned"
     check_equal(Cluster(size).run(train, stage, optimizer, BATCHES), alone)
 
@@ -48,23 +55,22 @@ def test_gradients_accumulated_over_micro_batches(size, stage, optimizer):
 
 @each_case
 def test_clipped_by_the_norm_of_all_pieces(size, stage, optimizer):
-    batches = BATCHES[:5]
-    alone = train_alone(make_model(), optimizer, batches, max_norm=0.1)
-    assert distance(alone[1], train_alone(make_model(), optimizer, batches)[1]) > 1e-3, "it must clip"
-    check_equal(Cluster(size).run(train, stage, optimizer, batches, max_norm=0.1), alone)
+    alone = alone_with(optimizer, 5, max_norm=0.1)
+    assert distance(alone[1], alone_with(optimizer, 5)[1]) > 1e-3, "it must clip"
+    check_equal(Cluster(size).run(train, stage, optimizer, BATCHES[:5], max_norm=0.1), alone)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("bucket_bytes", [0, 1000.5, math.inf])
 def test_buckets_of_any_size(bucket_bytes, stage):
-    alone = train_alone(make_model(), "AdamW", BATCHES[:5])
-    check_equal(Cluster(3).run(train, stage, "AdamW", BATCHES[:5], bucket_bytes=bucket_bytes), alone)
+    found = Cluster(3).run(train, stage, "AdamW", BATCHES[:5], bucket_bytes=bucket_bytes)
+    check_equal(found, alone_with("AdamW", 5))
 
 
 @each_stage
 def test_one_device_has_the_same_bits_as_no_library(stage):
     losses, found = Cluster(1).run(train, stage, "AdamW", BATCHES[:5])[0]
-    alone = train_alone(make_model(), "AdamW", BATCHES[:5])
+    alone = alone_with("AdamW", 5)
     assert losses == alone[0]
     assert distance(found, alone[1]) == 0
 
