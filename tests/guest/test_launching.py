@@ -153,6 +153,24 @@ def test_what_nobody_waits_for_runs_at_the_end():
     assert seen == [0, 1, "left"]
 
 
+def test_what_was_started_runs_once_however_often_it_is_waited_for():
+    seen = []
+
+    def outer():
+        context = mp.spawn(lambda rank: seen.append(rank), nprocs=2, join=False)
+        process = mp.get_context("fork").Process(target=lambda: seen.append("left"))
+        process.start()
+        for _ in range(2):
+            assert context.join()
+            process.join()
+        assert process.exitcode == 0
+        assert not process.is_alive()
+        mp.spawn(lambda rank: seen.append("alone"), nprocs=1)
+
+    Cluster(1).run(guest(outer))
+    assert seen == [0, 1, "left", "alone"]
+
+
 RANK = None
 
 

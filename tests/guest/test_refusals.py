@@ -3,9 +3,15 @@
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
+from lib.devices import Cluster
 from lib.guest.command import main
+from lib.guest.program import guest
 
 PROGRAM = Path(__file__).parent / "programs/tools.py"
 
@@ -20,3 +26,15 @@ def test_profiler_and_compiler_are_left_out_aloud(capsys):
     assert "rank 1: step 2" in out.err
     assert {str(w.message).split(" is left out")[0] for w in said} >= {"torch.compile", "torch.profiler"}
     assert (torch.profiler.profile, torch.compile, torch.nn.Module.compile) == before
+
+
+def test_a_checkpoint_is_not_saved_by_a_process_of_its_own(tmp_path):
+    def program():
+        dist.init_process_group("gloo")
+        kind = AsyncCheckpointerType.PROCESS
+        checkpoint.async_save({"x": torch.ones(2)}, checkpoint_id=tmp_path, async_checkpointer_type=kind)
+
+    with pytest.raises(
+        RuntimeError, match=r"rank \d: async_save in a process of its own.*AsyncCheckpointerType.THREAD"
+    ):
+        Cluster(2).run(guest(program))
