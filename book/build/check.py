@@ -67,6 +67,14 @@ def tests_of(chapter: Path) -> list[Path]:
     return sorted(found)
 
 
+def chosen(chapter: Path, tests: list[Path], stale: str) -> list[str]:
+    """What pytest is asked to run. One run for all, since a start costs ten seconds."""
+    page = f"{chapter.relative_to(ROOT).with_suffix('.html')}"
+    cells = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=220", str(chapter)] if stale else []
+    # Of the tests in the browser, those of this page.
+    return [*cells, *map(str, tests), str(TESTS / "browser"), "-k", f"not browser or {page}"]
+
+
 def main() -> int:
     chapters = {path.stem: path for path in notebooks()}
     if len(sys.argv) != 2 or sys.argv[1] not in chapters:
@@ -78,11 +86,7 @@ def main() -> int:
     print("Its page, and", *(str(test.relative_to(ROOT)) for test in tests), "")
     if not build():
         return 1
-    page = f"{chapter.relative_to(ROOT).with_suffix('.html')}"
-    cells = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=220", str(chapter)] if stale else []
-    # One run for all, since a start costs ten seconds. Of the tests in the browser, those of this page.
-    chosen = [*cells, *map(str, tests), str(TESTS / "browser"), "-k", f"not browser or {page}"]
-    return 1 if subprocess.run([*PYTEST, *chosen], cwd=ROOT).returncode else 0
+    return 1 if subprocess.run([*PYTEST, *chosen(chapter, tests, stale)], cwd=ROOT).returncode else 0
 
 
 if __name__ == "__main__":

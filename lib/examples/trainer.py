@@ -150,10 +150,10 @@ class Trainer:
     def evaluate(self, text: Text, batches: int = 4) -> Tensor:
         """The mean loss of the same `batches` batches of `text` each time, () Partial over the replicas."""
         self.model.eval()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
         for tokens, targets in text.batches(batches, self.recipe.batch, self.recipe.length, seed=self.recipe.seed):
             some, follow = (shard_batch(x.to(self._device), self.mesh.dp) for x in (tokens, targets))
-            total = total.to(self._device) + self.model(some, follow).double() * (len(some) / self.recipe.batch)
+            total += self.model(some, follow).double() * (len(some) / self.recipe.batch)
         self.model.train()
         return total / batches
 

@@ -39,6 +39,15 @@ def test_what_is_slow_stays_with_make_test():
         assert not any(test.startswith(("oracles/", "browser/")) for test in names(name))
 
 
+def test_cells_run_unless_their_record_is_true():
+    gpt, test = CHAPTERS["gpt"], TESTS / "parallel" / "gpt" / "test_gpt.py"
+    for stale in ("lib/parallel/gpt/model.py changed", ""):
+        asked = check.chosen(gpt, [test], stale)
+        assert (str(gpt) in asked) == ("--nbval" in asked) == bool(stale)
+        assert {str(test), str(TESTS / "browser")} < set(asked)
+        assert asked[-1].endswith("chapters/gpt.html")
+
+
 def test_an_unknown_chapter_is_told_which_there_are():
     run = subprocess.run([sys.executable, "-m", "book.build.check", "gtp"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
