@@ -3,7 +3,6 @@
 import pytest
 import torch
 from parallel.expert_layer import HIDDEN, INNER, inputs, together
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from lib.devices import Cluster
 from lib.parallel.experts.balance import balance_loss, imbalance, load_share, update_bias, z_loss
@@ -55,6 +54,8 @@ def test_loads_of_one_device_give_another_gradient():
 
 def test_transformers_counts_k_times_as_much():
     """Its loss sums over the k choices, ours is 1 when all is even."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # slow, and only needed here
+
     x, _ = inputs()
     _, (seen,), _ = together(1, RULE, x, x)
     theirs = load_balancing_loss_func((seen.routing.logits.float(),), RULE.experts, RULE.k)
