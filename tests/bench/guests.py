@@ -89,12 +89,12 @@ def seconds(run, times: int) -> float:
 def measure(plan: Plan) -> list[dict]:
     """Milliseconds of CPU: a step of DDP in both, their ratio round by round, and 1,000 all-reduces of 16 bytes."""
     torch.set_num_threads(1)
-    times = max(2, plan.calls // 500)
+    times = max(8, plan.calls // 500)  # fewer could take less than what disturbs them
     samples: dict[str, list[float]] = {name: [] for name in (STEP, THREADS, RATIO, CALLS)}
     for round_ in range(plan.rounds + 1):  # the first warms up
         progress(f"  guests, round {round_} of {plan.rounds} ...")
         mine, theirs = seconds(as_guests, times), seconds(as_threads, times)
-        calls = seconds(all_reduces, plan.calls // 10)
+        calls = seconds(all_reduces, max(100, plan.calls // 10))
         if round_:
             for name, value in zip(samples, (1e3 * mine, 1e3 * theirs, mine / theirs, 1e6 * calls), strict=True):
                 samples[name].append(value)

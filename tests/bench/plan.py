@@ -40,8 +40,9 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    2, 8, 48, 96, in_block=(4, 12), processes=(2,), clusters=(2, 8), in_memory=(4,),
-    in_pipeline=(2,), micros=2, layers=2, vocabulary=101, text=8, long_text=32, meta_layers=2, rounds=2, calls=64,
+    2, 8, 48, 96, devices=(1, 4), in_block=(4, 12), local_tensor=(2,), processes=(2,), clusters=(2, 8), in_memory=(4,),
+    in_pipeline=(2,), micros=2, layers=2, vocabulary=101, text=8, long_text=32, meta_layers=2, rounds=1, long_rounds=1,
+    calls=64,
 )  # fmt: skip
 
 
