@@ -15,7 +15,7 @@ Li et al. 2020, arXiv 2006.15704.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -43,6 +43,7 @@ def shard_batch(batch: Tensor, group: Group) -> Tensor:
     return mine
 
 
+@named
 def broadcast_parameters(module: nn.Module, group: Group, src: int = 0) -> None:
     """Device `src` gives its parameters and buffers to all; they are written into the tensors of each `module`."""
     with torch.no_grad():
@@ -127,21 +128,31 @@ def averaging(
     a bucket waits for those before it. Inside, `group` can be used for nothing else.
     """
     who = f"averaging on rank {group.rank} of {group.size}"
-    named, share = trainable(module, who), checked_share(share, group, who)
-    buckets = plan_buckets(named.values(), bucket_bytes)
+    training, share = trainable(module, who), checked_share(share, group, who)
+    buckets = plan_buckets(training.values(), bucket_bytes)
     under_way: list[Handle] = []
 
-    def send(bucket: list[nn.Parameter]) -> None:
+    @named
+    def send_bucket(bucket: list[nn.Parameter]) -> None:
         under_way.append(group.all_reduce(pack(bucket, share), async_op=True))  # (n,)  Partial -> Replicate
 
-    with leaving(buckets, send, {p: name for name, p in named.items()}, who):
+    def finish() -> None:
+        used = _used(training, group, allow_unused, who)  # after the last bucket on all devices: the order is the same
+        for bucket, handle in zip(buckets, under_way, strict=True):
+            unpack(handle.wait(), bucket)
+        for name, p in training.items():
+            if name not in used:
+                p.grad = None  # as on one device: an optimizer then leaves it alone
+
+    with leaving(buckets, send_bucket, {p: name for name, p in training.items()}, who):
         yield
-    used = _used(named, group, allow_unused, who)  # after the last bucket on all devices: the order is the same
-    for bucket, handle in zip(buckets, under_way, strict=True):
-        unpack(handle.wait(), bucket)
-    for name, p in named.items():
-        if name not in used:
-            p.grad = None  # as on one device: an optimizer then leaves it alone
+    land_gradients(module, group, share, finish)
+
+
+@named
+def land_gradients(module: nn.Module, group: Group, share: float, finish: Callable[[], None]) -> None:
+    """What `averaging` does after the backward, in one: as `average_gradients`, seen from outside."""
+    finish()
 
 
 def _used(named: dict[str, nn.Parameter], group: Group, allow_unused: bool, who: str) -> set[str]:

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lib.devices import Group
 from lib.parallel.sharding.dense import layout_of
+from lib.parallel.sharding.named import named
 from lib.parallel.sharding.placement import Replicate
 
 
@@ -37,10 +38,10 @@ def gradient_norm(
     pieces = set(sharded) | {p for p in everything if hasattr(p, "origin")}  # see lib.parallel.zero.piece
     pieces |= {p for p, layout in layouts.items() if not isinstance(layout, Replicate)}
     _check(everything, pieces, group, norm_type)
-    whole = _power([p.grad for p in everything if p not in pieces], norm_type, everything[0].device)  # ()  Replicate
+    whole = power_sum([p.grad for p in everything if p not in pieces], norm_type, everything[0].device)  # ()  Replicate
     if pieces:
         grads = [_counted(p, layouts.get(p), group) for p in everything if p in pieces]
-        part = _power(grads, norm_type, everything[0].device)  # ()  Partial
+        part = power_sum(grads, norm_type, everything[0].device)  # ()  Partial
         if norm_type == math.inf:
             whole = torch.maximum(whole, group.all_reduce(part, op="max"))
         else:
@@ -85,7 +86,8 @@ def _counted(p: nn.Parameter, layout: object, group: Group) -> Tensor | None:
     return layout.owned(p.grad, group.size, group.rank)
 
 
-def _power(grads: list[Tensor | None], norm_type: float, device: torch.device) -> Tensor:
+@named
+def power_sum(grads: list[Tensor | None], norm_type: float, device: torch.device) -> Tensor:
     """The sum of |g|^p over all elements, or the largest |g|: what can be combined over devices. () float64."""
     # A piece may be empty, and nothing has no largest element.
     norm = get_total_norm([g.detach() for g in grads if g is not None and g.numel()], norm_type).to(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lib.devices import Group
 from lib.devices.pieces import shard_sizes
+from lib.parallel.sharding.named import named
 
 
 def capacity_for(tokens: int, k: int, experts: int, factor: float) -> int:
@@ -29,6 +30,7 @@ def capacity_for(tokens: int, k: int, experts: int, factor: float) -> int:
     return ceil(factor * k * tokens / experts)
 
 
+@named
 def count_rows(chosen: Tensor, experts: int) -> Tensor:
     """(n, k) -> (E,): how many of these choices are for each expert. On meta, where no one knows: even."""
     if chosen.is_meta:
@@ -36,11 +38,13 @@ def count_rows(chosen: Tensor, experts: int) -> Tensor:
     return torch.bincount(chosen.flatten() + 1, minlength=experts + 1)[1:]  # the first counts NOWHERE
 
 
+@named
 def rows_of_all(counts: Tensor, group: Group) -> Tensor:
     """(E,) of this device -> (P, E) of all. One all-gather of 8 E bytes from each device."""
     return group.all_gather(counts[None])
 
 
+@named
 def keep_first(chosen: Tensor, everyone: Tensor, rank: int, capacity: int) -> tuple[Tensor, Tensor]:
     """The first `capacity` rows of each expert, in the order of the whole batch.
 

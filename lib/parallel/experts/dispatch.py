@@ -19,6 +19,7 @@ from torch import Tensor
 from lib.devices import Group
 from lib.devices.pieces import cut
 from lib.parallel.sharding.conjugates import all_to_all
+from lib.parallel.sharding.named import named
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -45,6 +46,7 @@ class Plan:
         return tuple(zip(*self.table, strict=True))
 
 
+@named
 def plan(chosen: Tensor, kept: Tensor, group: Group) -> Plan:
     """chosen (n/P, k) and kept (P, E), the rows of each device for each expert -> this device's plan.
 
@@ -64,6 +66,7 @@ def plan(chosen: Tensor, kept: Tensor, group: Group) -> Plan:
     return Plan(chosen.shape[1], rows, table, here.sum(0).tolist(), by_expert, by_expert.argsort())
 
 
+@named
 def dispatch(x: Tensor, plan: Plan, group: Group) -> Tensor:
     """(n/P, h), this device's tokens -> (A, h), the rows of this device's experts, one expert after the other."""
     rows = x.index_select(0, plan.rows // plan.k)  # (R, h)  a copy for each choice
@@ -71,6 +74,7 @@ def dispatch(x: Tensor, plan: Plan, group: Group) -> Tensor:
     return arrived.index_select(0, plan.by_expert)
 
 
+@named
 def combine(y: Tensor, plan: Plan, group: Group, gates: Tensor) -> Tensor:
     """(A, h), the experts' answers, and gates (n/P, k) -> (n/P, h), for each token the weighted sum of its answers."""
     back = all_to_all(y.index_select(0, plan.by_sender), group, 0, 0, sizes=plan.table_back)  # (R, h)  as sent

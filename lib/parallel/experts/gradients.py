@@ -24,9 +24,11 @@ from lib.devices import Group
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets, unpack
 from lib.parallel.experts.grid import ExpertGrid, ShardExperts
 from lib.parallel.sharding.dense import layout_of
+from lib.parallel.sharding.named import named
 from lib.parallel.sharding.placement import Replicate
 
 
+@named
 def sum_gradients(model: nn.Module, grid: ExpertGrid, bucket_bytes: float = BUCKET_BYTES) -> None:
     """After the backward of each device's share of the loss: gradients become those of one device.
 

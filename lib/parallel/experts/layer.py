@@ -16,6 +16,7 @@ from lib.parallel.experts.grid import ExpertGrid, as_grid
 from lib.parallel.experts.mlp import Experts
 from lib.parallel.experts.router import Router, Routing, RoutingRule
 from lib.parallel.sharding.conjugates import copy_to, reduce_from
+from lib.parallel.sharding.named import named
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ class MixtureOfExperts(nn.Module):
         """(n/P, k): those of the router, or what drops leave of them, scaled up to the same sum."""
         if not self.renormalize or routing.gates.is_meta:
             return routing.gates
-        sent = torch.zeros_like(routing.gates).flatten().index_fill(0, seen.plan.rows, 1.0).view_as(routing.gates)
-        left = routing.gates * sent
+        left = routing.gates * sent(routing.gates, seen.plan)
         total = routing.gates.sum(-1, keepdim=True)
         return left * (total / left.sum(-1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny))
 
@@ -133,3 +133,9 @@ class MixtureOfExperts(nn.Module):
     def extra_repr(self) -> str:
         held = len(self.experts.up)
         return f"hidden={self.hidden}, k={self.rule.k}, experts={held} of {self.rule.experts}"
+
+
+@named
+def sent(gates: Tensor, plan: Plan) -> Tensor:
+    """(n/P, k): 1 where the choice is sent to its expert, 0 where it was dropped."""
+    return torch.zeros_like(gates).flatten().index_fill(0, plan.rows, 1.0).view_as(gates)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.parallel.experts.grid import ExpertGrid, ShardExperts
+from lib.parallel.sharding.named import named
 
 
 class Experts(nn.Module):
@@ -41,9 +42,15 @@ class Experts(nn.Module):
 
         An expert without rows works on none, so its gradient is zero and not missing.
         """
-        gates = self.gate.unbind() if self.gated else [None] * len(counts)
-        each = zip(x.split(counts), gates, self.up.unbind(), self.down.unbind(), strict=True)
+        gates = each_expert(self.gate) if self.gated else [None] * len(counts)
+        each = zip(x.split(counts), gates, each_expert(self.up), each_expert(self.down), strict=True)
         return torch.cat([_mlp(rows, gate, up, down) for rows, gate, up, down in each])
+
+
+@named
+def each_expert(weight: Tensor) -> tuple[Tensor, ...]:
+    """(E/P, out, in) -> the (out, in) of each expert that is here."""
+    return weight.unbind()
 
 
 def _mlp(x: Tensor, gate: Tensor | None, up: Tensor, down: Tensor) -> Tensor:

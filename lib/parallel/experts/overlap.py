@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from lib.devices import Group, Handle
 from lib.parallel.experts.dispatch import Plan, combine
 from lib.parallel.experts.layer import MixtureOfExperts, Seen
+from lib.parallel.sharding.named import named
 
 
 class OverlappedExperts(MixtureOfExperts):
@@ -21,12 +22,23 @@ class OverlappedExperts(MixtureOfExperts):
         if self.shared is None:
             raise ValueError("OverlappedExperts: there is nothing to do beside the dispatch; pass shared=1 or more")
         group, plan = self.grid.experts, seen.plan
-        rows = tokens.index_select(0, plan.rows // plan.k)  # (R, h)
-        under_way = group.all_to_all(rows.detach(), sizes=plan.table, async_op=True)
+        rows, under_way = set_out(tokens, plan, group)
         shared = self.shared(tokens, [len(tokens)])
-        arrived = _Arrive.apply(rows, under_way, group, plan)  # (A, h)  by sender
-        y = self.experts(arrived.index_select(0, plan.by_expert), plan.counts)
+        y = self.experts(arrive(rows, under_way, group, plan), plan.counts)
         return combine(y, plan, group, gates) + shared
+
+
+@named
+def set_out(tokens: Tensor, plan: Plan, group: Group) -> tuple[Tensor, Handle]:
+    """(n/P, h) -> the rows (R, h) that leave this device, and who waits for those that come."""
+    rows = tokens.index_select(0, plan.rows // plan.k)
+    return rows, group.all_to_all(rows.detach(), sizes=plan.table, async_op=True)
+
+
+@named
+def arrive(rows: Tensor, under_way: Handle, group: Group, plan: Plan) -> Tensor:
+    """The rows that left -> (A, h), those of this device's experts, one expert after the other."""
+    return _Arrive.apply(rows, under_way, group, plan).index_select(0, plan.by_expert)
 
 
 class _Arrive(Function):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.devices.counts import check_counts
+from lib.parallel.sharding.named import named
 
 NOWHERE = -1  # in the place of an expert's number: this choice goes to none
 
@@ -121,11 +122,17 @@ class ExpertChoiceRouter(Router):
         """(n/P, hidden) -> chosen (n/P, E): expert e where it took the token, NOWHERE elsewhere."""
         logits = F.linear(x, self.weight)
         scores = logits.softmax(-1)  # (n/P, E)
-        everyone = batch.all_gather(scores.detach())  # (n, E)  Replicate
-        first = sum(length for (length,) in batch.table_of([len(x)])[: batch.rank])
-        take = -(-self.rule.k * len(everyone) // self.rule.experts)  # rounded up
-        taken = torch.zeros_like(everyone, dtype=torch.bool)
-        taken.scatter_(0, everyone.topk(take, 0).indices, True)
-        mine = taken[first : first + len(x)]
+        mine = taken_by_experts(scores.detach(), self.rule, batch)
         chosen = torch.arange(self.rule.experts, device=x.device).where(mine, NOWHERE)
         return Routing(chosen, scores * mine, scores, logits)
+
+
+@named
+def taken_by_experts(scores: Tensor, rule: RoutingRule, batch: Group) -> Tensor:
+    """(n/P, E), the scores of own tokens -> (n/P, E): whether this expert takes this token, of those of all devices."""
+    everyone = batch.all_gather(scores)  # (n, E)  Replicate
+    first = sum(length for (length,) in batch.table_of([len(scores)])[: batch.rank])
+    take = -(-rule.k * len(everyone) // rule.experts)  # rounded up
+    taken = torch.zeros_like(everyone, dtype=torch.bool)
+    taken.scatter_(0, everyone.topk(take, 0).indices, True)
+    return taken[first : first + len(scores)]

@@ -17,6 +17,7 @@ from torch import nn
 
 from lib.devices import Group
 from lib.parallel.data.average import check_same_parameters
+from lib.parallel.sharding.named import named
 from lib.parallel.zero.fully_sharded import FullySharded
 
 
@@ -38,11 +39,17 @@ class HybridSharded:
         self.module, self.shards, self.replicas = module, shards, replicas
         self.sharded = FullySharded(module, shards, layers)
 
-    @torch.no_grad()
     def average_gradients(self) -> None:
         """After the backward. Communication: an all-reduce of this device's pieces over the replicas."""
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        flat = torch.cat([grad.detach().flatten() for grad in grads])  # (n/G,)  Partial over the replicas
-        whole = self.replicas.all_reduce(flat) / self.replicas.size
-        for grad, mean in zip(grads, whole.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view(grad.shape))
+        average_pieces(self.module, self.replicas)
+
+
+@named
+@torch.no_grad()
+def average_pieces(module: nn.Module, replicas: Group) -> None:
+    """The gradients of `module`'s pieces become means over the devices with the same ones. Partial -> Replicate."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([grad.detach().flatten() for grad in grads])  # (n/G,)  Partial over the replicas
+    whole = replicas.all_reduce(flat) / replicas.size
+    for grad, mean in zip(grads, whole.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view(grad.shape))

@@ -28,11 +28,13 @@ from lib.parallel.pipeline.steps import (
     Step,
     What,
 )
+from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import shard
 
 Stage = Callable[[Tensor], Tensor]
 
 
+@named
 def run_pipeline(
     group: Group,
     schedule: Schedule,

@@ -5,22 +5,32 @@ of the whole operand would be Partial. Then it must have entered, by f, and be `
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
 from lib.parallel.typed.kinds import (
     CONSTANT,
     ENTERED,
-    SUMMAND,
     WHOLE,
+    Flat,
     Fused,
     Kind,
     Operand,
     Own,
     PlacementError,
+    Rows,
     cut_along,
     written,
 )
 
+OWN = {  # why what only this device can read goes into no other operation, and what to do
+    "rows": "rows that were looked up for the own tokens: multiply them by the mask of the own tokens first, which "
+    "makes them a partial sum",
+    "mask": "the mask of the own tokens: it is for the rows that were looked up",
+    "index": "the numbers of own rows: they are for a lookup in the own rows of the table",
+    "expert": "the weights of an expert that is here, and each device has others: they are for rows sent here",
+    "choices": "rows that are still to leave for their experts: let them arrive first",
+}
 TITLES = {"gelu": "GeLU", "relu": "ReLU", "silu": "SiLU", "layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}
 
 
@@ -59,17 +69,16 @@ def must_have_entered(operand: Operand, what: str) -> None:
 def together(name: str, operands: list[Operand]) -> Kind:
     """What comes of operands of which none is Partial, element by element."""
     ndim = max((x.ndim for x in operands), default=0)
-    if any(isinstance(x.value, Own) for x in operands):
-        raise PlacementError(
-            f"{title(name)} of rows that were looked up for the own tokens: multiply them by the mask of the own "
-            "tokens first, which makes them a partial sum"
-        )
+    for x in operands:
+        if isinstance(x.value, Own):
+            raise PlacementError(f"{title(name)} of {OWN[x.value.what]}")
     cut = [x for x in operands if x.dim is not None]
     if not cut:
         return whole_together(operands)
     dims = {x.dim + ndim - x.ndim for x in cut}  # shapes are aligned at their ends
     first = cut[0]
-    if len(dims) > 1 or len({x.value.sizes for x in cut if isinstance(x.value, Fused)}) > 1:
+    unlike = {type(x.value) for x in cut if isinstance(x.value, Rows | Flat)} and len({type(x.value) for x in cut}) > 1
+    if unlike or len(dims) > 1 or len({x.value.sizes for x in cut if isinstance(x.value, Fused)}) > 1:
         raise PlacementError(
             f"{title(name)} of pieces that do not belong together: {' with '.join(written(x.value) for x in cut)}. "
             "Bring them to one placement, by all_to_all or a gather"
@@ -90,6 +99,9 @@ def together(name: str, operands: list[Operand]) -> Kind:
     if any(isinstance(x.value, Fused) for x in cut):
         fused = next(x.value for x in cut if isinstance(x.value, Fused))
         value = Fused(dim, fused.sizes)
+        return Kind(value, value)
+    if isinstance(first.value, Rows | Flat):
+        value = replace(first.value, dim=dim) if isinstance(first.value, Rows) else first.value
         return Kind(value, value)
     return cut_along(dim)
 
@@ -116,74 +128,12 @@ def nonlinear(name: str) -> Callable[..., Kind]:
     return rule
 
 
-def added(*args, **kwargs) -> Kind:
-    """a + b, a - b: of partial sums, the sum of the sums."""
-    operands = operands_in(args, kwargs)
-    if not any(x.partial for x in operands):
-        return together("a sum", operands)
-    if any(not x.partial for x in operands):
-        other = next(x for x in operands if not x.partial)
-        what = "a whole tensor, such as a bias," if isinstance(other.value, Replicate) else f"a {written(other.value)}"
-        raise PlacementError(
-            f"{what} is added before the sum over the devices, and would count once on each of the {other.group_size}: "
-            "reduce the partial sum first (reduce_from), then add"
-        )
-    if any(x != 0 for x in args if isinstance(x, int | float)):
-        raise PlacementError("a number is added before the sum over the devices, and would count once on each of them")
-    if len({x.value for x in operands}) > 1:
-        raise PlacementError(
-            f"{' is added to '.join(written(x.value) for x in operands)}: bring both to one kind first"
-        )
-    return operands[0].kind
-
-
-def scaled(*args, **kwargs) -> Kind:
-    """a * b: linear in each, so one of them may be a partial sum."""
-    operands = operands_in(args, kwargs)
-    if {x.value for x in operands} == {Own("rows"), Own("mask")}:
-        return SUMMAND  # zeros for the tokens of others: only one device has each row
-    partial = [x for x in operands if x.partial]
-    if not partial:
-        return together("a product", operands)
-    if len(partial) > 1:
-        raise PlacementError("a product of partial sums is not the sum of the products: reduce one of them first")
-    for x in operands:
-        if not x.partial:
-            if x.dim is not None:
-                raise PlacementError(f"a partial sum times a {written(x.value)}: reduce the sum first")
-            must_have_entered(x, "a partial sum")
-    _keep_op(partial[0], "multiplied")
-    return partial[0].kind
-
-
-def divided(a, b, **kwargs) -> Kind:
-    """a / b: linear in a. The mean of P equal means is their sum / P, so a mean divided by P is a summand of it."""
-    if not isinstance(a, Operand) or not a.partial:
-        no_partial("1 / x", *operands_in((b,), {}))
-        return together("a quotient", operands_in((a, b), {}))
-    if isinstance(b, Operand):
-        if b.partial:
-            raise PlacementError("a quotient of partial sums is not the sum of the quotients: reduce both first")
-        return scaled(a, b)
-    if a.value == Partial("mean") and b == a.group_size:
-        return SUMMAND
-    _keep_op(a, "divided")
-    return a.kind
-
-
-def _keep_op(x: Operand, how: str) -> None:
-    if x.value.op not in ("sum", "mean"):
-        raise PlacementError(f"a {written(x.value)} is {how}: reduce it first")
-
-
-def linear_in_one(x: Operand, *args, **kwargs) -> Kind:
-    """-x, a copy, another dtype: the kind stays."""
-    return x.kind
-
-
 def shard_or_stay(kind: Kind, dim: int | None) -> Kind:
     """The same kind, its cut at another dim."""
     if isinstance(kind.value, Fused):
         value = Fused(dim, kind.value.sizes)
         return Kind(value, kind.grad and value)
-    return Kind(Shard(dim), kind.grad and Shard(dim)) if isinstance(kind.value, Shard) else kind
+    if isinstance(kind.value, Shard | Rows):
+        value = type(kind.value)(dim)
+        return Kind(value, kind.grad and value)
+    return kind

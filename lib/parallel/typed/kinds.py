@@ -11,11 +11,14 @@ There are four kinds, and each has its own gradient:
 The first two hold the same numbers. That only the gradient tells them apart is why a forgotten f is never seen in the
 forward. A tensor that needs no gradient has none (`grad` is None), and fits where a whole or an entered one does.
 
+Two more stand for pieces whose lengths data or a flat layout tells: `Rows` for the rows that go to experts, and `Flat`
+for ZeRO's pieces. Both are cut, gradient too.
+
 The same four are in Meta's spmd_types under the names I, R, S and P (github.com/meta-pytorch/spmd_types).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
 
@@ -31,20 +34,47 @@ class Fused:
 
 @dataclass(frozen=True)
 class Own:
-    """What only this device can read: the `index` of its own rows, the `mask` of tokens it has, or the `rows` found."""
+    """What only this device can read: the `index` of its own rows, the `mask` of tokens it has, the `rows` found, an
+    `expert` that is here, or the `choices` that are to leave for theirs."""
 
     what: str
 
 
-Value = Shard | Replicate | Partial | Fused | Own
+@dataclass(frozen=True)
+class Rows:
+    """Cut along `dim`, in an order and in lengths that data tells: rows on the devices of their experts."""
+
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class Flat:
+    """This device's elements of a tensor that is flattened and cut, maybe none: a piece of ZeRO. Over another axis than
+    that of the cut, `of` is what the tensor is there before it is flattened."""
+
+    of: "Shard | Replicate | Fused" = Replicate()
+
+    @property
+    def dim(self) -> int:
+        """A piece has one dim."""
+        return 0
+
+
+Value = Shard | Replicate | Partial | Fused | Own | Rows | Flat
+Cut = Shard | Fused | Rows | Flat
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Over one group: the placement of the value and that of its gradient (None without one)."""
+    """Over one group: the placement of the value and that of its gradient (None without one).
+
+    `share` marks what is whole and was divided by P: so as a summand it is one of P equal ones. It may still be used as
+    the whole tensor that it is, so it makes no other kind.
+    """
 
     value: Value
     grad: Value | None = None
+    share: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         gradient = "no gradient" if self.grad is None else f"gradient {written(self.grad)}"
@@ -97,6 +127,10 @@ def written(value: Value) -> str:
             return f"Partial({op})"
         case Own(what):
             return f"own {what}"
+        case Rows():
+            return "rows of experts"
+        case Flat():
+            return "flat piece"
     return "Replicate"
 
 
@@ -108,18 +142,20 @@ def _letter(value: Value) -> str:
             return "P"
         case Partial(op):
             return f"P{op}"
-        case Own():
-            return "own"
+        case Own() | Rows() | Flat():
+            return type(value).__name__.lower()
     return "R"
 
 
 @dataclass(frozen=True)
 class Operand:
-    """What a rule sees in the place of a tensor: its kind over the group, and the shape of this device's tensor."""
+    """What a rule sees in the place of a tensor: its kind over the group, and the shape of this device's tensor.
+    `peers` are the sizes of the other groups over which its value is of the same kind."""
 
     kind: Kind
     shape: tuple[int, ...]
     group_size: int
+    peers: tuple[int, ...] = ()
 
     @property
     def value(self) -> Value:
@@ -132,7 +168,7 @@ class Operand:
     @property
     def dim(self) -> int | None:
         """Along which dim it is cut, from 0 on; None when it is not."""
-        return self.value.dim if isinstance(self.value, Shard | Fused) else None
+        return self.value.dim if isinstance(self.value, Cut) else None
 
     @property
     def partial(self) -> bool:

@@ -1,9 +1,13 @@
 """Looking up rows by tokens, and the loss over a cut vocabulary."""
 
+from dataclasses import replace
+
 from lib.parallel.sharding.placement import Replicate
-from lib.parallel.typed.elementwise import no_partial, together
+from lib.parallel.typed.elementwise import no_partial, nonlinear, together
 from lib.parallel.typed.kinds import CONSTANT, WHOLE, Kind, Operand, Own, PlacementError, cut_along, written
-from lib.parallel.typed.moves import shard, stays
+from lib.parallel.typed.moves import reduce_from, shard, stays
+from lib.parallel.typed.reductions import summed
+from lib.parallel.typed.sums import added, scaled
 
 
 def embedding(tokens: Operand, weight: Operand, *args, **kwargs) -> Kind:
@@ -41,7 +45,19 @@ def vocab_parallel_cross_entropy(logits: Operand, targets: Operand, group, *args
         raise PlacementError(f"vocab_parallel_cross_entropy needs logits cut along the vocabulary, not {logits.kind}")
     if targets.kind not in (CONSTANT, WHOLE):
         raise PlacementError(f"vocab_parallel_cross_entropy needs whole targets, not {written(targets.value)}")
-    return WHOLE
+    # By its steps, log sum exp(z - max z) - (z[t] - max z):
+    tokens = replace(logits, shape=logits.shape[:-1])
+    largest = replace(tokens, kind=CONSTANT, shape=(*tokens.shape, 1))  # an all-reduce by max, without a gradient
+    shifted = replace(logits, kind=added(logits, largest))
+    powers = replace(shifted, kind=nonlinear("exp")(shifted))
+    total = replace(tokens, kind=reduce_from(replace(tokens, kind=summed("sum")(powers, -1)), group))
+    found = replace(logits, kind=Kind(Own("rows"), Own("rows")))  # z[t] where the target is here, and else anything
+    wanted = replace(tokens, kind=reduce_from(replace(tokens, kind=scaled(found, _mask(found))), group))
+    return added(replace(total, kind=nonlinear("log")(total)), wanted)
+
+
+def _mask(rows: Operand) -> Operand:
+    return replace(rows, kind=Kind(Own("mask")))
 
 
 def vocab_parallel_beside(logits: Operand, targets: Operand, *args, **kwargs) -> Kind:

@@ -23,11 +23,11 @@ from lib.devices import Group
 from lib.devices.collectives import Collective
 from lib.parallel.sharding.placement import Replicate
 from lib.parallel.typed.declared import Declared
-from lib.parallel.typed.gradients import averaged, check_average, checked_end
+from lib.parallel.typed.gradients import STEPS, check_scale, checked_end
 from lib.parallel.typed.kinds import CONSTANT, Kind, Operand, PlacementError
 from lib.parallel.typed.rules import ASK, BESIDE, READ, RULES
 from lib.parallel.typed.verbs import Seen, after_verb
-from lib.parallel.typed.where import is_getter, lines_above, name_of, place_of, readers_frame
+from lib.parallel.typed.where import is_getter, lines_above, name_of, readers_frame, told
 
 
 class Typed(Declared, TorchFunctionMode):
@@ -43,6 +43,7 @@ class Typed(Declared, TorchFunctionMode):
         self.rank = next(iter(axes.values())).me
         self.rules = {**RULES, **(rules or {})}
         self.inside = 0
+        self.gathered: set[str] = set()  # axes over which this forward gathers ZeRO's pieces
         self.lines: dict[tuple[str, int], dict[str, Kind]] = {}
 
     def __enter__(self):
@@ -69,41 +70,36 @@ class Typed(Declared, TorchFunctionMode):
             if grad is not None and args[0] in self.kinds:
                 self.of_gradient(args[0])
             return grad
-        if name in ("backward", "average_gradients"):
-            return self._after(name, run, args, kwargs)
-        tensors = _tensors(args, kwargs)
+        if name == "backward" or name in STEPS:
+            return self._step(name, run, args, kwargs)
         if name in ASK or (name not in self.rules and name not in READ and is_getter(function)):
             return run()
-        frame = readers_frame()
-        try:
+        frame, tensors = readers_frame(), _tensors(args, kwargs)
+        with told(frame, self.rank):
             found = {axis: self._rule(axis, name, args, kwargs) for axis in self.axes} if tensors else {}
-        except PlacementError as error:
-            raise PlacementError(f"{error} ({place_of(frame, self.rank)})") from None
         result = run()
+        if name == "gather_parameters":
+            self.gathered.update(self.axes_of(args[0].group.ranks))
         self._learn(result, found, frame)
         return result
 
     def after_verb(self, verb: Collective, ranks: tuple[int, ...], x: Tensor | None) -> dict[str, Kind]:
         """The kinds of what a verb among `ranks` makes of `x`. See `verbs`."""
-        found = {}
-        for axis, group in self.axes.items():
-            operand = self._operand(x, axis, verb.name)
-            try:
-                if group.ranks == ranks:
-                    found[axis] = after_verb(verb, operand.kind, group.size)
-                else:
-                    found[axis] = operand.kind.constant
-            except PlacementError as error:
-                raise PlacementError(f"{error} ({place_of(readers_frame(), self.rank)})") from None
+        over, found = self.axes_of(ranks), {}
+        with told(readers_frame(), self.rank):
+            if not over and len(ranks) > 1:
+                raise PlacementError(f"{verb.name} over ranks {list(ranks)}, which are no axis of these types")
+            for axis, group in self.axes.items():
+                operand = self._operand(x, axis, verb.name)
+                found[axis] = after_verb(verb, operand, group.size) if axis in over else operand.kind.constant
         return found
 
     def _rule(self, axis: str, name: str, args: tuple, kwargs: dict[str, Any]) -> Kind | list[Kind]:
-        group = self.axes[axis]
         args, kwargs = tree_map(lambda x: self._operand(x, axis, name), (args, kwargs))
         try:
             if name in READ:
                 return _read(name, args)
-            if name in BESIDE and not self._over(group, args, kwargs):
+            if name in BESIDE and not self._over(axis, args, kwargs):
                 return BESIDE[name](*args, **kwargs)
             if name not in self.rules:
                 raise PlacementError(f"there is no rule for {name}: give one, Typed(..., rules={{{name!r}: rule}})")
@@ -111,17 +107,16 @@ class Typed(Declared, TorchFunctionMode):
         except PlacementError as error:
             raise PlacementError(f"over {axis}: {error}" if len(self.axes) > 1 else str(error)) from None
 
-    def _over(self, axis: Group, args: tuple, kwargs: dict[str, Any]) -> bool:
+    def _over(self, axis: str, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Is this move over the axis? Over one device nothing moves; over a part of an axis only f has a meaning."""
         group = next(x for x in (*args, *kwargs.values()) if isinstance(x, Group) or hasattr(x, "group"))
         group = group if isinstance(group, Group) else group.group
-        if group.ranks == axis.ranks:
-            return True
-        if group.size > 1 and all(group.ranks != other.ranks for other in self.axes.values()):
+        over = self.axes_of(group.ranks)
+        if group.size > 1 and not over:
             moved = next(x for x in args if isinstance(x, Operand))
-            if not (set(group.ranks) <= set(axis.ranks) and moved.dim is not None):
+            if not (set(group.ranks) <= set(self.axes[axis].ranks) and moved.dim is not None):
                 raise PlacementError(f"a move over ranks {list(group.ranks)}, which are no axis of these types")
-        return False
+        return axis in over
 
     def _operand(self, x: Any, axis: str, name: str) -> Any:
         if not isinstance(x, Tensor):
@@ -140,7 +135,8 @@ class Typed(Declared, TorchFunctionMode):
                     f"{name} of a tensor {tuple(x.shape)} whose backward types do not know: it comes of a Function of "
                     "its own. Make it `named`, and give it a rule"
                 )
-            return Operand(kind, tuple(x.shape), self.axes[axis].size)
+            alike = [a for a, k in self.kinds[x].items() if a != axis and k.value == kind.value]
+            return Operand(kind, tuple(x.shape), self.axes[axis].size, tuple(self.axes[a].size for a in alike))
 
     def _learn(self, result: Any, found: dict[str, Kind | list[Kind]], frame: FrameType | None) -> None:
         results = list(result) if isinstance(result, list | tuple) else [result]
@@ -158,19 +154,20 @@ class Typed(Declared, TorchFunctionMode):
             for line in lines_above(frame) if not i else ():
                 self.lines[line] = kinds
 
-    def _after(self, name: str, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _step(self, name: str, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """The end of the forward, and what follows the backward."""
-        try:
-            if name == "backward":
-                self.ends = {axis: checked_end(self.kinds[args[0]][axis]) for axis in self.axes}
-            else:
-                check_average(self, *args, **kwargs)
-        except PlacementError as error:
-            raise PlacementError(f"{error} ({place_of(readers_frame(), self.rank)})") from None
-        result = run()
-        if name == "average_gradients":
-            averaged(self, *args, **kwargs)
-        return result
+        with told(readers_frame(), self.rank):
+            if name != "backward":
+                check, learn = STEPS[name]
+                found = check(self, *args, **kwargs)
+                result = run()
+                learn(self, found, *args, **kwargs)
+                return result
+            self.ends = {axis: checked_end(self.kinds[args[0]][axis], axis in self.gathered) for axis in self.axes}
+            self.gathered.clear()
+            result = run()
+            check_scale(self)
+            return result
 
 
 def _tensors(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:

@@ -146,11 +146,6 @@ def overlapped_linear(x: Operand, weight: Operand, bias: Operand | None, group) 
     return linear(Operand(copy_to(x, group), x.shape, x.group_size), weight, bias)
 
 
-def linear_beside(x: Operand, weight: Operand, bias: Operand | None, *group_and_dim) -> Kind:
-    """Both, seen from another axis: the product alone."""
-    return linear(x, weight, bias)
-
-
 def stays(name: str) -> Callable[..., Kind]:
     """A move over one axis, seen from another: a linear operation that may not move this axis' own cut dim."""
 

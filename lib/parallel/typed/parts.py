@@ -1,10 +1,22 @@
 """Operations that take a part of a tensor, or put parts together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from lib.parallel.sharding.placement import Shard
 from lib.parallel.typed.elementwise import operands_in, shard_or_stay, together
-from lib.parallel.typed.kinds import Fused, Kind, Operand, Own, PlacementError, dims_of, from_start, written
+from lib.parallel.typed.kinds import (
+    Flat,
+    Fused,
+    Kind,
+    Operand,
+    Own,
+    PlacementError,
+    Rows,
+    dims_of,
+    from_start,
+    written,
+)
 
 
 def split(x: Operand, size: int | list[int], dim: int = 0) -> Kind | list[Kind]:
@@ -12,8 +24,12 @@ def split(x: Operand, size: int | list[int], dim: int = 0) -> Kind | list[Kind]:
     d = from_start(dim, x.ndim)
     if x.dim != d:
         return x.kind
+    if isinstance(x.value, Rows):
+        return x.kind  # those of one expert, or of several: how many, data told
     length = x.shape[d]
     sizes = [min(size, length - at) for at in range(0, length, size)] if isinstance(size, int) else list(size)
+    if sizes == [length]:
+        return x.kind
     if isinstance(x.value, Fused):
         return [_blocks_between(x, d, sizes, i) for i in range(len(sizes))]
     raise PlacementError(
@@ -74,6 +90,10 @@ def cat(tensors: list[Operand], dim: int = 0) -> Kind:
             Operand(x.kind, tuple(1 if i == d else n for i, n in enumerate(x.shape)), x.group_size) for x in operands
         ]
         return together("cat", ones)
+    if len(operands) == 1:
+        return operands[0].kind
+    if any(isinstance(x.value, Rows | Flat) for x in operands):
+        return together("cat", [replace(x, shape=(1,) * x.ndim) for x in operands])
     whole = sum(x.shape[d] for x in operands)
     shares = []
     for x in operands:
@@ -134,3 +154,19 @@ def along(name: str) -> Callable[..., Kind]:
         return x.kind
 
     return rule
+
+
+def picked(x: Operand, dim: int, index: Operand, *more, **named) -> Kind:
+    """gather, and scatter: by the numbers in `index`, along a dim that is whole."""
+    d = from_start(dim, x.ndim)
+    if x.dim == d or index.dim == d:
+        raise PlacementError(f"gather or scatter along the dim that is cut ({written(x.value)}): gather it first")
+    given = [x, index, *operands_in(more, named)]
+    return together("gather", [replace(o, shape=(*o.shape[:d], 1, *o.shape[d + 1 :])) for o in given])
+
+
+def topk(x: Operand, k: int, dim: int = -1, *args, **kwargs) -> list[Kind]:
+    """The k largest of a dim that is whole, and their numbers."""
+    if x.partial or x.dim == from_start(dim, x.ndim):
+        raise PlacementError(f"topk of a {written(x.value)}: it needs all of the dim. Reduce or gather it first")
+    return [x.kind, x.kind.constant]

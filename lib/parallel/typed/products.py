@@ -7,7 +7,6 @@ x and w cut along the dim that is summed  a partial sum
 """
 
 from lib.parallel.typed.elementwise import (
-    added,
     must_have_entered,
     no_partial,
     operands_in,
@@ -15,7 +14,8 @@ from lib.parallel.typed.elementwise import (
     together,
     whole_together,
 )
-from lib.parallel.typed.kinds import SUMMAND, Kind, Operand, PlacementError, written
+from lib.parallel.typed.kinds import SUMMAND, Kind, Operand, Own, PlacementError, Rows, written
+from lib.parallel.typed.sums import added
 
 
 def matmul(x: Operand, w: Operand) -> Kind:
@@ -31,11 +31,18 @@ def linear(x: Operand, weight: Operand, bias: Operand | None = None) -> Kind:
     return y if bias is None else added(Operand(y, shape, x.group_size), bias)
 
 
+def linear_beside(x: Operand, weight: Operand, bias: Operand | None, *group_and_dim) -> Kind:
+    """The same where a move over another axis is made with it."""
+    return linear(x, weight, bias)
+
+
 def product(x: Operand, w: Operand, x_sum: int, w_sum: int, ndim: int, weight_free: int | None = None) -> Kind:
     """The kind of the product that sums over dim `x_sum` of x and `w_sum` of w. `weight_free` is that other dim of a
     weight which becomes the last one; without it, w is a matrix as it stands."""
     if x.partial or w.partial:
         return _of_partial(x, w)
+    if w.value == Own("expert"):
+        return _of_own_expert(x, x_sum)
     if x.dim == x_sum or w.dim == w_sum:
         if x.dim == x_sum and w.dim == w_sum:
             if type(x.value) is not type(w.value):
@@ -78,6 +85,15 @@ def _of_partial(x: Operand, w: Operand) -> Kind:
     return partial.kind
 
 
+def _of_own_expert(x: Operand, x_sum: int) -> Kind:
+    if isinstance(x.value, Rows) and x.dim != x_sum:
+        return x.kind
+    raise PlacementError(
+        f"a {written(x.value)} tensor is multiplied by the weights of an expert that is here, and each device has "
+        "others: send every row to its experts first, by dispatch"
+    )
+
+
 def attention(q: Operand, k: Operand, v: Operand, *args, **kwargs) -> Kind:
     """softmax(q k^T) v: heads and texts do not talk, so they may be cut; tokens and the numbers of a head may not."""
     no_partial("attention", q, k, v)
@@ -95,19 +111,3 @@ def attention(q: Operand, k: Operand, v: Operand, *args, **kwargs) -> Kind:
     if any(x.dim is None for x in (q, k, v)):
         raise PlacementError("attention of heads that are cut with heads that are whole: cut queries, keys and values")
     return kind
-
-
-def context_attention(layer, q: Operand, k: Operand, v: Operand, *args, **kwargs) -> Kind:
-    """Attention whose tokens are cut (`ContextAttention`): it sees to it that every query meets every key."""
-    no_partial("attention", q, k, v)
-    if any(x.dim != 2 for x in (q, k, v)):
-        raise PlacementError(
-            f"{type(layer).__name__} needs queries, keys and values whose tokens are cut, Shard(2) of (batch, heads, "
-            f"S, d), and got {', '.join(written(x.value) for x in (q, k, v))}"
-        )
-    return q.kind
-
-
-def context_beside(layer, q: Operand, k: Operand, v: Operand, *args, **kwargs) -> Kind:
-    """The same over another axis: heads and texts may be cut."""
-    return attention(q, k, v)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from lib.parallel.typed import lookup, moves, parts, products, reductions, views
-from lib.parallel.typed.elementwise import added, divided, linear_in_one, nonlinear, scaled
+from lib.parallel.typed import context, experts, lookup, moves, parts, pieces, products, reductions, views
+from lib.parallel.typed.elementwise import nonlinear
+from lib.parallel.typed.sums import added, divided, linear_in_one, scaled
 
 NONLINEAR = (
     "gelu relu silu sigmoid tanh exp log log1p expm1 sqrt rsqrt square pow rpow abs clamp clamp_min clamp_max erf sin "
@@ -15,6 +16,8 @@ LINEAR = (
     "neg contiguous clone detach to float double half bfloat16 type_as view_as_self positive requires_grad_ cpu data "
     "alias long retain_grad zeros_like ones_like empty_like rand_like randn_like full_like cuda type"
 )
+
+EXPERTS = "dispatch combine set_out arrive count_rows rows_of_all keep_first each_expert grouped_mm".split()
 
 RULES: Mapping[str, Callable] = {
     **{name: nonlinear(name) for name in NONLINEAR.split()},
@@ -34,6 +37,7 @@ RULES: Mapping[str, Callable] = {
     "squeeze": views.squeeze,
     **dict.fromkeys(("view", "reshape"), views.view),
     "flatten": views.flatten,
+    "view_as": views.view_as,
     "unflatten": views.unflatten,
     "expand": views.expand,
     **dict.fromkeys(("split", "split_with_sizes"), parts.split),
@@ -42,6 +46,8 @@ RULES: Mapping[str, Callable] = {
     "select": parts.select,
     **dict.fromkeys(("cat", "concat"), parts.cat),
     "getitem": parts.indexed,
+    **dict.fromkeys(("gather", "scatter"), parts.picked),
+    "topk": parts.topk,
     "repeat_interleave": parts.repeat_interleave,
     **{name: parts.along(name) for name in ("flip", "roll", "cumsum", "cumprod")},
     "sum": reductions.summed("sum"),
@@ -60,7 +66,15 @@ RULES: Mapping[str, Callable] = {
     "gather_linear": moves.gather_linear,
     "overlapped_linear": moves.overlapped_linear,
     "own": lookup.own_places,
-    "call": products.context_attention,
+    "call": context.context_attention,
+    **{name: getattr(experts, name) for name in EXPERTS},
+    "_grouped_mm": experts.grouped_mm,
+    "plan": experts.planned,
+    **dict.fromkeys(("sent", "taken_by_experts"), experts.own_choice),
+    "gather_parameters": pieces.gather_parameters,
+    "power_sum": pieces.power_sum,
+    "_foreach_mul": pieces.all_scaled,
+    "send_bucket": pieces.seen_inside,
     **{name: getattr(moves, name) for name in moves.MOVES},
 }
 
@@ -69,9 +83,14 @@ BESIDE: Mapping[str, Callable] = {  # what a move over one axis is for the kinds
     "own_tokens": lambda tokens, *_: [tokens.kind, tokens.kind],
     "vocab_parallel_cross_entropy": lookup.vocab_parallel_beside,
     "own": lookup.own_places_beside,
-    "call": products.context_beside,
-    "gather_linear": moves.linear_beside,
-    "overlapped_linear": moves.linear_beside,
+    "call": context.context_beside,
+    **{name: getattr(experts, f"{name}_beside") for name in ("dispatch", "combine", "set_out")},
+    **dict.fromkeys(("arrive", "rows_of_all"), experts.same),
+    "plan": experts.planned,
+    "taken_by_experts": experts.own_choice,
+    "gather_parameters": pieces.gather_beside,
+    "gather_linear": products.linear_beside,
+    "overlapped_linear": products.linear_beside,
 }
 
 ASK = frozenset(  # they tell something about a tensor that is no tensor, and no number of it

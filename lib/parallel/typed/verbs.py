@@ -8,7 +8,15 @@ from torch import Tensor
 from lib.devices import Handle
 from lib.devices.collectives import AllGather, AllReduce, AllToAll, Collective, ReduceScatter
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
-from lib.parallel.typed.kinds import CONSTANT, Kind, PlacementError, written
+from lib.parallel.typed.kinds import CONSTANT, Kind, Operand, PlacementError, written
+from lib.parallel.typed.sums import is_summand
+from lib.parallel.typed.where import readers_frame, told
+
+MESSAGE = (
+    "a message goes from one device to another, and types follow one program that all devices of a group run: what one "
+    "device has and the others do not is no placement. Give the types to what they do together: of a pipeline, to one "
+    "stage, by types.give(x) and y.backward(gradient)"
+)
 
 
 class Seen:
@@ -34,6 +42,27 @@ class Seen:
             self.types.kinds[result] = joined[1]
         return result
 
+    def send(self, *args: Any) -> None:
+        """A message of one device to another: inside of a move alone."""
+        self.check_message()
+        self.place.send(*args)
+
+    def recv(self, *args: Any) -> Tensor:
+        """The same."""
+        self.check_message()
+        return self.place.recv(*args)
+
+    def expect(self, *args: Any) -> Handle:
+        """The same."""
+        self.check_message()
+        return self.place.expect(*args)
+
+    def check_message(self) -> None:
+        """Refuses one of the program's own."""
+        if not self.types.inside:
+            with told(readers_frame(), self.types.rank):
+                raise PlacementError(MESSAGE)
+
     def hand_out(self, joined: Any, ranks: tuple[int, ...], rank: int, verb: Collective) -> Handle:
         """A verb that is waited for later: its result would come without a kind."""
         if joined[1] is None:
@@ -41,9 +70,11 @@ class Seen:
         raise PlacementError(f"{verb.name} with async_op=True is not seen by types; use the move or the waiting verb")
 
 
-def after_verb(verb: Collective, x: Kind, devices: int) -> Kind:
+def after_verb(verb: Collective, x: Operand, devices: int) -> Kind:
     """The kind that a verb makes of another, over its own axis."""
     match verb, x.value:
+        case AllReduce("sum"), Replicate() if is_summand(x):
+            return CONSTANT
         case AllReduce(op), Partial(other) if op == other:
             return CONSTANT
         case AllReduce("sum"), Replicate():

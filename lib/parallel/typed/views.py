@@ -90,6 +90,17 @@ def view(x: Operand, *shape) -> Kind:
     return reshaped(x, tuple(shape))
 
 
+def view_as(x: Operand, other: Operand) -> Kind:
+    """The shape of another tensor. Where one piece of length 1 could be several dims, that one tells."""
+    try:
+        return reshaped(x, other.shape)
+    except PlacementError:
+        before = prod(other.shape[: other.dim or 0])
+        if other.dim is None or before != prod(x.shape[: x.dim]):
+            raise
+        return shard_or_stay(x.kind, other.dim)
+
+
 def flatten(x: Operand, start_dim: int = 0, end_dim: int = -1) -> Kind:
     """Dims from `start_dim` to `end_dim` become one."""
     a, b = from_start(start_dim, x.ndim), from_start(end_dim, x.ndim)

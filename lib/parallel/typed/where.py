@@ -3,11 +3,13 @@
 import linecache
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from lib.parallel.typed.kinds import PlacementError
 from lib.parallel.typed.rules import RULES
 
 OTHERS = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")  # not the reader's lines
@@ -53,3 +55,12 @@ def place_of(frame: FrameType | None, rank: int) -> str:
     text = linecache.getline(file, line).strip()
     known = f"{Path(file).name} line" if file.endswith(".py") and "ipykernel" not in file else "line"
     return f"rank {rank}, {known} {line}{f': {text}' if text else ''}"
+
+
+@contextmanager
+def told(frame: FrameType | None, rank: int) -> Iterator[None]:
+    """Whatever is refused inside is told with its place."""
+    try:
+        yield
+    except PlacementError as error:
+        raise PlacementError(f"{error} ({place_of(frame, rank)})") from None

@@ -98,6 +98,11 @@ def whole_parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: whole[p] for name, p in module.named_parameters()}
 
 
+def pieces_over(module: nn.Module) -> dict[Tensor, Group]:
+    """Every piece in `module`, and the group over which it was cut."""
+    return {x: layer.group for layer in _layers(module) for flat in layer.flats for x in flat.held().pieces}
+
+
 def _layers(module: nn.Module) -> list[ShardedLayer]:
     return [part._sharded for part in module.modules() if isinstance(part, _Gathering)]
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lib.parallel.sharding.named import named
 from lib.parallel.zero.piece import Piece
 from lib.parallel.zero.wrapped import Wrapped
 
@@ -40,6 +41,12 @@ class MasterWeights(Wrapped):
             "bfloat16 needs no scale; for float16 keep float32 parameters, and compute under torch.autocast"
         )
 
+    @property
+    def stepped(self) -> list[nn.Parameter]:
+        """What takes the step in the end."""
+        return self.parameters
+
+    @named
     @torch.no_grad()
     def step(self) -> None:
         """Steps the masters, and rounds them into the parameters."""

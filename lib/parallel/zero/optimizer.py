@@ -32,6 +32,7 @@ from lib.devices import Group, Handle
 from lib.parallel.data.average import check_same_parameters
 from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, plan_buckets
+from lib.parallel.sharding.named import named
 from lib.parallel.zero.bucket import Bucket, take
 from lib.parallel.zero.piece import Piece
 from lib.parallel.zero.state import load_optimizer_state
@@ -74,6 +75,7 @@ class ShardedOptimizer(Wrapped):
         """Of each parameter, by name, flattened: the elements of this device's piece. For resharding."""
         return {piece.origin.name: piece.origin.where for piece in self.pieces}
 
+    @named
     def reduce_gradients(self, share: float | None = None, allow_unused: bool = False) -> None:
         """Stage 1, after the last backward: the gradients of the pieces become the mean over all samples, and the whole
         gradients are freed. Partial -> Shard(0).
@@ -118,10 +120,13 @@ class ShardedOptimizer(Wrapped):
         with leaving([bucket.parameters for bucket in self._buckets], send, self._names, who):
             yield
         receive()
-        used = self._used(here, allow_unused, who)
+        land_pieces(self, share, lambda: self._add(arrived, self._used(here, allow_unused, who)))
+
+    def _add(self, arrived: list[Tensor], used: set[nn.Parameter]) -> None:
         for bucket, mine in zip(self._buckets, arrived, strict=True):
             bucket.add(mine, used)
 
+    @named
     @torch.no_grad()
     def step(self) -> None:
         """Each device steps its pieces, and all get all of them, Shard(0) -> Replicate: one all-gather per bucket."""
@@ -145,6 +150,16 @@ class ShardedOptimizer(Wrapped):
         """The reverse. Raises ValueError when a tensor does not have the shape of its piece."""
         load_optimizer_state(self.optimizer, state, self.group)
 
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of the module that train, in the order of `pieces`."""
+        return [(name, p) for p, name in self._names.items()]
+
+    @property
+    def stepped(self) -> list[nn.Parameter]:
+        """What the optimizer steps."""
+        return self.pieces
+
+    @named
     def _check_module(self, who: str) -> None:
         """The parameters that train are those of the buckets, and lie in them. Raises ValueError by name otherwise."""
         for name, p in self.module.named_parameters():
@@ -162,3 +177,9 @@ class ShardedOptimizer(Wrapped):
 
     def _who(self, what: str) -> str:
         return f"{what} on rank {self.group.rank} of {self.group.size}"
+
+
+@named
+def land_pieces(zero: ShardedOptimizer, share: float, finish: Callable[[], None]) -> None:
+    """What `reducing` does after the backward, in one: as `reduce_gradients`, seen from outside."""
+    finish()

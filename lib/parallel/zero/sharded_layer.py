@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from lib.devices import Group
+from lib.parallel.sharding.named import named
 from lib.parallel.zero.sharded_flat import Held, Member, ShardedFlat
 
 
@@ -37,7 +38,7 @@ class ShardedLayer:
             yield
             return
         held = [flat.held() for flat in self.flats]
-        whole = iter(_Gather.apply(self, held, *chain(*(one.pieces for one in held))))
+        whole = iter(gather_parameters(self, held, [*chain(*(one.pieces for one in held))]))
         placed: list[Tensor] = []
         with ExitStack() as stack:
             for one in held:
@@ -88,6 +89,12 @@ class ShardedLayer:
         if any(x.requires_grad for flat in self.flats for x in flat.held().pieces):
             self.again[held.key] = whole  # else no gradient of ours would tell when to free it
         return whole
+
+
+@named
+def gather_parameters(layer: ShardedLayer, held: list[Held], pieces: list[Tensor]) -> tuple[Tensor, ...]:
+    """The pieces of a layer, each (n_i,) Shard(0) of the flat whole -> its parameters in their shapes, Replicate."""
+    return _Gather.apply(layer, held, *pieces)
 
 
 class _Gather(Function):

@@ -47,6 +47,8 @@ STEPS = {
     "linear": lambda y, p, g: F.linear(y, p["w"], p["bias"]),
     "plus bias": lambda y, p, g: y + p["bias"],
     "plus bias entered": lambda y, p, g: y + copy_to(p["bias"], g),
+    "g, with a P-th of bias": lambda y, p, g: reduce_from(y + p["bias"] / g.size, g),
+    "g, with a P-th of bias entered": lambda y, p, g: reduce_from(y + copy_to(p["bias"], g) / g.size, g),
     "plus x": lambda y, p, g: y + p["x"],
     "plus tokens": lambda y, p, g: y + p["tokens"],
     "times x": lambda y, p, g: y * p["x"],
@@ -195,6 +197,8 @@ def right_anyway(size, start, steps):
 def test_what_is_refused_goes_wrong_when_it_is_run_anyway(size, start, choices):
     _, _, refused = Cluster(size).run(built, start, choices)[0]
     for steps, said in refused[:: max(1, len(refused) // 3)]:
+        if "some would have nothing" in said:
+            continue  # empty pieces are right, until a piece of length 1 is taken for one that all share
         if right_anyway(size, start, steps):
             assert any(steps[-1] in last for last in RIGHT_ALL_THE_SAME), (size, start, steps, said)
             assert any(step.startswith("gather") for step in steps), (size, start, steps, said)

@@ -29,10 +29,17 @@ from lib import (
     scatter_to,
     shard,
 )
+from lib.parallel.data.clip import power_sum
+from lib.parallel.experts.mlp import each_expert
+from lib.parallel.tensor.vocabulary import own_tokens
 from lib.parallel.typed.kinds import Fused
 
 X, W = (4, 6, 8), (8, 8)
 CUT = {d: Kind(Shard(d), Shard(d)) for d in range(3)}
+
+
+def looked_up(tokens, weight):
+    return F.embedding(own_tokens(tokens.long(), len(weight), Group(None, 0, range(4)))[1], weight)
 
 
 def kind_after(operation, *given, rules=None):
@@ -63,6 +70,15 @@ ACCEPTED = {
     "sum of another": (lambda x: x.sum(0), [(X, CUT[1])], CUT[0]),
     "mean of the cut dim": (lambda x: x.mean(), [(X, CUT[0])], Kind(Partial("mean"), Replicate())),
     "a mean, divided by P": (lambda x: x.mean() / 4, [(X, CUT[0])], SUMMAND),
+    "a mean, times 1 / P": (lambda x: x.mean() * 0.25, [(X, CUT[0])], SUMMAND),
+    "a mean, divided by another number": (lambda x: x.mean() / 2, [(X, CUT[0])], Kind(Partial("mean"), Replicate())),
+    "summand plus a P-th of entered": (lambda x, b: x + b / 4, [(X, SUMMAND), ((8,), ENTERED)], SUMMAND),
+    "summand plus P-ths of constants": (
+        lambda x, b: x + (0 + b / 4 + b / 4),
+        [(X, SUMMAND), ((8,), CONSTANT)],
+        SUMMAND,
+    ),
+    "a P-th is whole all the same": (lambda x, b: F.gelu(b / 4) * x, [(X, SUMMAND), ((8,), ENTERED)], SUMMAND),
     "heads": (lambda x: x.unflatten(-1, (-1, 2)).transpose(1, 2), [(X, CUT[2])], CUT[1]),
     "heads and back": (lambda x: x.transpose(1, 2).flatten(2), [((4, 2, 6, 4), CUT[1])], CUT[2]),
     "an index of another dim": (lambda x: x[:, -1], [(X, CUT[2])], CUT[1]),
@@ -86,6 +102,11 @@ REFUSED = {
     "f is missing": (torch.matmul, [(X, WHOLE), ((8, 2), CUT[1])]),
     "has entered the sharded region": (torch.add, [(X, WHOLE), (X, ENTERED)]),
     "would count once on each of the 4": (torch.add, [(X, SUMMAND), ((8,), WHOLE)]),
+    "each copy would get 1/4 of its gradient": (lambda x, b: x + b / 4, [(X, SUMMAND), ((8,), WHOLE)]),
+    "before the sum over the devices, and would count once": (lambda x, b: x + b / 2, [(X, SUMMAND), ((8,), ENTERED)]),
+    "squares of gradients that are cut are added": (lambda x, y: power_sum([x, y], 2.0), [(W, CUT[0]), (W, CONSTANT)]),
+    "rows that were looked up": (lambda t, x: F.gelu(looked_up(t, x)), [((4, 6), CONSTANT), (W, CUT[0])]),
+    "the weights of an expert that is here": (lambda w: F.gelu(each_expert(w)[0]), [((1, 8, 8), CUT[0])]),
     "a number is added before the sum": (lambda x: x + 1, [(X, SUMMAND)]),
     "not the sum of the products": (torch.mul, [(X, SUMMAND), (X, SUMMAND)]),
     "each device would get another block": (torch.matmul, [((1, 8), CUT[0]), ((8, 2), CUT[1])]),
@@ -220,3 +241,44 @@ def test_axes_are_told_apart():
         Cluster(4).run(program)
     with pytest.raises(ValueError, match="no axis ep"):
         Cluster(2).run(lambda g: Typed(tp=g).give(torch.ones(2), ep=Shard(0)))
+
+
+def test_several_axes_are_averaged_by_their_product():
+    """By one of two equal numbers nobody can tell which axis is meant: the mean stays a mean, and is not summed."""
+
+    def program(group, number):
+        dp, cp = group.split([[0, 2], [1, 3]]), group.split(2)
+        with Typed(dp=dp, cp=cp) as types:
+            x = types.give(torch.ones(4, requires_grad=True), dp=Shard(0), cp=Shard(0))
+            return types.short(x.mean() / number)
+
+    assert Cluster(4).run(program, 4) == ["P|R P|R"] * 4
+    assert Cluster(4).run(program, 2) == ["Pmean|R Pmean|R"] * 4
+
+
+def test_a_verb_over_two_axes_is_a_verb_over_both():
+    def program(group, ranks):
+        dp, cp = group.split([[0, 2], [1, 3]]), group.split(2)
+        with Typed(dp=dp, cp=cp) as types:
+            everyone = Group(dp.place, group.me, ranks, 99)
+            x = types.give(torch.ones(4), dp=Partial(), cp=Partial())
+            return types.short(everyone.all_reduce(x))
+
+    assert Cluster(4).run(program, range(4)) == ["R|- R|-"] * 4
+    with pytest.raises(PlacementError, match=r"over ranks \[0, 1, 2\], which are no axis"):
+        Cluster(4).run(program, range(3))
+
+
+def test_the_gradient_of_a_mean_of_means():
+    """Of what is cut or was summed by f it is P times too large, and no average follows."""
+
+    def program(group, placed):
+        with Typed(dp=group) as types:
+            w = types.give(torch.ones(4, requires_grad=True), dp=placed)
+            x = types.give(torch.ones(2, 4), dp=Shard(0))
+            y = x * copy_to(w, group) if placed == Replicate() else w.square()
+            y.mean().backward()
+
+    for placed in Replicate(), Shard(0):
+        with pytest.raises(PlacementError, match="the sum of 2 means, so many times too large"):
+            Cluster(2).run(program, placed)
