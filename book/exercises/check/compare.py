@@ -11,7 +11,7 @@ from book.exercises.check.causes import cause_of
 from book.exercises.check.failed import kind
 from book.exercises.check.finite import Births, began, watched
 from book.exercises.check.known import Look, recognized
-from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, run, several
+from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, rights, run
 from book.exercises.check.task import Program, Task
 from book.exercises.check.trials import Outcome, Trial, hand_over, place
 from book.exercises.check.verdict import Fault
@@ -23,7 +23,7 @@ ROUNDED = "Right to 7 digits: there is a float32 on the way. torch.tensor(2.0) i
 def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial], remarks: dict[str, None]) -> Outcome:
     """Judges what is returned, and that the inputs are as they were."""
     outcome = run(task, program, trial)
-    names, wholes = list(task.returns), several(task.oracle(*trial.inputs.values()))
+    names, wholes = list(task.returns), rights(task, trial)
     for rank, returned in enumerate(outcome.returned):
         if returned is ...:
             raise NotImplementedError
@@ -119,7 +119,7 @@ def _exchanged(task: Task, trial: Trial, wrong: Wrong) -> str | None:
     names = list(task.returns)
     if wrong.gradient_of or len(names) == 1:
         return None
-    for name, whole in zip(names, several(task.oracle(*trial.inputs.values())), strict=True):
+    for name, whole in zip(names, rights(task, trial), strict=True):
         there = place(whole, task.returns[name], trial.devices)
         if name != wrong.what and all(close(a, b) for a, b in zip(wrong.given, there, strict=True)):
             return f"this is {name}. Asked for are {', '.join(names)}, in this order."

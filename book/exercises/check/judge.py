@@ -18,9 +18,9 @@ from book.exercises.check.cost import (
     praise,
 )
 from book.exercises.check.failed import check_callable, is_stub
-from book.exercises.check.runs import SEED, is_right, run, several, spent, spent_backward
+from book.exercises.check.runs import is_right, one_verdict, run, several, spent, spent_backward
 from book.exercises.check.task import Program, Task
-from book.exercises.check.trials import Outcome, Trial, attempt, one_core, trials
+from book.exercises.check.trials import SEED, Outcome, Trial, attempt, one_core, trials
 from book.exercises.check.verdict import Excess, Fault, Verdict
 from lib.parallel.sharding.placement import Replicate
 
@@ -30,7 +30,7 @@ MORE = "Right, but it sends more than it needs."
 def judge(task: Task, program: Program) -> Verdict:
     """The verdict on `program`: the same for the same program, whenever it is asked for."""
     try:
-        with one_core():
+        with one_core(), one_verdict(task):
             remarks = _all_checks(task, program)
     except NotImplementedError:
         return Verdict(task.name, "waiting", "is waiting for your code.")
@@ -49,7 +49,7 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
     check_callable(task.name, program, tuple(task.inputs))
     if is_stub(program):
         raise NotImplementedError
-    every = list(trials(task.inputs, task.devices, SEED, task.empty))
+    every = list(task.trials)
     remarks: dict[str, None] = {}  # each once, in order
     runs = [(trial, judge_values(task, program, trial, every, remarks)) for trial in every]
     after = [judge_gradients(task, program, trial, every, remarks) for trial, _ in runs] if task.gradients else []

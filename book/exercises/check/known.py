@@ -26,10 +26,9 @@ def recognized(
 ) -> str | None:
     """The sentence of the mistake that explains `trial`, where `rank` is the first wrong one; None if none does.
 
-    A slip is a whole program: it must give the same on every rank. A formula is of several
-    devices, and need only give what `rank` has. One trial
-    may look like several mistakes, so only one that every other trial speaks for is taken; else a wrong cause would be
-    named.
+    A slip is a whole program: it must give the same on every rank. A formula is of several devices, and need only give
+    what `rank` has. One trial may look like several mistakes, so only one that every other trial speaks for is taken;
+    else a wrong cause would be named.
     """
     mine = look(program, trial)
     found = [(text, made, all) for text, made in slips.items() if _alike(mine, _quiet(made, trial), all)]
@@ -38,7 +37,7 @@ def recognized(
             found.append((text + (" (Rank 0 is right.)" if rank else ""), made, any))
     for text, made, how in found:
         elsewhere = [t for t in others if how is all or t.devices > 1]
-        pairs = [(_quiet(lambda t: look(program, t), t), _quiet(made, t)) for t in elsewhere]
+        pairs = ((_quiet(lambda t: look(program, t), t), _quiet(made, t)) for t in elsewhere)
         if all(_alike(a, b, how) for a, b in pairs if _shapes(a) == _shapes(b)):
             return text
     return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from book.exercises.check.cost import Talk
 from book.exercises.check.inputs import Input
+from book.exercises.check.trials import SEED, Trial, trials
 from lib.parallel.sharding.placement import Placement
 
 Program = Callable[..., Any]  # program(group, *inputs)
@@ -42,6 +44,16 @@ class Task:
     slips: Mapping[str, Program] = field(default_factory=dict)
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # a sentence: other dims for some inputs
     must_refuse: bool = False  # whether the statement asks for an error there
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """What every program is tried on. Drawn once."""
+        return tuple(trials(self.inputs, self.devices, SEED, self.empty))
+
+    @cached_property
+    def remembered(self) -> dict[Any, Any]:
+        """What need not be run again: see `runs`."""
+        return {}
 
     @property
     def name(self) -> str:
