@@ -20,7 +20,7 @@ from book.exercises.check.cost import (
 from book.exercises.check.failed import check_callable, is_stub
 from book.exercises.check.runs import is_right, one_verdict, run, several, spent, spent_backward
 from book.exercises.check.task import Program, Task
-from book.exercises.check.trials import SEED, Outcome, Trial, attempt, one_core, trials
+from book.exercises.check.trials import SEED, Trial, attempt, one_core, trials
 from book.exercises.check.verdict import Excess, Fault, Verdict
 from lib.parallel.sharding.placement import Replicate
 
@@ -61,12 +61,14 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
             check_verbs(task.only, trial, spent(outcome)[0])
         except Fault as fault:
             raise _named(fault, task, trial, spent(outcome), lambda slip, t: spent(run(task, slip, t))) from None
-    for trial, outcome in runs:
-        _work(task, program, trial, outcome, remarks)
+    for trial in every:
+        _work(task, program, trial, remarks)
     for trial, _ in runs:
         _parts(task, program, trial)
-    for trial, outcome in runs:
-        if task.ring:
+    # A clock beside it would make every run of every program slower: who came so far runs once more, with one.
+    watched = [attempt(program, t, task.inputs, watch=True) for t in every if task.ring or task.steps]
+    if task.ring:
+        for trial, outcome in zip(every, watched, strict=True):
             check_ring(trial, outcome.paths)
     try:
         for trial, outcome in runs:
@@ -79,26 +81,31 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
         if task.limited:
             raise
         remarks[f"{MORE} {' '.join(excess.details)}"] = None
-    for trial, outcome in runs:
-        if task.steps:
+    if task.steps:
+        for trial, outcome in zip(every, watched, strict=True):
             check_steps(task.steps(trial.devices), trial, outcome.steps)
     _refusal(task, program, remarks)
     return tuple(remarks)
 
 
-def _work(task: Task, program: Program, trial: Trial, outcome: Outcome, remarks: dict[str, None]) -> None:
+def _work(task: Task, program: Program, trial: Trial, remarks: dict[str, None]) -> None:
     """Judges that nothing is multiplied twice, where there is something to divide."""
     everywhere = [given.at for given in task.inputs.values()] + list(task.returns.values())
     if not task.forward and all(isinstance(at, Replicate) for at in everywhere):
         return  # all devices do the same: it is asked for
+    if trial.devices == 1 or not trial.even:
+        return  # uneven pieces may be padded to one length
+
+    def work(on: Trial) -> list[int]:
+        return attempt(program, on, task.inputs, task.gradients, count=True).work
 
     def alone() -> int:
         try:
-            return sum(attempt(program, replace(trial, devices=1), task.inputs, task.gradients).work)
+            return sum(work(replace(trial, devices=1)))
         except Exception:
             return 0
 
-    remark = check_work(task.oracle, trial, outcome.work, alone)
+    remark = check_work(task.oracle, trial, work(trial), alone)
     if remark:
         remarks[remark] = None
 

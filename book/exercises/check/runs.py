@@ -72,9 +72,9 @@ def _tried(task: Task, program: Program, trial: Trial, both: bool) -> Tried:
             else:
                 lost.append(rank)
 
-        watch, after = task.ring or task.steps is not None, {"backward": backward} if both else {}
+        after = {"backward": backward} if both else {}
         try:
-            return Tried(attempt(program, trial, task.inputs, task.gradients, watch=watch, **after), None, tuple(lost))
+            return Tried(attempt(program, trial, task.inputs, task.gradients, **after), None, tuple(lost))
         except Exception as error:
             return Tried(None, error, tuple(lost))
 

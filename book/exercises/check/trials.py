@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,7 +124,7 @@ class Work(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: by rank, what was handed over, returned, how much was multiplied; steps; meters."""
+    """What came of a trial: by rank, what was handed over, returned, and multiplied (if counted); steps; meters."""
 
     handed: list[dict[str, Tensor]]
     returned: list[Any]
@@ -141,12 +141,14 @@ def attempt(
     requires_grad: tuple[str, ...] = (),
     backward: Callable[[int, Any], None] = lambda rank, returned: None,
     watch: bool = False,
+    count: bool = False,
     usable: Mapping[str, Placement] | None = None,
 ) -> Outcome:
     """Runs the program on its own copy of the inputs per device, then `backward(rank, returned)` on the device.
 
     Of an input in `usable` a device can use only that part: elsewhere it is NaN. With `watch`, messages are
-    counted in steps, and by who sends to whom. Raises what the program or the engine raises.
+    counted in steps, and by who sends to whom; with `count`, multiplications, which slows every operation down. Raises
+    what the program or the engine raises.
     """
     placed = {name: hand_over(trial.inputs[name], given.at, trial.devices) for name, given in inputs.items()}
     placed |= {name: spoil(trial.inputs[name], part, trial.devices) for name, part in (usable or {}).items()}
@@ -158,7 +160,8 @@ def attempt(
 
     def device(group: Group) -> Any:
         torch.get_num_threads()  # a new thread takes over the number of cores only when it is asked for it
-        with Work() as counted:
+        counted = Work()
+        with counted if count else nullcontext():
             returned = program(group, *handed[group.rank].values())
         work[group.rank] = counted.done
         backward(group.rank, returned)
