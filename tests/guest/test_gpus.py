@@ -138,8 +138,9 @@ def test_devices_are_counted_per_thread(cuda):
     thread.join()
     assert found == [0]
     assert torch.cuda.current_device() == torch.accelerator.current_device_index() == 2
-    torch.accelerator.set_device_index(1)
-    assert torch.cuda.current_device() == 1
+    for index, then in ((1, 1), (-1, 1), (0, 0)):  # a negative one changes nothing
+        torch.accelerator.set_device_index(index)
+        assert torch.cuda.current_device() == then
     assert torch.cuda.device_count() == torch.accelerator.device_count() == 4
     assert torch.accelerator.current_accelerator() == torch.device("cuda")
     assert torch.accelerator.is_available()

@@ -134,20 +134,22 @@ def test_on_the_clock_events_tell_virtual_time_and_memory_is_known():
         held = torch.cuda.memory_allocated()
         y = x @ x
         start.record()
-        z = x @ y
+        z = x @ y  # noqa: F841  it is held
         end.record()
         del y
         torch.cuda.synchronize()
         return (start.elapsed_time(end), held, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(),
-                torch.cuda.get_device_name(), torch.cuda.get_device_capability(), z.shape)  # fmt: skip
+                torch.cuda.get_device_name(), torch.cuda.get_arch_list(), torch.cuda.mem_get_info())  # fmt: skip
 
     outputs, cluster = run(program, hardware="H100")
     kernel = max(event.seconds for event in cluster.trace.events if event.name == "mm")
     size = 4 * 256 * 256
-    for milliseconds, held, now, peak, name, capability, _ in outputs:
+    whole = int(cluster.hardware.memory)
+    for milliseconds, held, now, peak, name, architectures, memory in outputs:
         assert milliseconds == pytest.approx(1e3 * kernel)
         assert (held, now, peak) == (size, 2 * size, 3 * size)
-        assert (name, capability) == ("H100 (pretended)", (9, 0))
+        assert (name, architectures) == ("H100 (pretended)", ["sm_90"])
+        assert memory == (whole - 2 * size, whole)
     assert cluster.trace.peak(0) == 3 * size
 
 
