@@ -69,7 +69,7 @@ def tests_of(chapter: Path) -> list[Path]:
 
 def chosen(chapter: Path, tests: list[Path], stale: str) -> list[str]:
     """What pytest is asked to run. One run for all, since a start costs ten seconds."""
-    page = f"{chapter.relative_to(ROOT).with_suffix('.html')}"
+    page = chapter.relative_to(ROOT).with_suffix("")
     cells = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=220", str(chapter)] if stale else []
     # Of the tests in the browser, those of this page.
     return [*cells, *map(str, tests), str(TESTS / "browser"), "-k", f"not browser or {page}"]

@@ -2,16 +2,21 @@
 
 All tests of one page of the book are a group, so that the page is opened once; so are the cells of a notebook, and the
 tests of a file. Processes take whole groups from one list. The longest stand first in it, as the last run measured
-them, so that at the end no process works on while the others wait.
+measured them, so that at the end no process works on while the others wait.
+
+A process keeps to one core: as many run as there are cores, and threads of PyTorch would wait for each other's.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 SECONDS = Path("_build/seconds-of-tests.json")  # by group; the controlling process writes it when a run ends
+# What was never measured and may be long: the cells of a chapter, its page, and what starts real processes.
+LONG = ("chapters/", "page chapters/", "tests/oracles/", "tests/test_bench.py")
 
 
 def group_of(nodeid: str) -> str:
@@ -32,11 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         groups.setdefault(group_of(item.nodeid), []).append(item)
     seconds = measured()
-    # What is new may be long: a chapter's cells and its page mostly are.
-    expected = {
-        name: seconds.get(name, 30.0 if name.startswith(("page chapters/", "chapters/")) else 5.0) for name in groups
-    }
+    expected = {name: seconds.get(name, 30.0 if name.startswith(LONG) else 5.0) for name in groups}
     items[:] = [item for name in sorted(groups, key=lambda name: -expected[name]) for item in groups[name]]
+
+
+def pytest_configure(config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes; PyTorch is not loaded yet, and will read this
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)  # a hook of xdist

@@ -1,4 +1,8 @@
-"""The files themselves: every internal link and anchor resolves, every id is unique, every picture has a text."""
+"""The files themselves: every internal link and anchor resolves, every id is unique, every picture has a text.
+
+No browser is needed. All files are read in one process, once each, since a page's links lead to most others. A page of
+an author has its own tests; those of the reference, hundreds that one template makes, have tests together.
+"""
 
 import re
 from collections import Counter
@@ -11,6 +15,11 @@ import pytest
 from browser.book import HTML, pages
 
 PAGES = pages()
+LISTINGS = [path for path in PAGES if path.startswith("reference/")]
+# By a name without ".html": a name with it would say that the test wants the page open in the browser.
+PARTS = {path.removesuffix(".html"): [path] for path in PAGES if path not in LISTINGS} | {"reference/": LISTINGS}
+TOOLS = {"search", "genindex"}  # no author describes them
+each_part = pytest.mark.parametrize("paths", PARTS.values(), ids=PARTS)
 NO_END = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
@@ -63,16 +72,18 @@ class File(HTMLParser):
             self.open.append((tag, found.get("id", "")))
 
     def look(self, tag: str, found: dict[str, str]) -> None:
-        in_article = any(one == "article" for one, _ in self.open)
         if tag in ("img", "svg") and self.drawing is None:
-            self.pictures.append(Picture(tag, found, in_article))
+            self.pictures.append(Picture(tag, found, self.in_article()))
             self.drawing = self.pictures[-1] if tag == "svg" else None
-        self.headings += tag == "h1" and in_article
+        self.headings += tag == "h1" and self.in_article()
         if tag == "html":
             self.language = found.get("lang", "")
         if tag == "meta" and found.get("name") == "description":
             self.descriptions.append(found["content"])
         self.previews += tag == "meta" and found.get("property") == "og:title"
+
+    def in_article(self) -> bool:
+        return any(one == "article" for one, _ in self.open)
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
@@ -113,24 +124,25 @@ def leads(path: str, target: str) -> str:
     return str((HTML / path).parent.joinpath(target).resolve().relative_to(HTML.resolve()))
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_internal_links_resolve(path):
-    dead = []
-    checked = 0
-    for tag, target in dict.fromkeys(read(path).targets):
-        url = urlsplit(target)
-        if url.scheme or url.netloc:
-            assert url.scheme in ("https", "data"), target
-            # test_pages.py proves that nothing is fetched; here, that nothing could be but on a click.
-            assert tag in ("a", "canonical") or url.scheme == "data", target
-            continue
-        checked += 1
-        file = leads(path, unquote(url.path)) if url.path else path
-        anchored = url.fragment and file.endswith(".html")
-        if not exists(file) or (anchored and unquote(url.fragment) not in ids(file)):
-            dead.append(target)
-    assert checked > 10
-    assert dead == []
+@each_part
+def test_internal_links_resolve(paths):
+    for path in paths:
+        dead = []
+        checked = 0
+        for tag, target in dict.fromkeys(read(path).targets):
+            url = urlsplit(target)
+            if url.scheme or url.netloc:
+                assert url.scheme in ("https", "data"), (path, target)
+                # test_pages.py proves that nothing is fetched; here, that nothing could be but on a click.
+                assert tag in ("a", "canonical") or url.scheme == "data", (path, target)
+                continue
+            checked += 1
+            file = leads(path, unquote(url.path)) if url.path else path
+            anchored = url.fragment and file.endswith(".html")
+            if not exists(file) or (anchored and unquote(url.fragment) not in ids(file)):
+                dead.append(target)
+        assert checked > 10, path
+        assert dead == [], path
 
 
 @cache
@@ -138,36 +150,38 @@ def ids(path: str) -> set[str]:
     return set(read(path).ids)
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_ids_are_unique(path):
-    assert [one for one, count in Counter(read(path).ids).items() if count > 1] == []
-    assert read(path).ids
+@each_part
+def test_ids_are_unique(paths):
+    for path in paths:
+        assert [one for one, count in Counter(read(path).ids).items() if count > 1] == [], path
+        assert read(path).ids, path
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_pictures_say_what_they_show(path):
-    for picture in read(path).pictures:
+@each_part
+def test_pictures_say_what_they_show(paths):
+    for path, picture in [(one, picture) for one in paths for picture in read(one).pictures]:
         if picture.attributes.get("aria-hidden") == "true":
             continue
         if picture.tag == "svg":
-            assert picture.attributes.get("role") == "img", f"a drawing without a role: {picture.attributes}"
+            assert picture.attributes.get("role") == "img", f"{path}: a drawing without a role: {picture.attributes}"
         name = picture.name().strip()
-        assert len(name) >= 10, f"no text for {picture.attributes}"
-        assert not re.search(r"_images/|\.(png|svg|jpe?g|gif)$", name), name
+        assert len(name) >= 10, f"{path}: no text for {picture.attributes}"
+        assert not re.search(r"_images/|\.(png|svg|jpe?g|gif)$", name), f"{path}: {name}"
 
 
 def test_the_book_has_pictures():
     assert sum(picture.in_article for path in PAGES for picture in read(path).pictures) >= 40
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path not in ("search.html", "genindex.html")])
-def test_pages_describe_themselves(path):
-    page = read(path)
-    assert page.headings == 1
-    assert page.language == "en"
-    assert len(page.descriptions) == 1
-    assert 40 <= len(page.descriptions[0]) <= 200
-    assert page.previews
+@pytest.mark.parametrize("name", sorted(PARTS.keys() - TOOLS))
+def test_pages_describe_themselves(name):
+    for path in PARTS[name]:
+        page = read(path)
+        assert page.headings == 1, path
+        assert page.language == "en", path
+        assert len(page.descriptions) == 1, path
+        assert 40 <= len(page.descriptions[0]) <= 200, path
+        assert page.previews, path
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """`make check` finds the tests of a chapter by the house's own order; `make test` ends with its slowest groups."""
 
+import os
 import re
 import subprocess
 import sys
+
+import pytest
+import torch
 
 from book.build import check
 from book.build.check import TESTS, owner
@@ -70,7 +74,7 @@ def test_a_group_stays_together_and_the_longest_begins(tmp_path):
     head = "import os, pytest\n\nSEEN = []\n\n"
     of_a_page = (
         '@pytest.mark.parametrize("path", ["a.html", "b.html"])\n'
-        'def test_NAME(path):\n    print("ran", path, os.getpid())\n'
+        'def test_NAME(path):\n    print("ran", path, os.getpid(), os.environ["OMP_NUM_THREADS"])\n'
     )
     for name in ("one", "two"):
         (tmp_path / f"test_{name}.py").write_text(head + of_a_page.replace("NAME", name))
@@ -86,8 +90,17 @@ def test_a_group_stays_together_and_the_longest_begins(tmp_path):
     ).stdout  # fmt: skip
     assert order.index("test_file.py") < order.index("b.html") < order.index("a.html")
     options = ["-q", "-rP", "-p", "no:cacheprovider", "-p", "book.build.order", "-p", "book.build.slowest", "-n", "2"]
-    run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "pytest", *options]
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert "10 passed" in run.stdout, run.stdout
-    ran = re.findall(r"^ran (\w\.html) (\d+)$", run.stdout, re.M)
+    ran = re.findall(r"^ran (\w\.html) (\d+) 1$", run.stdout, re.M)  # on one core each
     assert len(ran) == 4
     assert len(set(ran)) == 2, "a page was asked in two processes"
+
+
+def test_pytorch_keeps_to_the_cores_of_its_process():
+    """The plugin says so before any file of tests loads PyTorch."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process has all cores")
+    assert str(torch.get_num_threads()) == os.environ["OMP_NUM_THREADS"]

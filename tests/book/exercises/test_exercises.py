@@ -73,9 +73,11 @@ def test_an_interrupt_is_not_swallowed():
 
 def test_the_cores_are_given_back():
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     with one_core():
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_lengths_differ_and_divide_where_they_should():
