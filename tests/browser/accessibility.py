@@ -8,6 +8,8 @@ Most of a page looks like the rest of it, so it is asked once about what is alik
   by thousands of them, a formula and a drawing consist of them. They are left out, but for those judged on contrast,
   while the rules run: a formula becomes a box of its size, a drawing keeps its names. (axe says of every text in a
   drawing that it cannot tell its contrast; tests/book/pictures compute it.)
+- Of the rows of lists, tables and forms that stand in like places and are built alike, so that they differ in words
+  and in where they lead, the first three and the shortest are asked: of an index of thousands of names a few.
 """
 
 from axe_playwright_python.sync_playwright import Axe
@@ -64,6 +66,21 @@ RUN = """async (only) => {
         copy.normalize();
         instead(program, copy);
     }
+    // How an element is built: all but its words, and but for attributes that differ in every row by their nature.
+    const own = new Set(["id", "href", "name", "for", "value", "title", "aria-labelledby", "aria-describedby"]);
+    const builtAs = (one) => one.nodeType === Node.TEXT_NODE ? (one.data.trim() && "words")
+        : one.nodeType !== Node.ELEMENT_NODE ? "" : `<${one.localName} ${[...one.attributes].map(
+            ({name, value}) => own.has(name) ? `${name}=${value ? "some" : ""}` : `${name}=${value}`
+        ).join(" ")}>${[...one.childNodes].map(builtAs).filter(Boolean).join()}</>`;
+    const place = (one) => one ? `${place(one.parentElement)} ${one.localName}.${one.className}` : "";
+    const alike = Map.groupBy(
+        document.querySelectorAll("li, tr, fieldset"), (one) => place(one.parentElement) + builtAs(one)
+    );
+    for (const group of alike.values()) {
+        const length = (one) => one.textContent.length;
+        const shortest = group.reduce((least, one) => length(one) < length(least) ? one : least);
+        for (const one of group.slice(3)) if (one !== shortest) instead(one, document.createComment(""));
+    }
     const formulas = [...document.querySelectorAll("math")].map((one) => [one, one.getBoundingClientRect()]);
     for (const [one, {width, height}] of formulas) {
         const box = document.createElement("span");
@@ -84,7 +101,7 @@ RUN = """async (only) => {
     const options = {resultTypes: ["violations"], preload: false, rules: {"target-size": {enabled: true}}};
     if (only) options.runOnly = {type: "rule", values: only};
     const {violations, passes} = await axe.run(options);
-    for (const [one, other] of kept) other.replaceWith(one);
+    for (const [one, other] of kept.reverse()) other.replaceWith(one);
     return {
         passed: passes.map(({id}) => id),
         found: violations.flatMap(({id, nodes}) => nodes.map(

@@ -34,6 +34,7 @@ class Opened:
     foreign: list[str] = field(default_factory=list)  # requests to another host, none of which gets out
     problems: list[str] = field(default_factory=list)  # console errors and warnings, exceptions, failed requests
     responses: list = field(default_factory=list)
+    listeners: dict = field(default_factory=dict)
 
     def clean(self) -> None:
         assert self.foreign == [], self.foreign
@@ -45,9 +46,19 @@ def open_page(browser: Browser, url: str, viewport=None, scheme="light", text=No
 
     With `text`, the page is this one, as broken on purpose.
     """
+    opened = Opened(new_page(browser, viewport, scheme, **context))
+    if text is not None:
+        opened.page.route(url, lambda route: route.fulfill(body=text, content_type="text/html; charset=utf-8"))
+    return go_to(opened, url)
+
+
+def new_page(browser: Browser, viewport=None, scheme="light", **context) -> Page:
+    return browser.new_context(viewport=viewport or DESK, color_scheme=scheme, **context).new_page()
+
+
+def go_to(opened: Opened, url: str) -> Opened:
+    """The page leaves where it was, and from now on what happens on it is recorded in `opened`."""
     home = urlsplit(url)
-    page = browser.new_context(viewport=viewport or DESK, color_scheme=scheme, **context).new_page()
-    opened = Opened(page)
 
     def asked(request):
         target = urlsplit(request.url)
@@ -58,16 +69,25 @@ def open_page(browser: Browser, url: str, viewport=None, scheme="light", text=No
         if message.type in ("error", "warning", "assert"):
             opened.problems.append(f"console {message.type}: {message.text} ({message.location.get('url')})")
 
-    if text is not None:
-        page.route(url, lambda route: route.fulfill(body=text, content_type="text/html; charset=utf-8"))
-    page.on("request", asked)
-    page.on("console", console)
-    page.on("pageerror", lambda error: opened.problems.append(f"exception: {error}"))
-    page.on("requestfailed", lambda request: opened.problems.append(f"failed: {request.url}"))
-    page.on("response", lambda response: opened.responses.append(response))
-    page.on("websocket", lambda socket: opened.foreign.append(socket.url))
-    page.goto(url, wait_until="load")
+    opened.listeners = {
+        "request": asked,
+        "console": console,
+        "pageerror": lambda error: opened.problems.append(f"exception: {error}"),
+        "requestfailed": lambda request: opened.problems.append(f"failed: {request.url}"),
+        "response": lambda response: opened.responses.append(response),
+        "websocket": lambda socket: opened.foreign.append(socket.url),
+    }
+    for event, listener in opened.listeners.items():
+        opened.page.on(event, listener)
+    opened.page.goto(url, wait_until="load")
     return opened
+
+
+def leave(opened: Opened) -> Page:
+    """Nobody listens any more; the page is free for another visit."""
+    for event, listener in opened.listeners.items():
+        opened.page.remove_listener(event, listener)
+    return opened.page
 
 
 def close(opened: Opened) -> None:

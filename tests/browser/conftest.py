@@ -3,7 +3,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from browser.book import DESK, HTML, PHONE, Opened, close, open_page
+from browser.book import DESK, HTML, PHONE, Opened, close, go_to, leave, new_page, open_page
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -23,7 +23,7 @@ def site():
 
 @pytest.fixture
 def visit(browser, site):
-    """`visit(path)` opens a page of the book over http; what it opened is closed after the test."""
+    """`visit(path)` opens a page of the book over http in a context of its own, which is closed after the test."""
     opened = []
 
     def go(path: str, base: str = site, **options):
@@ -38,7 +38,8 @@ def visit(browser, site):
 class Shared:
     """A page in one look, opened once, and open while the next tests ask about the same page.
 
-    Each test leaves it as a reader may: folded parts open, widgets in any state. It stays on the page.
+    Each test leaves it as a reader may: folded parts open, widgets in any state. It stays on the page. The next page
+    is opened in the same tab, as a reader does it: a new context costs as much again as the page.
     """
 
     def __init__(self, browser, base: str, **look):
@@ -48,14 +49,16 @@ class Shared:
 
     def __call__(self, path: str) -> Opened:
         if path != self.path:
-            self.close()
-            self.opened, self.path = open_page(self.browser, self.base + path, **self.look), path
+            page = leave(self.opened) if self.opened else new_page(self.browser, **self.look)
+            page.mouse.move(0, 0)  # else the mouse is where the last page's test left it, over something of this one
+            self.opened, self.path = Opened(page), None
+            go_to(self.opened, self.base + path)
+            self.path = path
         return self.opened
 
     def close(self) -> None:
         if self.opened is not None:
             close(self.opened)
-        self.opened = self.path = None
 
 
 @pytest.fixture(scope="session")
