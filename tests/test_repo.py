@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from book.build.execute import normal_form, notebooks
-from book.build.record import stands_for
 from book.pictures.kit.language import PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,15 +115,6 @@ def test_binder_is_in_step():
     assert binder
     assert binder.items() <= everything.items()
     assert read("binder/runtime.txt").strip() == "python-3.11"
-
-
-def test_binder_has_what_the_chapters_import():
-    needed = set()
-    for path in notebooks():
-        needed |= {name.lower() for name in stands_for(path, json.loads(path.read_text("utf-8"))) if "/" not in name}
-    brought = {"ipython"}  # by ipywidgets
-    assert needed - {"cells", "outputs"} - brought <= pins("binder/requirements.txt").keys()
-    assert "torch" in needed
 
 
 def test_licenses_stand():

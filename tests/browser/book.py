@@ -34,7 +34,7 @@ class Opened:
     foreign: list[str] = field(default_factory=list)  # requests to another host, none of which gets out
     problems: list[str] = field(default_factory=list)  # console errors and warnings, exceptions, failed requests
     responses: list = field(default_factory=list)
-    listeners: dict = field(default_factory=dict)
+    listeners: dict = field(default_factory=dict, repr=False)
 
     def clean(self) -> None:
         assert self.foreign == [], self.foreign
