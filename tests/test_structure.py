@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("lib.devices", "lib.parallel", "lib.costs", "lib.real", "lib.guest", "lib.examples", "book")
 # What stands beside the rooms: a command on the floor of what it runs, the doors' hinge under all.
 BESIDE = {"lib.simulate": "lib.guest", "lib.door": "lib.devices"}
+MOST_LINES = 200  # of a file of lib: one idea
 
 
 def name_of(file: Path, root: Path) -> str:
@@ -91,6 +92,11 @@ def test_imports_go_down():
 
 def test_no_circle():
     assert not circle_in(house())
+
+
+def test_a_file_of_lib_can_be_read_at_one_go():
+    lines = {file: len(file.read_text("utf-8").splitlines()) for file in (ROOT / "lib").rglob("*.py")}
+    assert not [f"{file.relative_to(ROOT)}: {n} lines" for file, n in lines.items() if n > MOST_LINES]
 
 
 def test_the_whole_house_is_seen():
