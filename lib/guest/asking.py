@@ -24,7 +24,7 @@ class Asking:
     def __init__(self) -> None:
         self._asking: dict[int, str] = {}  # rank -> for what
         self._in_vain: set[int] = set()  # those who have asked since anything has changed
-        self._since = _now()  # when that was
+        self._since: float  # when that was
         self._threads = set(threading.enumerate())  # from before the run: they know nothing of it
 
     def until(self, attempt: Callable[[], Any], what: str, timeout: float | None = None) -> Any:

@@ -124,6 +124,24 @@ def test_the_backward_finds_the_gpus_too(cuda):
     assert x.grad.tolist() == [3.0, 3.0]
 
 
+def test_a_generator_is_one_and_a_number_may_be_the_default(cuda):
+    assert isinstance(torch.Generator("cuda"), torch.Generator)
+    assert not isinstance(3, torch.Generator)
+    torch.set_default_device(1)
+    try:
+        assert torch.ones(1).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_others_to_ask_a_synchronized_batch_norm_is_a_batch_norm(cuda, training):
+    x = torch.randn(4, 3, 2)
+    mine, plain = (kind(3).train(training) for kind in (nn.SyncBatchNorm, nn.BatchNorm1d))
+    assert torch.equal(mine(x), plain(x))
+    assert torch.equal(mine.running_var, plain.running_var)
+
+
 def test_devices_are_counted_per_thread(cuda):
     found = []
 
