@@ -1,5 +1,7 @@
 """The checker itself: what it shows, when it waits, and what it can judge beyond the exercises of one chapter."""
 
+from dataclasses import replace
+
 import exercise_checks as checks
 import pytest
 import torch
@@ -11,7 +13,7 @@ from book.exercises.check.exercise import exercise
 from book.exercises.check.inputs import Input
 from book.exercises.check.trials import one_core, trials
 from book.exercises.check.verdict import Fault, Folded, Verdict
-from lib import Partial, shard
+from lib import Partial, Replicate, shard
 from lib.devices.collectives import AllReduce
 
 
@@ -78,6 +80,21 @@ def test_the_cores_are_given_back():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_runs_of_known_mistakes_are_remembered_and_those_of_an_answer_forgotten():
+    runs = []
+
+    def slip(group, x, w):
+        runs.append((group.size, tuple(x.shape)))
+        return 2 * (x @ w)
+
+    task = replace(leave_partial, slips={"twice": slip}, returns={"y": Replicate()})
+    for factor in 3, 2, 2:
+        verdict = task.check(lambda group, x, w, factor=factor: factor * (x @ w))
+        assert ("twice" in str(verdict)) == (factor == 2), verdict
+        assert {key[1] for key in task.remembered} <= {id(slip), id(task.oracle)}
+    assert len(runs) == sum(trial.devices for trial in task.trials)
 
 
 def test_lengths_differ_and_divide_where_they_should():
