@@ -75,8 +75,8 @@ def _how(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> list[tuple
     if not given:
         return None
     if func._schema.is_mutable:
-        if torch.Tag.inplace_view in func.tags or func.overloadpacket.__name__.startswith(("resize", "set_")):
-            return None  # these change the shape of what they are given
+        if torch.Tag.inplace_view in func.tags:
+            return None  # it changes the shape of what it is given
         return "first" if out is args[0] else "out" if out is kwargs.get("out") else None
     made = [out] if isinstance(out, Tensor) else list(out) if type(out) is tuple else [None]
     own = all(type(x) is Tensor and _has_all_its_memory(x) for x in made)
