@@ -88,7 +88,7 @@ def _counted(p: nn.Parameter, layout: object, group: Group) -> Tensor | None:
 
 @named
 def power_sum(grads: list[Tensor | None], norm_type: float, device: torch.device) -> Tensor:
-    """The sum of |g|^p over all elements, or the largest |g|: what can be combined over devices. () float64."""
+    """The sum of `|g|^p` over all elements, or the largest `|g|`: what can be combined over devices. () float64."""
     # A piece may be empty, and nothing has no largest element.
     norm = get_total_norm([g.detach() for g in grads if g is not None and g.numel()], norm_type).to(
         device, torch.float64

@@ -29,7 +29,7 @@ def gather_beside(layer, held, pieces: list[Operand]) -> list[Kind]:
 
 
 def power_sum(grads: list[Operand], norm_type: float, *args) -> Kind:
-    """The sum of |g|^p over all elements, or the largest |g|: of cut gradients a summand, of whole ones whole."""
+    """The sum of `|g|^p` over all elements, or the largest `|g|`: of cut gradients a summand, of whole ones whole."""
     operands = operands_in((grads,), {})
     cut = {x.dim is not None for x in operands}
     if any(x.partial for x in operands):
