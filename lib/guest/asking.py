@@ -26,6 +26,7 @@ class Asking:
         self._in_vain: set[int] = set()  # those who have asked since anything has changed
         self._since: float  # when that was
         self._threads = set(threading.enumerate())  # from before the run: they know nothing of it
+        self._children = set(multiprocessing.active_children())  # nor do these
 
     def until(self, attempt: Callable[[], Any], what: str, timeout: float | None = None) -> Any:
         """What `attempt` gives, as soon as that is not None; None after `timeout` seconds. DeadlockError names all who
@@ -61,8 +62,11 @@ class Asking:
         self._in_vain.clear()
         self._since = _now()
 
+    def _started(self) -> set[multiprocessing.process.BaseProcess]:
+        return set(multiprocessing.active_children()) - self._children
+
     def _others(self, turns: Turns) -> bool:
         """Whether anything besides the devices is at work: a thread of the program's own, or a real process."""
         new = [thread for thread in set(threading.enumerate()) - self._threads if not turns.is_a_device(thread)]
         feeders = [thread for thread in new if thread.name == "QueueFeederThread"]  # wait for what devices put
-        return len(new) > len(feeders) or any(child.sentinel for child in multiprocessing.active_children())
+        return len(new) > len(feeders) or any(child.sentinel for child in self._started())

@@ -87,12 +87,12 @@ class Loggers:
 
 
 class StartMethods:
-    """What `multiprocessing.set_start_method` has set: each device may call it once."""
+    """What `multiprocessing.set_start_method` has set: each device may call it once, whatever the caller has set."""
 
     def __init__(self, size: int):
         self._context = private_python.default_context()
         self._caller = self._context._actual_context
-        self._mine = [self._caller] * size
+        self._mine = [None] * size  # nothing, as in a process that has just begun
 
     def take_up(self, rank: int) -> None:
         """As device `rank` has set it."""

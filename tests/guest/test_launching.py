@@ -19,6 +19,7 @@ from lib.devices.errors import DeadlockError
 from lib.guest import asking
 from lib.guest.copies import own_copy
 from lib.guest.own_time import OwnTime
+from lib.guest.private_python import default_context
 from lib.guest.program import guest
 from lib.guest.spawning import spawning
 from lib.guest.variables import variables
@@ -61,11 +62,28 @@ def test_devices_wait_for_each_other_at_barriers_events_and_queues():
     assert sorted(said) == [0, 1]
 
 
+def test_each_device_sets_its_start_method_whatever_the_caller_has_set(monkeypatch):
+    monkeypatch.setattr(default_context(), "_actual_context", mp.get_context("fork"))
+    said = []
+
+    def program():
+        mp.set_start_method("spawn")
+        said.append(mp.get_start_method())
+
+    Cluster(2).run(guest(program))
+    assert said == ["spawn", "spawn"]
+    assert mp.get_start_method() == "fork"
+
+
 def test_what_nobody_puts_is_a_deadlock_at_once():
+    bystander = mp.get_context("spawn").Process(target=time.sleep, args=(60,))
+    bystander.start()  # it was there before the run, and knows nothing of it
     begin = time.monotonic()
     with pytest.raises(DeadlockError, match=r"1 of 1 wait(.|\n)*0  Queue.get\(\) +<lambda>, line \d+: Cluster"):
         Cluster(1).run(guest(lambda: mp.get_context("spawn").Queue().get()))
     assert time.monotonic() - begin < asking.PATIENCE / 2
+    bystander.kill()
+    bystander.join()
 
 
 def holds_a_lock_at_a_barrier(lock):
