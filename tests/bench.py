@@ -1,6 +1,6 @@
 """`make bench`: what the simulator costs, as ratios measured in one run, interleaved. Prints tables for a note.
 
-    python tests/bench.py            about five minutes on two cores
+    python tests/bench.py            well over ten minutes on two cores
     python tests/bench.py --quick    toy sizes, seconds: proves that the bench works, says nothing about speed
 
 The work lies in tests/bench/. Each part runs in a fresh process: OpenMP keeps a team of workers per thread, and a peak
