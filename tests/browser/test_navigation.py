@@ -54,7 +54,8 @@ LIGHT = "bibliography.html"  # opens in a moment; its frame is that of all pages
 def frame(path: str) -> tuple:
     """What makes the frame of a page work: its scripts and styles, its buttons and its menus."""
     text = (HTML / path).read_text("utf-8")
-    files = re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?:\.\./)*([^"]*\.(?:js|css)\b[^"]*)"', text)
+    # Without what follows a question mark: it differs between a page built anew and one from an earlier build.
+    files = re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?:\.\./)*([^"]*\.(?:js|css)\b)[^"]*"', text)
     parts = (
         "primary-toggle",
         'id="pst-primary-sidebar"',
