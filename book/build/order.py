@@ -1,7 +1,7 @@
 """A plugin of pytest: which tests belong together, and which of them begin. `-p book.build.order`, with `-n 2`.
 
 All tests of one page of the book are a group, so that the page is opened once; so are the cells of a notebook, and the
-tests of a file. Processes take whole groups from one list. The longest stand first in it, as the last run measured
+tests of a file. Processes take whole groups from one list. The longest stand first in it, as the last run
 measured them, so that at the end no process works on while the others wait.
 
 A process keeps to one core: as many run as there are cores, and threads of PyTorch would wait for each other's.
