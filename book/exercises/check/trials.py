@@ -17,8 +17,8 @@ from book.exercises.check.inputs import Input, OnRank0, drawn
 from lib.devices import Cluster, Group, Hardware, Link, Meters
 from lib.parallel.sharding.placement import Partial, Placement, Replicate
 
-# Every message takes a second, and nothing else takes any time: seconds are steps.
 SEED = 2  # of all trials: the same program gets the same verdict
+# Every message takes a second, and nothing else takes any time: seconds are steps.
 STEPS = Hardware("one second a message", 1e30, 1e30, 1e30, Link(1.0, 1e30), per_node=64)
 
 
