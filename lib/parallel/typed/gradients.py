@@ -15,7 +15,7 @@ from lib.devices import Group
 from lib.parallel.experts.gradients import group_of
 from lib.parallel.experts.grid import ExpertGrid
 from lib.parallel.sharding.dense import layout_of
-from lib.parallel.sharding.placement import Partial, Shard
+from lib.parallel.sharding.placement import Partial
 from lib.parallel.typed.kinds import CONSTANT, ENTERED, Cut, Flat, Kind, PlacementError, written
 from lib.parallel.typed.verbs import MESSAGE
 from lib.parallel.zero.piece import Piece
@@ -34,9 +34,7 @@ def checked_end(loss: Kind, pieces: bool = False) -> Partial:
             f"backward() from a {written(loss.value)}: FullySharded takes the mean of the devices' gradients, so they "
             "would be scaled twice. Take the mean over the own samples as the loss, Partial(mean)"
         )
-    if isinstance(loss.value, Shard) or not isinstance(loss.value, Partial):
-        return Partial()
-    return loss.value
+    return loss.value if isinstance(loss.value, Partial) else Partial()
 
 
 def check_scale(types: Any) -> None:
