@@ -69,4 +69,5 @@ class Asking:
         """Whether anything besides the devices is at work: a thread of the program's own, or a real process."""
         new = [thread for thread in set(threading.enumerate()) - self._threads if not turns.is_a_device(thread)]
         feeders = [thread for thread in new if thread.name == "QueueFeederThread"]  # wait for what devices put
+        # A simulated process, too, is an active child, and has no sentinel.
         return len(new) > len(feeders) or any(child.sentinel for child in self._started())
