@@ -83,11 +83,3 @@ def gathered(state: Mapping[str, Tensor], model: nn.Module, group: Group) -> dic
         name: layout_of(model, name).whole(group.all_gather(piece.detach()[None]).unbind())
         for name, piece in state.items()
     }
-
-
-def largest_difference(some: Result, others: Result) -> float:
-    """Over all losses and all elements of all weights. Errors: KeyError when the weights have other names."""
-    (losses, state), (other_losses, other_state) = some, others
-    pairs = [(torch.tensor(losses, dtype=torch.float64), torch.tensor(other_losses, dtype=torch.float64))]
-    pairs += [(state[name], other_state[name]) for name in sorted(state.keys() | other_state.keys())]
-    return torch.cat([(a - b).flatten() for a, b in pairs]).abs().max().item()
