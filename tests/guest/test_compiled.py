@@ -77,6 +77,11 @@ def of_a_global():
     torch.compile(lambda x: MODEL(x))(X)
 
 
+def of_a_closure():
+    model = fully_shard(layer())
+    torch.compile(lambda x: model(x))(X)
+
+
 def of_an_argument():
     torch.compile(lambda model, x: model(x))(FSDP(layer()), x=X)
 
@@ -106,6 +111,7 @@ REFUSED = {  # (kind, program)
     "fully_shard(compile)": (FSDP2_NAME, lambda: fully_shard(torch.compile(layer()))(X)),
     "fully_shard around compile": (FSDP2_NAME, lambda: fully_shard(Holds(torch.compile(layer())))(X)),
     "a global": (FSDP2_NAME, of_a_global),
+    "a closure": (FSDP2_NAME, of_a_closure),
     "a method": (FSDP2_NAME, lambda: torch.compile(Trainer().step)(X)),
     "a method of a class": (FSDP2_NAME, lambda: torch.compile(Trainer.step)(Trainer(), X)),
 }

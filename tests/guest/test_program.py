@@ -181,3 +181,17 @@ def test_streams_are_those_of_the_caller():
     torch.set_rng_state(state)
     with pytest.raises(TypeError, match="guest needs a function, not str; script"):
         guest("train.py")
+
+
+def test_a_reduce_scatter_of_pieces_of_several_lengths():
+    """Each device gets the sum of the pieces that are meant for it. gloo does not offer it; NCCL does."""
+
+    def program():
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+        pieces = [torch.full((n + 1,), 10.0 * n + rank) for n in range(3)]
+        mine = torch.empty(rank + 1)
+        dist.reduce_scatter(mine, pieces)
+        return mine.tolist()
+
+    assert Cluster(3).run(guest(program)) == [[3.0], [33.0, 33.0], [63.0, 63.0, 63.0]]

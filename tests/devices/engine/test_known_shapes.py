@@ -55,6 +55,7 @@ OPERATIONS = {
     "whole times fraction": lambda: meta(3, dtype=torch.int64) * 2.0,
     "whole times truth": lambda: meta(3, dtype=torch.int64) * True,
     "product": lambda: meta(3, 4).bfloat16() @ meta(4, 5).bfloat16(),
+    "the same product of other numbers": lambda: meta(3, 4) @ meta(4, 5),
     "several results": lambda: torch.var_mean(meta(3, 4), 1),
     "one of one": lambda: torch.split(meta(3, 4), 3),
     "view": lambda: meta(3, 4).view(12),
