@@ -4,10 +4,10 @@ The count is that of `lib.costs.memory`, moment by moment. But gradients are sum
 activations are kept `copies` times as large as counted, and there is a `reserve`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from lib.costs.machine import Machine
-from lib.costs.memory import moments
+from lib.costs.memory import USES, moments
 from lib.costs.memory_terms import stage_layers
 from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
@@ -30,7 +30,7 @@ class Room:
     @property
     def parts(self) -> dict[str, float]:
         """Each use and its bytes."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        return {use: getattr(self, use) for use in (*USES, "reserve")}
 
     @property
     def total(self) -> float:

@@ -161,7 +161,7 @@ class Memory:
 
 
 def _is_parameter(x: Tensor, block: Block) -> bool:
-    if isinstance(x, torch.nn.Parameter):
+    if type(x) is not Tensor and isinstance(x, torch.nn.Parameter):  # which is slow to ask
         return True
     # In a backward, saved tensors come back as leaves.
     in_backward = torch._C._current_graph_task_id() != -1

@@ -38,7 +38,7 @@ def layer_saved(shape, devices, sp=False, way=None, rank=0, device="meta"):
     return measure(
         lambda group: make(shape.hidden, shape.heads, group, dropout=0.1, recompute=way),
         (shape.batch, shape.sequence, shape.hidden),
-        devices=devices, cut=cut, device=device, rank=rank,
+        devices=devices, cut=cut, device=device, rank=rank, backward=False,
     ).kept  # fmt: skip
 
 

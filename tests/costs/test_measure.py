@@ -1,5 +1,7 @@
 """`measure` tells of one device what every counter on its own tells, by direction."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from parallel.dense_transformer import forward_and_backward
@@ -15,6 +17,7 @@ from lib import (
     measure,
     shard,
 )
+from lib.costs.measure import Phase
 
 B, S, H, P = 2, 8, 16, 4
 
@@ -69,6 +72,15 @@ def test_other_numbers_and_places():
     as_half = measure(lambda g: ParallelMLP(H, g), (B, S, H), devices=2)
     assert (as_float.bytes_sent, as_float.activations) == (2 * as_half.bytes_sent, 2 * as_half.activations)
     assert as_float.flops == as_half.flops
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_without_a_backward_the_forward_is_told_as_with_it(rank):
+    make = lambda group: SequenceMLP(H, group)  # noqa: E731
+    both, alone = (measure(make, (B, S, H), devices=2, cut=Shard(1), rank=rank, backward=b) for b in (True, False))
+    assert alone == replace(both, backward=Phase(0, {}))
+    assert both.backward.flops
+    assert both.backward.sent
 
 
 def test_what_goes_wrong_on_a_device_is_told():

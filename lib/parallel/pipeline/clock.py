@@ -55,7 +55,7 @@ class Times:
 
 
 def _at(seconds: Seconds, stage: int) -> float:
-    return seconds[stage] if isinstance(seconds, Sequence) else seconds
+    return seconds if isinstance(seconds, int | float) else seconds[stage]
 
 
 class Slot(NamedTuple):
