@@ -63,8 +63,10 @@ def pytest_configure(config) -> None:
 
 def serve() -> None:
     """Forks a kernel for every line of the input, and says its number."""
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else it warns of what only breakpoints need
+    import psutil  # noqa: F401
     import torch._dynamo  # noqa: F401  what PyTorch's optimizers import when the first one is made
-    from ipykernel import kernelapp  # noqa: F401
+    from ipykernel import debugger, kernelapp  # noqa: F401  a kernel loads its debugger when it starts
 
     import book
     import lib
