@@ -2,17 +2,25 @@
 
 A kernel spends four seconds on imports that every chapter makes, before its first cell has an output. Here kernels are
 forked from a process that has made them once. Nothing of a chapter runs in that process, so kernels stay apart; and no
-name is given to a chapter: what a cell uses, a cell must import. `make outputs` starts every kernel anew.
+name is given to a chapter: what a cell uses, a cell must import. What a chapter starts with torchrun or multiprocessing
+is forked too (`warm.py`). `make outputs` starts every kernel anew, and every process.
 """
 
 import json
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+from book.build import warm
 
 
 class Forked:
@@ -43,8 +51,18 @@ class Forked:
 def server() -> subprocess.Popen:
     """Of this process. It ends when its input ends, so with this process."""
     return subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-m", __name__, folder().name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
+
+
+@cache
+def folder() -> tempfile.TemporaryDirectory:
+    """Of that process: where warm Pythons are asked for."""
+    return tempfile.TemporaryDirectory()
 
 
 def launch(command: list[str], env: dict[str, str] | None = None, cwd: str | None = None, **others: Any) -> Forked:
@@ -61,11 +79,13 @@ def pytest_configure(config) -> None:
         local_provisioner.launch_kernel = launch
 
 
-def serve() -> None:
-    """Forks a kernel for every line of the input, and says its number."""
+def serve(folder: Path) -> Callable[[], None]:
+    """Forks a kernel for every line of the input, and says its number; and what a chapter starts, for every call in
+    `folder`. Returns in such a fork alone: with what it has to do, when the server is no more on its stack."""
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else it warns of what only breakpoints need
     import psutil  # noqa: F401
     import torch._dynamo  # noqa: F401  what PyTorch's optimizers import when the first one is made
+    import torch.distributed.tensor.parallel  # noqa: F401  and real processes
     from ipykernel import debugger, kernelapp  # noqa: F401  a kernel loads its debugger when it starts
 
     import book
@@ -75,12 +95,22 @@ def serve() -> None:
         for name in room.__all__:
             getattr(room, name)  # both load lazily
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who has ended is forgotten
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            become_kernel(*json.loads(line))
-        os.setpgid(pid, pid)  # signals go to a kernel and to what it started, not to us
-        print(pid, flush=True)
+    listener = warm.listen(folder)
+    while True:
+        ready, *_ = select.select([sys.stdin, listener], [], [])
+        if listener in ready:
+            line, _ = listener.accept()
+            if not os.fork():
+                return warm.answer(line)
+            line.close()
+        elif line := sys.stdin.readline():
+            pid = os.fork()
+            if not pid:
+                become_kernel(*json.loads(line))
+            os.setpgid(pid, pid)  # signals go to a kernel and to what it started, not to us
+            print(pid, flush=True)
+        else:
+            return sys.exit
 
 
 def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
@@ -91,7 +121,9 @@ def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
         for number in range(3):
             os.dup2(nothing, number)
         os.environ.clear()
-        os.environ.update(env, JPY_PARENT_PID=str(os.getppid()))
+        python = str(Path(sys.argv[1]) / "python")
+        os.environ.update(env, JPY_PARENT_PID=str(os.getppid()), PYTHON_EXEC=python)  # the latter for torchrun
+        multiprocessing.set_executable(python)
         os.chdir(cwd)
         del sys.path[0]  # where the server was started: no kernel has that
         from ipykernel import kernelapp
@@ -103,4 +135,4 @@ def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(Path(sys.argv[1]))()
