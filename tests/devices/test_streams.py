@@ -227,3 +227,18 @@ def test_under_the_meta_device_too(context):
 
     with torch.device("meta"):
         assert Cluster(2).run(program) == [(3,)] * 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_accelerator_is_seeded_too_where_there_is_one(there, monkeypatch):
+    seeds, seed_all = [], torch.manual_seed
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: [seeds.append(seed), seed_all(seed)])
+
+    def program(group):
+        with different_random(group):
+            return draws(2)
+
+    first, second = Cluster(2).run(program)
+    assert first != second
+    assert len(set(seeds)) == 2 * there
