@@ -2,25 +2,17 @@
 
 A kernel spends four seconds on imports that every chapter makes, before its first cell has an output. Here kernels are
 forked from a process that has made them once. Nothing of a chapter runs in that process, so kernels stay apart; and no
-name is given to a chapter: what a cell uses, a cell must import. What a chapter starts with torchrun or multiprocessing
-is forked too (`warm.py`). `make outputs` starts every kernel anew, and every process.
+name is given to a chapter: what a cell uses, a cell must import. `make outputs` starts every kernel anew.
 """
 
 import json
-import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-from book.build import warm
 
 
 class Forked:
@@ -51,18 +43,8 @@ class Forked:
 def server() -> subprocess.Popen:
     """Of this process. It ends when its input ends, so with this process."""
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, folder().name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
+        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
-
-
-@cache
-def folder() -> tempfile.TemporaryDirectory:
-    """Of that process: where warm Pythons are asked for."""
-    return tempfile.TemporaryDirectory()
 
 
 def launch(command: list[str], env: dict[str, str] | None = None, cwd: str | None = None, **others: Any) -> Forked:
@@ -79,13 +61,11 @@ def pytest_configure(config) -> None:
         local_provisioner.launch_kernel = launch
 
 
-def serve(folder: Path) -> Callable[[], None]:
-    """Forks a kernel for every line of the input, and says its number; and what a chapter starts, for every call in
-    `folder`. Returns in such a fork alone: with what it has to do, when the server is no more on its stack."""
+def serve() -> None:
+    """Forks a kernel for every line of the input, and says its number."""
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else it warns of what only breakpoints need
     import psutil  # noqa: F401
     import torch._dynamo  # noqa: F401  what PyTorch's optimizers import when the first one is made
-    import torch.distributed.tensor.parallel  # noqa: F401  and real processes
     from ipykernel import debugger, kernelapp  # noqa: F401  a kernel loads its debugger when it starts
 
     import book
@@ -95,22 +75,12 @@ def serve(folder: Path) -> Callable[[], None]:
         for name in room.__all__:
             getattr(room, name)  # both load lazily
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who has ended is forgotten
-    listener = warm.listen(folder)
-    while True:
-        ready, *_ = select.select([sys.stdin, listener], [], [])
-        if listener in ready:
-            line, _ = listener.accept()
-            if not os.fork():
-                return warm.answer(line)
-            line.close()
-        elif line := sys.stdin.readline():
-            pid = os.fork()
-            if not pid:
-                become_kernel(*json.loads(line))
-            os.setpgid(pid, pid)  # signals go to a kernel and to what it started, not to us
-            print(pid, flush=True)
-        else:
-            return sys.exit
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            become_kernel(*json.loads(line))
+        os.setpgid(pid, pid)  # signals go to a kernel and to what it started, not to us
+        print(pid, flush=True)
 
 
 def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
@@ -121,9 +91,7 @@ def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
         for number in range(3):
             os.dup2(nothing, number)
         os.environ.clear()
-        python = str(Path(sys.argv[1]) / "python")
-        os.environ.update(env, JPY_PARENT_PID=str(os.getppid()), PYTHON_EXEC=python)  # the latter for torchrun
-        multiprocessing.set_executable(python)
+        os.environ.update(env, JPY_PARENT_PID=str(os.getppid()))
         os.chdir(cwd)
         del sys.path[0]  # where the server was started: no kernel has that
         from ipykernel import kernelapp
@@ -135,4 +103,4 @@ def become_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))()
+    serve()
