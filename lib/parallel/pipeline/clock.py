@@ -55,7 +55,7 @@ class Times:
 
 
 def _at(seconds: Seconds, stage: int) -> float:
-    return seconds if isinstance(seconds, int | float) else seconds[stage]
+    return seconds[stage] if hasattr(seconds, "__len__") else seconds
 
 
 class Slot(NamedTuple):

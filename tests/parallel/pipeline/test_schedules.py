@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 from parallel.pipeline.pipelines import MAKERS
 
@@ -117,6 +118,12 @@ def test_a_device_that_waits():
 def test_stages_of_unequal_time():
     times = Times(forward=(1, 4), input=1, weight=1)
     assert [lane[-1].end for lane in timeline(gpipe(2, 2), times)] == [15, 13]
+
+
+@pytest.mark.parametrize("number", [float, int, np.float32, np.int64, np.float64])
+def test_whatever_number_the_seconds_are(number):
+    plain = timeline(gpipe(2, 2), Times(forward=(1, 4), input=2, weight=1))
+    assert timeline(gpipe(2, 2), Times(np.array([1, 4]), number(2), number(1))) == plain
 
 
 def test_messages_cost_what_1f1b_cannot_hide():
