@@ -7,6 +7,7 @@ it. A P-th of what is whole is a summand too: one of P equal ones.
 from dataclasses import replace
 from itertools import combinations
 from math import prod
+from numbers import Real
 
 from lib.parallel.sharding.placement import Partial, Replicate
 from lib.parallel.typed.elementwise import must_have_entered, no_partial, operands_in, together
@@ -18,13 +19,13 @@ def added(*args, **kwargs) -> Kind:
     operands = operands_in(args, kwargs)
     if not any(x.partial for x in operands):
         kind = together("a sum", operands)
-        shares = all(x.kind.share for x in operands) and all(x == 0 for x in args if isinstance(x, int | float))
+        shares = all(x.kind.share for x in operands) and not any(_numbers_in(args, kwargs))
         return replace(kind, share=shares)
     for x in operands:
         if not x.partial and not is_summand(x):
             raise PlacementError(_why_not_added(x))
     operands = [x for x in operands if x.partial]
-    if any(x != 0 for x in args if isinstance(x, int | float)):
+    if any(_numbers_in(args, kwargs)):
         raise PlacementError("a number is added before the sum over the devices, and would count once on each of them")
     if len({x.value for x in operands}) > 1:
         raise PlacementError(
@@ -55,7 +56,7 @@ def _why_not_added(x: Operand) -> str:
 
 def counts_devices(number: object, x: Operand) -> bool:
     """Whether `number` can only be how many devices the group has, alone or with the groups of some of its `peers`."""
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    if isinstance(number, bool) or not isinstance(number, Real):
         return False
     sizes = (x.group_size, *x.peers)
     every = [some for n in range(1, len(sizes) + 1) for some in combinations(range(len(sizes)), n)]
@@ -69,7 +70,7 @@ def scaled(*args, **kwargs) -> Kind:
     if {x.value for x in operands} == {Own("rows"), Own("mask")}:
         return SUMMAND  # zeros for the tokens of others: only one device has each row
     partial = [x for x in operands if x.partial]
-    if len(operands) == 1 and (number := next((n for n in args if isinstance(n, int | float)), 0)):
+    if len(operands) == 1 and (number := next(iter(_numbers_in(args, kwargs)), 0)):
         return divided(operands[0], 1 / number)
     if not partial:
         return together("a product", operands)
@@ -99,6 +100,11 @@ def divided(a, b, **kwargs) -> Kind:
         return SUMMAND
     _keep_op(a, "divided")
     return a.kind
+
+
+def _numbers_in(args: tuple, kwargs: dict) -> list[Real]:
+    """Those among the operands, NumPy's too. A factor that is called `alpha` is none: it multiplies."""
+    return [x for x in (*args, kwargs.get("other")) if isinstance(x, Real)]
 
 
 def _keep_op(x: Operand, how: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -124,6 +125,20 @@ REFUSED = {
     "reads a number that is another one": (lambda x: x.sum().item(), [(X, CUT[1])]),
     "there is no rule for erfinv": (torch.erfinv, [(X, WHOLE)]),
 }
+
+
+NUMBER_ADDED = {
+    "NumPy's float": lambda x: x + np.float32(1),
+    "NumPy's int": lambda x: x + np.int64(1),
+    "by its name": lambda x: torch.add(x, other=1),
+    "in place": lambda x: x.clone().add_(np.float32(1)),
+}
+
+
+@pytest.mark.parametrize("way", NUMBER_ADDED)
+def test_a_number_is_refused_before_a_sum_in_whatever_way_it_is_written(way):
+    with pytest.raises(PlacementError, match="a number is added before the sum"):
+        kind_after(NUMBER_ADDED[way], (X, SUMMAND))
 
 
 @pytest.mark.parametrize("words", REFUSED)
