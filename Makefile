@@ -34,16 +34,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install -qq --break-system-packages virtualenv && $(PYTHON) -m virtualenv -q .venv; }
 
-PACKAGES = $(words $(shell grep -o '^[^#]*==' requirements.txt))
 $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo ".venv is half made (an interruption?); making it anew."; \
 		rm -rf .venv; $(MAKE) --no-print-directory $(BIN)/python; }
-	@echo "Installing $(PACKAGES) pinned packages into .venv (once; one to three minutes)"
-	@# --no-compile: bytecode of all 14,000 files takes 50 s. Python writes that of the few it imports, when it does.
-	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --no-compile --progress-bar off -r requirements.txt 2>.venv/complaints | awk \
-		'/^Collecting|^Requirement already/ { if (++n % 30 == 0) print "  found " n; fflush() } \
-		/^Installing/ { print "  unpacking"; fflush() }' || { cat .venv/complaints; exit 1; }
-	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m book.build.install
 	@touch $@
 
 # Without bytecode, every process would take the asserts of all tests apart again: about six seconds each.
