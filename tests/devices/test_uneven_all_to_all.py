@@ -1,5 +1,6 @@
 """all_to_all with pieces of any length: tokens to the devices of their experts."""
 
+import numpy as np
 import pytest
 import torch
 from devices.messages import says
@@ -72,6 +73,12 @@ def test_one_device_alone():
 def test_wrong_sizes_are_refused(sizes, says_so):
     with says(ValueError, "all_to_all on rank 0 of group (0, 1, 2)", says_so):
         Cluster(3).run(lambda group: group.all_to_all(torch.zeros(5, 1), sizes=sizes))
+
+
+@pytest.mark.parametrize("table", [np.array(TABLE), np.array(TABLE[0]), [np.array(row) for row in TABLE]])
+def test_sizes_as_arrays_are_told_the_way(table):
+    with says(TypeError, "must be lists of Python integers", "pass sizes.tolist()"):
+        Cluster(3).run(lambda group: group.all_to_all(X[0], sizes=table))
 
 
 def test_the_habit_of_torch_is_told_the_way():

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ def lengths(
     if split != concat:
         raise ValueError(f"{who}: with sizes, split_dim={split} and concat_dim={concat} must be the same dim")
     rows = [sizes] if all(isinstance(n, int) for n in sizes) else sizes
+    if not all(isinstance(row, Sequence) and all(isinstance(n, int) for n in row) for row in rows):
+        raise TypeError(f"{who}: sizes={sizes!r} must be lists of Python integers; of an array, pass sizes.tolist()")
     if len(rows) not in (1, group.size) or any(len(row) != group.size or min(row) < 0 for row in rows):
         raise ValueError(
             f"{who}: sizes={sizes} must be {group.size} lengths of at least 0, one for each device, or a table of "
@@ -84,8 +87,9 @@ def member(group: Any, rank: int | None, what: str, verb: str) -> None:
             "guard the call with `if group.rank is not None`"
         )
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < group.size:
+        hint = f". Pass a Python integer: int({what})" if isinstance(rank, Integral) and type(rank) is not int else ""
         raise ValueError(
-            f"{_who(group, verb)}: {what}={rank!r} is not in the group; its ranks are 0 to {group.size - 1}"
+            f"{_who(group, verb)}: {what}={rank!r} is not in the group; its ranks are 0 to {group.size - 1}{hint}"
         )
 
 

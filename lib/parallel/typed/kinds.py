@@ -19,6 +19,7 @@ The same four are in Meta's spmd_types under the names I, R, S and P (github.com
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
 
@@ -188,4 +189,4 @@ def dims_of(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """The dims that an operation goes over; None are all."""
     if dim is None:
         return tuple(range(ndim))
-    return tuple(from_start(d, ndim) for d in ((dim,) if isinstance(dim, int) else dim))
+    return tuple(from_start(d, ndim) for d in ((dim,) if isinstance(dim, Integral) else dim))

@@ -15,6 +15,7 @@ Read a line from right to left, value and gradient exchanged, and it is another 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 from lib.parallel.sharding.placement import Partial, Replicate, Shard
 from lib.parallel.typed.kinds import (
@@ -150,7 +151,7 @@ def stays(name: str) -> Callable[..., Kind]:
     """A move over one axis, seen from another: a linear operation that may not move this axis' own cut dim."""
 
     def rule(x: Operand, group, *dims, **kwargs) -> Kind:
-        dims = [from_start(d, x.ndim) for d in (*dims, *kwargs.values()) if isinstance(d, int)]
+        dims = [from_start(d, x.ndim) for d in (*dims, *kwargs.values()) if isinstance(d, Integral)]
         if x.dim in dims:
             raise PlacementError(f"{name} along a dim that is cut over another axis too ({written(x.value)})")
         return x.kind

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 
 from lib.parallel.sharding.placement import Shard
 from lib.parallel.typed.elementwise import operands_in, shard_or_stay, together
@@ -27,7 +28,7 @@ def split(x: Operand, size: int | list[int], dim: int = 0) -> Kind | list[Kind]:
     if isinstance(x.value, Rows):
         return x.kind  # those of one expert, or of several: how many, data told
     length = x.shape[d]
-    sizes = [min(size, length - at) for at in range(0, length, size)] if isinstance(size, int) else list(size)
+    sizes = [min(size, length - at) for at in range(0, length, size)] if isinstance(size, Integral) else list(size)
     if sizes == [length]:
         return x.kind
     if isinstance(x.value, Fused):

@@ -1,6 +1,7 @@
 """Sums, means, softmax and norms: a sum over a cut dim is a partial sum, and what is not linear needs the whole dim."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 from lib.parallel.typed.elementwise import must_have_entered, no_partial, shard_or_stay, title, together
 from lib.parallel.typed.kinds import (
@@ -73,7 +74,7 @@ def norm(name: str) -> Callable[..., Kind]:
         eps: float | None = None,
     ) -> Kind:
         no_partial(name, x)
-        dims = len(normalized_shape) if not isinstance(normalized_shape, int) else 1
+        dims = len(normalized_shape) if not isinstance(normalized_shape, Integral) else 1
         if x.dim is not None and x.dim >= x.ndim - dims:
             raise PlacementError(
                 f"{title(name)} over the dim that is cut ({written(x.value)}): each token needs the mean of all of its "

@@ -1,6 +1,7 @@
 """Operations that look at the same numbers in another shape: where the cut is afterwards."""
 
 from math import prod
+from numbers import Integral
 
 from lib.parallel.typed.elementwise import shard_or_stay
 from lib.parallel.typed.kinds import Fused, Kind, Operand, PlacementError, dims_of, from_start, written
@@ -14,7 +15,7 @@ def transpose(x: Operand, dim0: int = 0, dim1: int = 1) -> Kind:
 
 def permute(x: Operand, *dims) -> Kind:
     """All dims in another order."""
-    order = dims_of(dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims, x.ndim)
+    order = dims_of(dims[0] if len(dims) == 1 and not isinstance(dims[0], Integral) else dims, x.ndim)
     return shard_or_stay(x.kind, None if x.dim is None else order.index(x.dim))
 
 
@@ -85,7 +86,7 @@ def _groups(old: tuple[int, ...], new: tuple[int, ...]):
 
 def view(x: Operand, *shape) -> Kind:
     """view and reshape, with one -1 or none."""
-    if len(shape) == 1 and not isinstance(shape[0], int):
+    if len(shape) == 1 and not isinstance(shape[0], Integral):
         shape = shape[0]
     return reshaped(x, tuple(shape))
 
@@ -115,6 +116,6 @@ def unflatten(x: Operand, dim: int, sizes: tuple[int, ...]) -> Kind:
 
 def expand(x: Operand, *shape) -> Kind:
     """Dims of length 1 are repeated."""
-    if len(shape) == 1 and not isinstance(shape[0], int):
+    if len(shape) == 1 and not isinstance(shape[0], Integral):
         shape = shape[0]
     return shard_or_stay(x.kind, None if x.dim is None else x.dim + len(shape) - x.ndim)

@@ -1,5 +1,6 @@
 """A mistake is named before anything runs: rank, group, operation, shape, and what to do instead."""
 
+import numpy as np
 import pytest
 import torch
 from devices import messages
@@ -145,6 +146,14 @@ def test_a_rank_outside_of_the_group(verb, peer):
         f"{what}={peer!r} is not in the group",
         "its ranks are 0 to 2",
     ]
+    says(ValueError, fragments, lambda group: call(group, peer))
+
+
+@pytest.mark.parametrize("peer", [np.int64(1), np.arange(3)[2], True])
+@pytest.mark.parametrize("verb", PEERS)
+def test_a_rank_that_is_no_integer_of_python(verb, peer):
+    what, call = PEERS[verb]
+    fragments = [f"{what}={peer!r} is not in the group", f"Pass a Python integer: int({what})"]
     says(ValueError, fragments, lambda group: call(group, peer))
 
 

@@ -68,6 +68,9 @@ ACCEPTED = {
     "summand plus summand": (torch.add, [(X, SUMMAND), (X, SUMMAND)], SUMMAND),
     "a constant fits everywhere": (torch.mul, [((1, 6, 8), CUT[0]), ((8,), CONSTANT)], CUT[0]),
     "sum of the cut dim": (lambda x: x.sum(0), [(X, CUT[0])], SUMMAND),
+    "sum of NumPy's": (lambda x: x.sum(np.int64(0)), [(X, CUT[1])], CUT[0]),
+    "a view by NumPy's": (lambda x: x.view(np.int64(4), 6, 8), [(X, CUT[1])], CUT[1]),
+    "an order by NumPy's": (lambda x: x.permute(np.int64(1), 0, 2), [(X, CUT[1])], CUT[0]),
     "sum of another": (lambda x: x.sum(0), [(X, CUT[1])], CUT[0]),
     "mean of the cut dim": (lambda x: x.mean(), [(X, CUT[0])], Kind(Partial("mean"), Replicate())),
     "a mean, divided by P": (lambda x: x.mean() / 4, [(X, CUT[0])], SUMMAND),
@@ -256,6 +259,20 @@ def test_axes_are_told_apart():
         Cluster(4).run(program)
     with pytest.raises(ValueError, match="no axis ep"):
         Cluster(2).run(lambda g: Typed(tp=g).give(torch.ones(2), ep=Shard(0)))
+
+
+@pytest.mark.parametrize("dim", [0, -2, np.int64(0), np.arange(3)[0]], ids=repr)
+def test_a_move_along_a_dim_that_another_axis_has_cut(dim):
+    """However the number of the dim is written."""
+
+    def program(group):
+        dp, tp = group.split([[0, 2], [1, 3]]), group.split(2)
+        with Typed(dp=dp, tp=tp) as types:
+            x = types.give(torch.ones(4, 8, requires_grad=True), dp=Shard(0), tp=Shard(0))
+            all_gather(x, tp, dim)
+
+    with pytest.raises((PlacementError, TypeError), match="cut over another axis|must be an integer"):
+        Cluster(4).run(program)
 
 
 def test_several_axes_are_averaged_by_their_product():
