@@ -94,15 +94,15 @@ def run_empty(group, schedule):
 @pytest.mark.parametrize("how", ["beside", "batched", "paired"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_simulator_deadlocks_where_the_checker_says_so_and_nowhere_else(name, how):
-    schedule = with_messages(MAKERS[name](4, 8), how)
-    Cluster(4).run(run_empty, schedule)
+    schedule = with_messages(MAKERS[name](3, 6), how)
+    Cluster(3).run(run_empty, schedule)
     try:
         check_schedule(schedule, rendezvous=True)
     except ValueError:
         with pytest.raises(DeadlockError, match="a send waits until its receiver takes the message"):
-            Cluster(4, rendezvous=True).run(run_empty, schedule)
+            Cluster(3, rendezvous=True).run(run_empty, schedule)
     else:
-        Cluster(4, rendezvous=True).run(run_empty, schedule)
+        Cluster(3, rendezvous=True).run(run_empty, schedule)
 
 
 def test_which_orders_survive_where_sends_wait():

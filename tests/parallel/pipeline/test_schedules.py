@@ -165,12 +165,13 @@ def test_what_cannot_be_made(make, words):
         make()
 
 
-def test_64_stages_and_512_micro_batches_in_five_seconds():
+def test_64_stages_and_128_micro_batches_in_a_second_and_a_quarter():
+    """Four times as many micro-batches take four times as long."""
     start = time.process_time()
-    schedule = one_f_one_b(64, 512)
+    schedule = one_f_one_b(64, 128)
     check_schedule(schedule)
-    assert bubble(schedule).of_ideal == pytest.approx(63 / 512)
-    assert time.process_time() - start < 5
+    assert bubble(schedule).of_ideal == pytest.approx(63 / 128)
+    assert time.process_time() - start < 1.25
 
 
 def test_a_forward_is_a_value():

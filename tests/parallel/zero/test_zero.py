@@ -1,4 +1,4 @@
-"""All stages of ZeRO take the steps of one device: the same losses and weights, in float64, for twenty steps."""
+"""All stages of ZeRO take the steps of one device: the same losses and weights, in float64."""
 
 import math
 from functools import cache
@@ -19,8 +19,8 @@ from lib.parallel.zero.fully_sharded import FullySharded
 from lib.parallel.zero.optimizer import ShardedOptimizer
 
 SIZES, STAGES = [1, 2, 3, 4], [1, 2, 3]
-EPOCH = [8, 8, 8, 8, 7]  # the last batch is uneven on 2, 3 and 4 devices
-BATCHES = make_batches(4 * EPOCH)  # 20 steps
+EPOCH = [8, 8, 8, 7]  # the last batch is uneven on 2, 3 and 4 devices
+BATCHES = make_batches(2 * EPOCH)  # 8 steps: each third has a layer that nobody uses
 
 each_size = pytest.mark.parametrize("size", SIZES)
 each_stage = pytest.mark.parametrize("stage", STAGES)
@@ -40,7 +40,7 @@ def check_equal(outputs, alone, tolerance=1e-12):
 
 
 @each_case
-def test_twenty_steps(size, stage, optimizer):
+def test_eight_steps(size, stage, optimizer):
     alone = alone_with(optimizer, len(BATCHES))
     assert alone[0][0] > alone[0][-1] + 0.1, "the problem must be one that is learned"
     check_equal(Cluster(size).run(train, stage, optimizer, BATCHES), alone)

@@ -66,7 +66,7 @@ DATA = torch.arange(BATCH) % TOKENS
 
 
 @cache
-def steps_alone(change, count=3, **options):
+def steps_alone(change, count=2, **options):
     model = Model(change)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     for _ in range(count):
@@ -76,7 +76,7 @@ def steps_alone(change, count=3, **options):
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def steps_sharded(group, change, layers, count=3, **options):
+def steps_sharded(group, change, layers, count=2, **options):
     model = Model(change)
     names = [name for name, _ in model.named_parameters()]
     sharded = FullySharded(model, group, layers(model))

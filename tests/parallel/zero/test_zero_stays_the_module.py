@@ -53,7 +53,8 @@ def equal(found, wanted, tolerance=1e-12):
         torch.testing.assert_close(found[name], x, rtol=0, atol=tolerance)
 
 
-def everywhere(program, wanted, sizes=(1, 2, 3)):
+def everywhere(program, wanted, sizes=(3,)):
+    """Three devices cut the tensors unevenly, and some in the middle of a row."""
     for size in sizes:
         for found in Cluster(size).run(program):
             equal(found, wanted)
@@ -194,7 +195,7 @@ def test_a_deep_copy_has_weights_of_its_own_and_trains():
         assert not torch.equal(model[0](X), layer(X))
         return whole_parameters(second)
 
-    everywhere(program, weights(other))
+    everywhere(program, weights(other), sizes=(1, 2, 3))
 
 
 def test_averaged_weights():
@@ -502,7 +503,7 @@ def test_the_layers_first_and_then_the_model():
         train(model, torch.optim.AdamW(model.parameters(), 0.1), mine, mine)
         return sharded.whole_parameters()
 
-    everywhere(in_steps, weights(alone))
+    everywhere(in_steps, weights(alone), sizes=(1, 2, 3))
 
 
 def test_all_parameters_belong_to_layers_sharded_before():
@@ -643,7 +644,7 @@ def test_each_element_by_itself(make, stage):
             zero.step()
         return weights(model)
 
-    everywhere(program, weights(alone), sizes=(1, 2, 3))
+    everywhere(program, weights(alone))
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adafactor, torch.optim.LBFGS, torch.optim.Muon])
