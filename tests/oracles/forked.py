@@ -2,8 +2,7 @@
 
 Most of what `torchrun` costs is the import of PyTorch, in the agent and in every worker. Here both are forked from a
 server that has it. The agent is torchrun's own, so it sets the same environment, watches its workers, and reports who
-failed. `test_torchrun.py` gives the real command too, once; so do the chapters "Bring your own program" and, for
-`train_gpt`, "Failing and recovering".
+failed. The chapters "Bring your own program" and, for `train_gpt`, "Failing and recovering" give the real command.
 """
 
 import faulthandler

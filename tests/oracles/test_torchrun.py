@@ -1,9 +1,6 @@
 """A script under torchrun: its processes are the devices; without torchrun they are simulated."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,26 +17,14 @@ FAILURES = {  # what is said about it, once
     "leaves_on_rank_1": "RuntimeError: rank 1 of 2 left the program by sys.exit(3)",
     "waits_for_ever": "DeadlockError: no device can move: 2 of 2 wait",
 }
-BY_COMMAND = ("fails_on_rank_1",)  # as a reader types it; the others are forked
 SECONDS = 150  # a safety net: all take some ten, on a busy machine more
 
 
 @pytest.fixture(scope="module")
 def runs():
     """All at the same time, for most of it is waiting: by name, the exit code and what was said."""
-    started = {}
-    for name in ("well", "dies_on_rank_1", *FAILURES):
-        script = str(HERE / "real_script.py"), name
-        if name not in BY_COMMAND:
-            started[name] = Forked(SIZE, *script, merged=True)
-            continue
-        started[name] = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE), *script],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    script, names = str(HERE / "real_script.py"), ("well", "dies_on_rank_1", *FAILURES)
+    started = {name: Forked(SIZE, script, name, merged=True) for name in names}
     try:
         said = {name: process.communicate(timeout=SECONDS)[0] for name, process in started.items()}
     finally:
