@@ -11,9 +11,10 @@ from torch import Tensor
 from lib.devices.collectives import Collective, can_combine
 from lib.devices.engine.wording import short_ranks
 from lib.devices.group import Group
-from lib.guest.bare import bare
+from lib.guest.bare import bare, is_bare
 from lib.guest.messages import Messages
 from lib.guest.own import Device, here
+from lib.guest.private_tensors import mode_stack, without_modes
 from lib.guest.uneven import UnevenAllToAll
 from lib.guest.work import Work, Works
 
@@ -31,7 +32,6 @@ class Meeting(dist.ProcessGroup):
     def __init__(self, device: Device, group: Group):
         super().__init__(group.rank, group.size)
         self.group, self._device = group, device
-        self._clock = getattr(group.place, "clock", None)
         self._messages = Messages(device, group, self._copy)
         self._where = group.key, group.ranks, group.rank  # how the meeting place knows us
         self._started: dict[Work, None] = {}  # collectives that are not done yet, in the order of their calls
@@ -75,8 +75,8 @@ class Meeting(dist.ProcessGroup):
         joined = place.join(key, ranks, rank, verb, x)
         if getattr(opts, "asyncOp", True):
             handle = place.hand_out(joined, ranks, rank, verb)
-            return Work(self._device, lambda: self._paused(write, handle.wait()), outputs, handle, self._started)
-        self._paused(write, place.collect(joined, ranks, rank, verb))
+            return Work(self._device, lambda: self._unseen(write, handle.wait()), outputs, handle, self._started)
+        self._unseen(write, place.collect(joined, ranks, rank, verb))
         for work in list(self._started):  # as on the stream of a GPU: what was started before is done before
             work.finish()
         return None
@@ -84,17 +84,15 @@ class Meeting(dist.ProcessGroup):
     def _exchange(self, x: Tensor, sent: list[int], expected: list[int], write: Write, outputs: Any, opts: Any) -> Any:
         return self._meet(UnevenAllToAll.of(x, sent, expected), x, write, outputs, opts)
 
-    def _paused(self, write: Write, got: Tensor | None) -> None:
-        """Writing in place costs nothing: the links of real devices do it."""
-        if self._clock is None:
-            write(got)
-        else:
-            with self._clock.paused():
+    def _unseen(self, write: Write, got: Tensor | None) -> None:
+        """Writing in place costs nothing, the links of real devices do it: no clock looks on, nor any other mode."""
+        if mode_stack():
+            with without_modes():
                 write(got)
+        else:
+            write(got)
 
     def _copy(self, into: Tensor, got: Tensor) -> None:
-        if got.is_meta and not into.is_meta:  # a shape without data
-            return
         if got.shape != into.shape:
             if got.numel() != into.numel():
                 raise ValueError(
@@ -103,7 +101,8 @@ class Meeting(dist.ProcessGroup):
                     "what comes"
                 )
             got = got.view(into.shape)
-        into.detach().copy_(got)
+        if not (is_bare(into) or got.is_meta and not into.is_meta):  # else there is a shape, and no data
+            into.detach().copy_(got)
 
     def _deal(self, into: Sequence[Tensor], got: Tensor) -> None:
         lengths = [x.numel() for x in into]

@@ -24,6 +24,7 @@ from lib.devices.group import Group
 from lib.guest.functional import meet
 from lib.guest.private_tensors import NEEDS_VALUES, FakeTensor, FakeTensorMode, mode_stack, pop_mode, push_mode
 from lib.guest.program import Guest
+from lib.guest.shapes import Shapes
 
 aten = torch.ops.aten
 # What makes integers of numbers, where no dtype says so.
@@ -35,12 +36,14 @@ class NoValues(RuntimeError):
 
 
 class NoData(TorchDispatchMode):
-    """While entered, this thread computes without data. `say` is told once that a number is missing."""
+    """While entered, this thread computes without data. `say` is told once that a number is missing; what the devices
+    of a run `know` of shapes they share."""
 
-    def __init__(self, say: Callable[[], None]):
+    def __init__(self, say: Callable[[], None], know: dict):
         super().__init__()
-        self._shapes, self._say = FakeTensorMode(allow_non_fake_inputs=True), say
-        self._made = self._shapes.fake_tensor_converter.meta_converter.tensor_memo
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._shapes, self._say = Shapes(mode, know), say
+        self._made = mode.fake_tensor_converter.meta_converter.tensor_memo
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -63,11 +66,11 @@ class NoData(TorchDispatchMode):
             return whole.narrow(0, length * rank, length), whole
         if without and _only_writes(func, args, given):
             return args[0] if func._schema.returns else None
-        return self._compute(func, args, kwargs, types)
+        return self._compute(func, args, kwargs)
 
-    def _compute(self, func: Any, args: tuple, kwargs: dict, types: Any = ()) -> Any:
+    def _compute(self, func: Any, args: tuple, kwargs: dict) -> Any:
         try:
-            return self._shapes.dispatch(func, types, args, kwargs)
+            return self._shapes.result(func, args, kwargs)
         except NEEDS_VALUES as error:
             raise NoValues(
                 f"{func.overloadpacket.__name__} needs the values of a tensor, and this run has only shapes (no_data). "
@@ -125,11 +128,11 @@ def _makes_floats(func: Any, given: list[Tensor], args: tuple, kwargs: dict) -> 
 
 
 @contextmanager
-def without_data(say: Callable[[], None]) -> Iterator[None]:
+def without_data(say: Callable[[], None], know: dict) -> Iterator[None]:
     """Inside, this thread computes without data. Modes around it, such as the clock's, see the same calls as before."""
     around = [pop_mode() for _ in mode_stack()]  # the innermost first
     try:
-        with NoData(say), ExitStack() as again:
+        with NoData(say, know), ExitStack() as again:
             for mode in reversed(around):
                 again.enter_context(mode)
             yield
@@ -141,6 +144,7 @@ def without_data(say: Callable[[], None]) -> Iterator[None]:
 def no_data(program: Guest, say: Callable[[str], None] = print) -> Guest:
     """The guest `program`, with shapes only. `say` is told, once per run, when a number is asked for."""
     said: set[str] = set()
+    know: dict = {}
     sentence = "Without data, a number such as a loss is not known: .item() gives nan."
 
     def once() -> None:
@@ -149,7 +153,7 @@ def no_data(program: Guest, say: Callable[[str], None] = print) -> Guest:
             say(sentence)
 
     def on_device(group: Group) -> Any:
-        return without_data(once)
+        return without_data(once, know)
 
     @contextmanager
     def around(size: int) -> Iterator[None]:

@@ -132,6 +132,17 @@ def in_backward() -> bool:
     return take("torch._C", "_current_graph_task_id")() != -1
 
 
+def ddps_first_look(unseen: Callable[[], Any]) -> Any:
+    """While entered, DDP compares its parameters with those of the others within a context `unseen()`."""
+    look = take("torch.distributed", "_verify_params_across_processes")
+
+    def look_unseen(*args: Any) -> None:
+        with unseen():
+            look(*args)
+
+    return patched(dist, _verify_params_across_processes=look_unseen)
+
+
 def after_backward(function: Callable[[], None]) -> None:
     """Calls `function` when the backward that runs is over."""
     take("torch.autograd", "Variable")._execution_engine.queue_callback(function)

@@ -11,6 +11,7 @@ from lib.guest.private import CPP, take
 
 FakeTensor = take("torch._subclasses.fake_tensor", "FakeTensor")
 FakeTensorMode = take("torch._subclasses.fake_tensor", "FakeTensorMode")
+in_kernel = take("torch._subclasses.fake_tensor", "in_kernel_invocation_manager")  # while entered, fakes are on `meta`
 # What FakeTensorMode raises where it needs values.
 NEEDS_VALUES = tuple(
     take("torch._subclasses.fake_tensor", name)

@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.devices import Cluster
 from lib.guest.no_data import no_data
@@ -83,3 +84,35 @@ def test_afterwards_the_streams_of_the_cpu_are_empty_words_again():
     before = dict(vars(torch.cpu)), torch.UntypedStorage.resize_
     step_of(by_fsdp)
     assert (dict(vars(torch.cpu)), torch.UntypedStorage.resize_) == before
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operations in a thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_the_links_write_is_no_work_of_a_device():
+    """Neither the clock nor a mode of the program's own sees it. Nor do they see DDP look at a number of each other."""
+
+    def program():
+        dist.init_process_group("gloo")
+        with Seen() as seen:
+            everyones = [torch.empty(3) for _ in range(P)]
+            dist.all_gather(everyones, torch.ones(3))
+            DistributedDataParallel(nn.Linear(3, 3))
+        return seen.names
+
+    cluster = Cluster(P, "H100")
+    seen = cluster.run(guest(program))[0]
+    charged = [event.name for event in cluster.trace.events if event.rank == 0]
+    for names in seen, charged:
+        assert "uniform_" in names  # the weights
+        assert "_local_scalar_dense" not in names
+    assert seen.count("copy_") == charged.count("copy_") == 2  # the parameters, out of the bucket that was broadcast

@@ -6,7 +6,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.devices import Cluster, Hardware, Link
-from lib.devices.engine import known_shapes
 from lib.devices.engine.known_shapes import KnownShapes
 
 TOY = Hardware("toy", 1e12, 1e12, 1e12, Link(0.0, 1e12))
@@ -176,8 +175,8 @@ def test_a_shape_that_does_not_fit_is_refused_each_time():
 
 def test_a_run_asks_once_for_all_its_devices_and_layers(monkeypatch):
     asked = []
-    real = known_shapes._how
-    monkeypatch.setattr(known_shapes, "_how", lambda func, *rest: asked.append(func) or real(func, *rest))
+    real = KnownShapes.ask
+    monkeypatch.setattr(KnownShapes, "ask", lambda self, func, *rest: asked.append(func) or real(self, func, *rest))
 
     def program(group):
         x = meta(3, 4)
