@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from ast import literal_eval
 from importlib import import_module
 
 import pytest
@@ -38,18 +39,38 @@ def test_a_name_that_there_is_not_says_which_there_are():
         _ = lib.Clusters
 
 
-def run(program: str) -> str:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+BEFORE = "import lib\nfrom book import paint"  # before PyTorch
+CLUSTER = "from lib import Cluster"
+HIDING = ["import lib.guest.command", "from lib import script", "from lib import guest"]
+FRESH = f"""
+import os, sys
+
+def alone(program, *shown):
+    if not os.fork():
+        exec(program, globals())
+        print([eval(one) for one in shown])
+        sys.exit()
+    assert os.wait()[1] == 0
+
+alone({BEFORE!r}, "'torch' in sys.modules")
+import torch
+alone({CLUSTER!r}, "'torch' in sys.modules", "'lib.parallel.gpt.model' in sys.modules")
+for first in {HIDING}:
+    alone(first + "; from lib import guest", "first", "guest.__module__")
+"""
 
 
-def test_nothing_is_loaded_before_it_is_asked_for():
-    shown = run(
-        "import sys, lib\nfrom book import paint\nprint('torch' in sys.modules)\n"
-        "from lib import Cluster\nprint('torch' in sys.modules, 'lib.parallel.gpt.model' in sys.modules)"
-    )
-    assert shown.split() == ["False", "True", "False"]
+@pytest.fixture(scope="module")
+def said():
+    """What comes of each program where nothing of the house was imported before: forks of one fresh Python, in which
+    PyTorch, most of such a start, is imported once."""
+    command = [sys.executable, "-u", "-c", FRESH]
+    return [literal_eval(line) for line in subprocess.check_output(command, text=True).splitlines()]
 
 
-@pytest.mark.parametrize("first", ["import lib.guest.command", "from lib import script", "from lib import guest"])
-def test_a_room_does_not_hide_the_name_that_it_is_called_by(first):
-    assert run(f"{first}\nfrom lib import guest\nprint(guest.__module__)").strip() == "lib.guest.program"
+def test_nothing_is_loaded_before_it_is_asked_for(said):
+    assert said[:2] == [[False], [True, False]]
+
+
+def test_a_room_does_not_hide_the_name_that_it_is_called_by(said):
+    assert said[2:] == [[first, "lib.guest.program"] for first in HIDING]
