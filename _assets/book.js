@@ -7,24 +7,25 @@
     "omd-frame": "Picture, scrolls sideways",
     "text_html": "Output, scrolls sideways",
   };
-  const update = () => {
+  const update = (part) => {
     // Drawn with letters of 13 px: shrunk to a phone they would have 8, so a picture stops at 11 and its box scrolls.
-    for (const picture of document.querySelectorAll("svg.omd-picture")) {
+    for (const picture of part.querySelectorAll("svg.omd-picture")) {
       picture.style.minWidth = `${0.85 * picture.viewBox.baseVal.width}px`;
     }
-    for (const [name, label] of Object.entries(names)) {
-      for (const box of document.getElementsByClassName(name)) {
-        const scrolls = box.scrollWidth > box.clientWidth + 1;
-        for (const [attribute, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", label]]) {
-          if (scrolls) box.setAttribute(attribute, value);
-          else box.removeAttribute(attribute);
-        }
+    // All boxes are measured before one is changed: after a change, the next measure would lay the page out again.
+    const boxes = Object.entries(names).flatMap(([name, label]) =>
+      [...part.getElementsByClassName(name)].map((box) => [box, label, box.scrollWidth > box.clientWidth + 1]));
+    for (const [box, label, scrolls] of boxes) {
+      for (const [attribute, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", label]]) {
+        if (scrolls) box.setAttribute(attribute, value);
+        else box.removeAttribute(attribute);
       }
     }
   };
-  window.addEventListener("load", update);
-  window.addEventListener("resize", update);
-  document.addEventListener("input", update); // a widget shows another picture
+  window.addEventListener("load", () => update(document));
+  window.addEventListener("resize", () => update(document));
+  // A widget shows another picture.
+  document.addEventListener("input", ({target}) => update(target.closest(".omd-explore") ?? document));
 })();
 
 // A link to a folded box opens it, and on paper all are open.

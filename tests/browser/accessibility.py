@@ -16,7 +16,8 @@ from axe_playwright_python.sync_playwright import Axe
 
 MARK_ONE_TEXT_OF_EACH_LOOK = """() => {
     const clear = "rgba(0, 0, 0, 0)";
-    const laid = [...document.body.querySelectorAll("*")].map((one) => [one, getComputedStyle(one)]).filter(
+    const boxes = document.body.querySelectorAll("*:not(svg *, math *, pre *)");
+    const laid = [...boxes].map((one) => [one, getComputedStyle(one)]).filter(
         ([one, style]) => style.position !== "static" && style.backgroundColor !== clear && one.checkVisibility()
     ).map(([one, style]) => [one, style.backgroundColor, one.getBoundingClientRect()]);
     // What an element and all around it lay behind a text. An opaque background hides those around it.
@@ -32,16 +33,35 @@ MARK_ONE_TEXT_OF_EACH_LOOK = """() => {
         }
         return behind.get(one);
     };
-    const looks = new Map();
-    const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (words.nextNode()) {
-        const inside = words.currentNode.parentElement, holder = inside.closest("math") ?? inside;
-        if (!words.currentNode.data.trim() || !holder.checkVisibility()) continue;
+    const ownLookOf = (holder) => {
+        if (!holder.checkVisibility()) return null;
         const style = getComputedStyle(holder);
         const size = parseFloat(style.fontSize);
         const large = size >= 24 || (size >= 18.5 && style.fontWeight >= 700);  // WCAG asks for less contrast then
-        const key = [style.color, style.fill, large, !!holder.closest("svg"), behindOf(holder)];
-        const box = holder.getBoundingClientRect();
+        return [style.color, style.fill, large, !!holder.closest("svg"), behindOf(holder)];
+    };
+    // In a line of a program, words of one class are painted alike.
+    const painted = new Map(), asked = new Set();
+    const ownOf = (holder) => {
+        const line = holder.parentElement;
+        if (holder.localName !== "span" || holder.attributes.length !== 1 || !line.closest("pre")) {
+            return ownLookOf(holder);
+        }
+        if (!painted.has(line)) painted.set(line, new Map());
+        const classes = painted.get(line);
+        if (!classes.has(holder.className)) classes.set(holder.className, ownLookOf(holder));
+        return classes.get(holder.className);
+    };
+    const looks = new Map();
+    const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (words.nextNode()) {
+        if (!words.currentNode.data.trim()) continue;
+        const inside = words.currentNode.parentElement, holder = inside.closest("math") ?? inside;
+        if (asked.has(holder)) continue;
+        asked.add(holder);
+        const own = ownOf(holder);
+        if (!own) continue;
+        const key = [...own], box = holder.getBoundingClientRect();
         for (const [one, color, other] of laid) {
             const apart = box.right <= other.left || other.right <= box.left
                 || box.bottom <= other.top || other.bottom <= box.top;
@@ -119,6 +139,7 @@ def violations(page, scheme: str, only: list[str] | None = None) -> list[str]:
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
     page.evaluate("for (const one of document.querySelectorAll('main details')) one.open = true")
+    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")  # else a button that leads to the top lies over a link
     page.wait_for_function("document.getAnimations().every((one) => one.playState !== 'running')")
     assert page.evaluate(MARK_ONE_TEXT_OF_EACH_LOOK) > 3, "the page's texts were not found"
     if page.evaluate("typeof axe === 'undefined'"):

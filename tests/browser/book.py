@@ -10,6 +10,15 @@ from playwright.sync_api import Browser, Page
 HTML = Path(__file__).resolve().parents[2] / "_build" / "html"
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+# A page of each kind: the root, a chapter, one with a script of its own, one without a source, a module of the
+# reference.
+KINDS = [
+    "intro.html",
+    "chapters/tensor_parallelism.html",
+    "folklore_checked.html",
+    "search.html",
+    "reference/lib.devices.group.html",
+]
 
 
 @cache

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import yaml
-from browser.book import HTML, PHONE, pages
+from browser.book import HTML, KINDS, PHONE, pages
 
 ROOT = HTML.parents[1]
 
@@ -37,17 +37,6 @@ def test_next_and_previous_walk_through_the_whole_book(visit, site):
     opened.clean()
 
 
-# A page of each kind: the root, a chapter, one with a script of its own, one without a source, a module of the
-# reference.
-KINDS = [
-    "intro.html",
-    "chapters/tensor_parallelism.html",
-    "folklore_checked.html",
-    "search.html",
-    "reference/lib.devices.group.html",
-]
-
-
 LIGHT = "bibliography.html"  # opens in a moment; its frame is that of all pages
 
 
@@ -66,10 +55,23 @@ def frame(path: str) -> tuple:
     return (*files, *(text.split("<article")[0].count(part) for part in parts))
 
 
+def own_scripts(path: str) -> set[str]:
+    """The programs that stand in the page itself, but for the line that says its name."""
+    text = (HTML / path).read_text("utf-8")
+    programs = re.findall(r"<script(?![^>]*(?: src=|application/json))[^>]*>(.*?)</script>", text, re.S)
+    return {program for program in programs if not program.startswith("DOCUMENTATION_OPTIONS.pagename")}
+
+
 def test_every_page_has_the_frame_of_the_pages_that_are_tried():
     assert len(frame(KINDS[0])) > 20
     assert {frame(path) for path in pages()} == {frame(path) for path in KINDS}
     assert frame(LIGHT) == frame(KINDS[0])
+
+
+def test_every_page_has_the_scripts_of_the_pages_that_are_tried():
+    tried = set().union(*map(own_scripts, KINDS))
+    assert len(tried) > 5
+    assert {path: new for path in pages() if (new := own_scripts(path) - tried)} == {}
 
 
 @pytest.mark.parametrize("path", KINDS)

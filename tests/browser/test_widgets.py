@@ -1,6 +1,7 @@
 """Every widget of every page, with no kernel: keyboard, mouse, no JavaScript, from the disk, on a phone.
 
-A widget is asked everything on one visit. One call to the browser does a step, another reads all that can be seen.
+A widget is asked everything on one visit. Keys and clicks are real ones. After each, the page itself notes what can be
+seen, and all notes are read at once.
 """
 
 import json
@@ -57,6 +58,12 @@ SEE = """root => {
     };
 }"""
 
+# From now on, what can be seen after each change that a reader makes. The widget has heard of the change before.
+NOTE = """root => {
+    window.omdNotes = [];
+    root.oninput = () => omdNotes.push((SEE)(root));
+}""".replace("SEE", SEE)
+
 # What can be seen at every point, one after another: each is set as a control sets it.
 SEE_ALL = """(root, points) => points.map((point) => {
     for (const [name, value, index] of point) {
@@ -69,12 +76,18 @@ SEE_ALL = """(root, points) => points.map((point) => {
     return (SEE)(root);
 })""".replace("SEE", SEE)
 
-# Every control of one axis: a slider, or radio buttons, each with the word beside it.
+# Every control of one axis: a slider, or radio buttons, each with the word beside it, whose middle nothing lies over.
 CONTROLS = """(root, name) => [...root.querySelectorAll(`input[data-axis="${name}"]`)].map((one) => {
-    const box = one.getBoundingClientRect();
+    const box = one.getBoundingClientRect(), slider = one.type === "range";
+    const shown = slider ? one : one.closest("label");
+    let place = shown.getBoundingClientRect();
+    if (place.top < 100 || place.bottom > innerHeight) shown.scrollIntoView({block: "center", behavior: "instant"});
+    place = shown.getBoundingClientRect();
+    const hit = document.elementFromPoint(place.left + place.width / 2, place.top + place.height / 2);
     return {
-        slider: one.type === "range", width: box.width, height: box.height, disabled: one.disabled,
+        slider, width: box.width, height: box.height, disabled: one.disabled, group: one.name,
         visible: one.checkVisibility({opacityProperty: true, visibilityProperty: true}),
+        works: slider ? hit === one : hit?.closest("label")?.control === one,
     };
 })"""
 
@@ -110,17 +123,18 @@ class Widget:
                     self.axes[name].append(value)
         self.turning = [name for name, values in self.axes.items() if len(values) > 1]
         self.root.evaluate(TO_THE_FIRST_POINT)
-        self.focused = None
 
     def controls(self, name: str) -> list[dict]:
         return self.root.evaluate(CONTROLS, name)
 
-    def step(self, name: str, forward: bool) -> None:
-        """One arrow key on the control of this axis. The keyboard's focus must be able to go there, and stay."""
-        if self.focused != name:
-            self.root.evaluate(FOCUS, name)
-        self.page.keyboard.press("ArrowRight" if forward else "ArrowLeft")
-        self.focused = name
+    def note(self) -> None:
+        self.root.evaluate(NOTE)
+
+    def noted(self, *points: dict[str, str]) -> list[dict]:
+        """Since `note`, the widget has shown these points, one after another, and no other."""
+        notes = self.page.evaluate("omdNotes")
+        assert [one["point"] for one in notes] == [spelled(point) for point in points]
+        return [self._is(seen, point) for seen, point in zip(notes, points, strict=True)]
 
     def click(self, name: str, index: int) -> None:
         """The mouse on the stop `index` of a slider, or on the word beside a radio button."""
@@ -138,12 +152,16 @@ class Widget:
         return {tuple(point): self._is(seen, dict(point))["picture"] for point, seen in every}
 
     def _is(self, seen: dict, point: dict[str, str]) -> dict:
-        expected = ";".join(f"{name}={value}" for name, value in point.items())
+        expected = spelled(point)
         assert seen["point"] == expected
         assert seen["says"] == self.said[expected]
         assert seen["visible"]
         assert seen["height"] > 10
         return seen
+
+
+def spelled(point: dict[str, str]) -> str:
+    return ";".join(f"{name}={value}" for name, value in point.items())
 
 
 def walk_with_arrow_keys(widget: Widget) -> None:
@@ -154,10 +172,12 @@ def walk_with_arrow_keys(widget: Widget) -> None:
     for name in widget.turning:
         values = widget.axes[name]
         widget.root.evaluate(TO_THE_FIRST_POINT)
-        steps = [(value, True) for value in values[1:]] + [(values[-2], False)]
-        for value, forward in steps:
-            widget.step(name, forward)
-            seen = widget.shows(**{**first, name: value})
+        widget.root.evaluate(FOCUS, name)  # the keyboard's focus must be able to go there, and stay
+        widget.note()
+        for _ in values[1:]:
+            widget.page.keyboard.press("ArrowRight")
+        widget.page.keyboard.press("ArrowLeft")
+        for seen in widget.noted(*({**first, name: value} for value in (*values[1:], values[-2]))):
             assert seen["focused"] == name, "an arrow key takes the focus away"
     pictures = widget.shows_every_point()
     # Two neighbors may look alike (on one device every split does), but no control may be without effect.
@@ -188,13 +208,13 @@ def test_a_dead_control_is_found(visit):
 
 
 def stops(widget: Widget, name: str) -> list[int]:
-    """Every radio button; of a slider, whose stops arrow keys have reached, both ends and one between; then the first.
+    """The last stop of a control, of a slider one between, and the first again. Arrow keys have reached the others.
 
     The stops are far apart: on a slider of many, the next one lies under the thumb, which a click does not move.
     """
     last = len(widget.axes[name]) - 1
-    between = range(1, last + 1) if not widget.controls(name)[0]["slider"] else {last // 2, last}
-    return [*sorted(between, reverse=True), 0]
+    between = {last // 2} - {0, last} if widget.controls(name)[0]["slider"] else set()
+    return [last, *between, 0]
 
 
 @each_widget
@@ -205,19 +225,33 @@ def test_the_mouse_works_every_control(desk, path, number):
     for name in widget.turning:
         controls = widget.controls(name)
         assert controls
+        assert len({control["group"] for control in controls}) == 1, "radio buttons that do not release each other"
         for control in controls:
             assert control["visible"]
+            assert control["works"], "something lies over it, or the word belongs to another"
             assert not control["disabled"]
             assert min(control["width"], control["height"]) >= 24, "too small for a finger"
+        widget.note()
         for index in stops(widget, name):
             widget.click(name, index)
-            widget.shows(**{**point, name: widget.axes[name][index]})
+        widget.noted(*({**point, name: widget.axes[name][index]} for index in stops(widget, name)))
     opened.clean()
 
 
 @each_widget
-def test_reacts_from_the_disk_and_on_a_phone(phone, path, number):
-    opened = phone(path)
+def test_reacts_on_a_phone(phone, path, number):
+    reacts_in_a_narrow_window(phone(path), number)
+
+
+def test_reacts_from_the_disk(visit):
+    """All widgets have one script: see `test_all_widgets_are_built_alike`."""
+    path = most_kinds()
+    opened = visit(path, base=HTML.as_uri() + "/", viewport=PHONE, scheme="dark", has_touch=True)
+    for number in [number for one, number in WIDGETS if one == path]:
+        reacts_in_a_narrow_window(opened, number)
+
+
+def reacts_in_a_narrow_window(opened, number: int) -> None:
     widget = Widget(opened.page, number)
     name = widget.turning[-1]
     widget.click(name, len(widget.axes[name]) - 1)
