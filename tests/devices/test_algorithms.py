@@ -23,11 +23,11 @@ LINK = Link(ALPHA, 1 / BETA)
 PURE_LINK = Hardware("Pure link", inf, inf, 1.0, LINK, per_node=1024)  # adding is free
 
 ALGORITHMS = pytest.mark.parametrize("algorithm", [naive, ring, tree, halving_doubling], ids=lambda f: f.__name__)
-POWERS = (1, 2, 4, 8, 16)
+SIZES = (1, 2, 3, 4, 6, 9)  # none, one and several rounds; powers of two, and others, even and odd
 
 
-def sizes_for(algorithm, largest):
-    return [p for p in range(1, largest + 1) if algorithm is not halving_doubling or p in POWERS]
+def sizes_for(algorithm):
+    return (1, 2, 4, 8) if algorithm is halving_doubling else SIZES
 
 
 def run(algorithm, parts, shape, dtype=torch.int64):
@@ -46,8 +46,8 @@ def counts(cluster):
 
 @ALGORITHMS
 def test_every_device_gets_the_sum(algorithm):
-    for parts in sizes_for(algorithm, 9):
-        for shape in ((), (1,), (2,), (7,), (3, 5), (4, 2, 3), (0,), (2, 0)):
+    for parts in sizes_for(algorithm):
+        for shape in ((), (1,), (7,), (4, 2, 3), (2, 0)):
             _, tensors, outputs = run(algorithm, parts, shape)
             assert all(torch.equal(y, sum(tensors)) for y in outputs), (parts, shape)
 
@@ -102,7 +102,7 @@ BUSIEST = {
 
 @ALGORITHMS
 def test_the_busiest_device(algorithm):
-    for parts in sizes_for(algorithm, 9):
+    for parts in sizes_for(algorithm):
         cluster, *_ = run(algorithm, parts, (5040,))
         rows = counts(cluster)
         busiest = max(max(row[0], row[2]) for row in rows), max(max(row[1], row[3]) for row in rows)
@@ -111,7 +111,7 @@ def test_the_busiest_device(algorithm):
 
 @pytest.mark.parametrize("algorithm", [naive, tree])
 def test_whole_tensors_travel_up_once_and_down_once(algorithm):
-    for parts in range(1, 10):
+    for parts in SIZES:
         rows = counts(run(algorithm, parts, (5040,))[0])
         assert sum(row[1] for row in rows) == 2 * (parts - 1) * WHOLE
         assert rows[0] == (rows[0][0], rows[0][0] * WHOLE, rows[0][0], rows[0][0] * WHOLE)
@@ -119,7 +119,7 @@ def test_whole_tensors_travel_up_once_and_down_once(algorithm):
 
 @pytest.mark.parametrize("algorithm", [ring, halving_doubling])
 def test_all_devices_carry_the_same(algorithm):
-    for parts in sizes_for(algorithm, 9):
+    for parts in sizes_for(algorithm):
         assert len(set(counts(run(algorithm, parts, (5040,))[0]))) == 1
 
 
@@ -137,7 +137,7 @@ PUBLISHED = {
 @ALGORITHMS
 @pytest.mark.parametrize("whole", [0, 8 * 1, 8 * 5040])
 def test_time_is_that_of_the_published_formula_and_of_seconds(algorithm, whole):
-    for parts in sizes_for(algorithm, 10):
+    for parts in sizes_for(algorithm):
         if whole // 8 % parts:
             continue
         cluster, *_ = run(algorithm, parts, (whole // 8,))
@@ -145,7 +145,7 @@ def test_time_is_that_of_the_published_formula_and_of_seconds(algorithm, whole):
         assert seconds(algorithm, parts, whole, LINK) == pytest.approx(cluster.trace.seconds, rel=1e-12), parts
 
 
-@pytest.mark.parametrize("parts", [16, 32, 33])
+@pytest.mark.parametrize("parts", [32, 33])
 def test_time_on_many_devices(parts):
     length = 33 * 32
     for algorithm in (naive, ring, tree, halving_doubling):
@@ -172,8 +172,8 @@ def test_seconds_refuses_what_it_has_no_formula_for():
 
 
 def test_the_ring_by_hand_costs_each_device_what_all_reduce_costs():
-    for parts in range(1, 10):
-        for length in (0, 1, 2, 5, 8, 13, 5040):
+    for parts in SIZES:
+        for length in (0, 1, 5, 5040):
             by_hand, tensors, _ = run(ring, parts, (length,))
             cluster = Cluster(parts, PURE_LINK)
             cluster.run(lambda group, tensors=tensors: group.all_reduce(tensors[group.rank]))
@@ -192,7 +192,7 @@ def test_no_hand_written_algorithm_moves_fewer_bytes_than_the_ring():
 
 @pytest.mark.parametrize("length", [0, 1, 7, 5040])
 def test_the_two_trips_are_the_two_verbs(length):
-    for parts in range(1, 10):
+    for parts in SIZES:
         tensors = [torch.arange(length) * 10**rank for rank in range(parts)]
         first, verb = Cluster(parts, PURE_LINK), Cluster(parts, PURE_LINK)
         pieces = first.run(lambda group, tensors=tensors: ring_reduce_scatter(group, tensors[group.rank]))
@@ -212,7 +212,7 @@ def test_the_two_trips_are_the_two_verbs(length):
 
 def test_a_tree_broadcasts_in_log_steps():
     x = torch.arange(10)
-    for parts in range(1, 18):
+    for parts in (*SIZES, 16, 17):
         for src in {0, 1 % parts, parts - 1}:
             cluster = Cluster(parts, PURE_LINK)
             outputs = cluster.run(lambda group, src=src: tree_broadcast(group, x if group.rank == src else None, src))

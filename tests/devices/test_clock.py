@@ -89,8 +89,8 @@ VERBS = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_takes_its_formula(verb):
     call, formula = VERBS[verb]
-    for parts in range(1, 9):
-        for length in (0, 1, 5, 8, 840, 843):  # 840 is divided by every P up to 8
+    for parts in (1, 2, 3, 5, 8):
+        for length in (0, 1, 5, 843):  # uneven: even sizes have a test of their own
             trace = timed(parts, lambda group, n=length: call(group, n))
             expected = formula(parts, length) if parts > 1 else 0.0
             assert trace.seconds == expected, (parts, length)

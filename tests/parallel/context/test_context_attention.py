@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from covering import covering
 from parallel.dense_transformer import double, refuses  # noqa: F401
 from torch.nn import functional as F
 
@@ -55,15 +56,17 @@ def test_a_ring_of_any_size(size, order):
     assert compare("ring", size, order)
 
 
-@pytest.mark.parametrize("documents", [None, TEXTS], ids=["one text", "packed"])
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-@pytest.mark.parametrize("kv_heads", [8, 2, 1])
-@pytest.mark.parametrize(("way", "order", "size"), [
-    ("ring", "zigzag", 4), ("ring", "striped", 3), ("gathered", "zigzag", 3), ("gathered", "striped", 4),
-    ("Ulysses", "contiguous", 4), ("Ulysses in rings", "zigzag", 4),
-])  # fmt: skip
-def test_every_mask_and_shared_heads(way, order, size, kv_heads, causal, documents):
-    assert compare(way, size, order, causal, kv_heads, documents)
+LAYOUTS = [
+    ("ring", 4, "zigzag"), ("ring", 3, "striped"), ("gathered", 3, "zigzag"), ("gathered", 4, "striped"),
+    ("Ulysses", 4, "contiguous"), ("Ulysses in rings", 4, "zigzag"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "kv_heads", "causal", "packed"), covering(LAYOUTS, [8, 2, 1], [True, False], [True, False])
+)
+def test_every_mask_and_shared_heads(layout, kv_heads, causal, packed):
+    assert compare(*layout, causal, kv_heads, TEXTS if packed else None)
 
 
 @pytest.mark.parametrize(("way", "size", "order"), [

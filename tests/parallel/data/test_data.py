@@ -22,8 +22,8 @@ from lib import (
 from lib.devices import Cluster, Mesh
 
 SIZES = [1, 2, 3, 4]
-EPOCH = [8, 8, 8, 8, 7]  # the last batch is uneven on 2, 3 and 4 devices
-BATCHES = make_batches(4 * EPOCH)  # 20 steps
+EPOCH = [8, 8, 8, 7]  # the last batch is uneven on 2, 3 and 4 devices
+BATCHES = make_batches(2 * EPOCH)  # 8 steps
 
 
 def train(
@@ -73,11 +73,11 @@ def check_equal(outputs, alone, tolerance=1e-12):
 
 def test_the_data_has_samples_that_use_the_rare_layer_on_no_device_on_one_and_on_few():
     batches = make_batches(EPOCH)
-    assert [int((tokens == 0).any(1).sum()) for tokens, _ in batches] == [0, 1, 1, 0, 1]
+    assert [int((tokens == 0).any(1).sum()) for tokens, _ in batches] == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize(("size", "optimizer", "during"), covering(SIZES, list(OPTIMIZERS), [False, True]))
-def test_twenty_steps(size, optimizer, during):
+def test_eight_steps(size, optimizer, during):
     alone = alone_with(optimizer)
     assert alone[0][0] > alone[0][-1] + 0.1, "the problem must be one that is learned"
     check_equal(Cluster(size).run(train, optimizer, during, bucket_bytes=500), alone)

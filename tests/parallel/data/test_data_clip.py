@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 from parallel.small_model import one_thread  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
@@ -43,10 +44,10 @@ def of_pytorch(grads, max_norm, norm_type):
     return norm.double(), [p.grad for p in parameters]
 
 
-@pytest.mark.parametrize("max_norm", [0.01, 1, 1e4])
-@pytest.mark.parametrize("norm_type", NORMS)
-@pytest.mark.parametrize("cut", [set(), {0}, {1, 2}, {0, 1, 2}], ids=str)
-@pytest.mark.parametrize("size", [1, 2, 3, 6])  # on six, some hold nothing of what is cut
+CUTS, SIZES = [set(), {0}, {1, 2}, {0, 1, 2}], [1, 2, 3, 6]  # on six, some hold nothing of what is cut
+
+
+@pytest.mark.parametrize(("size", "cut", "norm_type", "max_norm"), covering(SIZES, CUTS, NORMS, [0.01, 1, 1e4]))
 def test_any_mixture_of_sharded_and_replicated(size, cut, norm_type, max_norm):
     grads = make_grads(seed=size)
     norm, clipped = of_pytorch(grads, max_norm, norm_type)
@@ -200,9 +201,8 @@ def attention_gradients(group, kv_heads):
     return layer
 
 
-@pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_copies_count_once(kv_heads, norm_type):
+@pytest.mark.parametrize(("size", "kv_heads", "norm_type"), covering([1, 2, 4], [4, 2, 1], [2.0, 1.0, math.inf]))
+def test_copies_count_once(size, kv_heads, norm_type):
     alone = Cluster(1).run(attention_gradients, kv_heads)[0]
     wanted = float(torch.nn.utils.get_total_norm([p.grad for p in alone.parameters()], norm_type))
 
@@ -217,12 +217,11 @@ def test_copies_count_once(kv_heads, norm_type):
         norm = float(clip_gradients(layer, group, wanted / 2, norm_type=norm_type))
         return norm, float(gradient_norm(layer, group, norm_type=norm_type))
 
-    for size in (1, 2, 4):
-        assert Cluster(size).run(program, "list") == [pytest.approx(wanted, rel=1e-12)] * size
-        for how in ("module", "deep copy"):
-            for before, after in Cluster(size).run(program, how):
-                assert before == pytest.approx(wanted, rel=1e-12)
-                assert after == pytest.approx(wanted / 2, rel=1e-5)
+    assert Cluster(size).run(program, "list") == [pytest.approx(wanted, rel=1e-12)] * size
+    for how in ("module", "deep copy"):
+        for before, after in Cluster(size).run(program, how):
+            assert before == pytest.approx(wanted, rel=1e-12)
+            assert after == pytest.approx(wanted / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [GPT, SequenceGPT])

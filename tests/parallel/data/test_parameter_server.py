@@ -120,7 +120,7 @@ def test_the_largest_stable_step_of_a_parabola(stale):
         model = nn.Linear(1, 1, bias=False).double()
         nn.init.ones_(model.weight)
         half = torch.tensor(curvature / 2)
-        plan = plan_updates([1.0] * (stale + 1), 300)
+        plan = plan_updates([1.0] * (stale + 1), 200)
         sgd = torch.optim.SGD(model.parameters(), rate)
         train_asynchronously(group, model, sgd, lambda m: half * m.weight.square().sum(), plan)
         return abs(model.weight.item())

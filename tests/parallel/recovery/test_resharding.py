@@ -21,7 +21,7 @@ SAME = Recipe(steps=4, batch=8, length=8, clip=0.5, dtype=torch.float64)
 # devices, replicas, stages, ZeRO, sequence parallel
 GRIDS = [
     (1, 1, 1, 0, False), (2, 2, 1, 1, False), (2, 1, 2, 0, False), (3, 3, 1, 3, False), (4, 2, 1, 2, True),
-    (4, 1, 1, 0, False), (6, 3, 2, 0, False), (8, 2, 2, 0, True),
+    (4, 1, 1, 0, False), (8, 2, 2, 0, True),
 ]  # fmt: skip
 
 
@@ -73,10 +73,10 @@ def uninterrupted():
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_what_was_saved_on_any_grid_is_there_bit_by_bit_on_this_one(grid, saved):
-    """What writes blocks does not know who will read them: each grid is read by itself and by two others."""
+    """What writes blocks does not know who will read them: each grid is read by itself and by another."""
     _, everyone, _ = saved[grid]
     at = GRIDS.index(grid)
-    for place, _, expected in (saved[GRIDS[(at + steps) % len(GRIDS)]] for steps in (0, 1, 3)):
+    for place, _, expected in (saved[GRIDS[(at + steps) % len(GRIDS)]] for steps in (0, 3)):
         for held in everyone:
             for one in held:
                 one.fill(torch.zeros(tuple(map(len, one.rows)), dtype=one.x.dtype))
