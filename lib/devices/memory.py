@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ Use = Literal["parameters", "gradients", "activations", "optimizer", "buffers"]
 USES: tuple[Use, ...] = get_args(Use)
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """Device `rank` held `size` bytes, made by `name`, from `start` to `end` (seconds of virtual time).
 
     `kind`: parameters (leaves that require a gradient, and frozen parameters), gradients (of those), activations

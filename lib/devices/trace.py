@@ -2,10 +2,9 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lib.devices.aligned import aligned
 from lib.devices.memory import USES, Held, Use
@@ -13,8 +12,7 @@ from lib.devices.memory import USES, Held, Use
 Kind = Literal["compute", "communication", "waiting"]
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Device `rank` did `name` from `start` to `end` (seconds of virtual time).
 
     `flops` and `moved` (bytes of device memory) for compute; `sent` (bytes) for communication.
@@ -35,8 +33,7 @@ class Event:
         return self.end - self.start
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """The program of device `rank` calls the time from `start` to `end` `name`: `with group.span(name)`."""
 
     rank: int
@@ -72,15 +69,15 @@ class Trace:
                 f"no span is called {name!r}; there are: {known}. Name one with `with group.span({name!r})`"
             )
         zero, end = min(span.start for span in spans), max(span.end for span in spans)
-        inside = lambda thing: any(s.rank == thing.rank and s.start <= thing.start < s.end for s in spans)  # noqa: E731
+        spans_of = [[span for span in spans if span.rank == rank] for rank in range(self.size)]
         part = Trace(self.size)
         for thing in chain(self.events, self.spans):
-            if inside(thing):
-                moved = replace(thing, start=thing.start - zero, end=thing.end - zero)
+            if any(span.start <= thing.start < span.end for span in spans_of[thing.rank]):
+                moved = thing._replace(start=thing.start - zero, end=thing.end - zero)
                 (part.events if isinstance(thing, Event) else part.spans).append(moved)
         for held in self.memory:
             if held.start < end and held.end > zero:
-                part.memory.append(replace(held, start=max(held.start, zero) - zero, end=min(held.end, end) - zero))
+                part.memory.append(held._replace(start=max(held.start, zero) - zero, end=min(held.end, end) - zero))
         return part
 
     def total(self, rank: int | None = None, kind: Kind | None = None) -> float:
@@ -145,7 +142,7 @@ class Trace:
                 rows.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": track, "args": {"name": name}})
         for event in self.events:
             details = {
-                key: value for key, value in asdict(event).items() if key in ("flops", "moved", "sent") and value
+                key: value for key, value in event._asdict().items() if key in ("flops", "moved", "sent") and value
             }
             rows.append(
                 {
