@@ -379,6 +379,9 @@ def load(folder):
 
 
 ROWS = [
-    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, fsdp1, fsdp1_hybrid, fsdp2, fsdp2_mixed, hsdp,
-    dtensors, uneven_dtensors, tensor_parallel, sequence_parallel, tensor_and_fully_sharded, several_ways,
+    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, fsdp1, fsdp2, fsdp2_mixed, dtensors,
+    tensor_parallel, sequence_parallel,
+]  # fmt: skip
+OF_GROUPS = [  # on two devices, these groups would have one
+    fsdp1_hybrid, hsdp, uneven_dtensors, tensor_and_fully_sharded, several_ways,
 ]  # fmt: skip

@@ -15,9 +15,8 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's own: what it will rename
 
-ON_FOUR = [  # of each library something, and whatever has groups within the group or pieces that are uneven
-    library_rows.ddp_unused, library_rows.ddp_hooks, library_rows.fsdp2, library_rows.hsdp, library_rows.dtensors,
-    library_rows.uneven_dtensors, library_rows.sequence_parallel, library_rows.tensor_and_fully_sharded,
+ON_FOUR = [  # of each library something, and whatever cuts pieces of pieces or has groups within the group
+    library_rows.ddp_unused, library_rows.ddp_hooks, library_rows.dtensors, *library_rows.OF_GROUPS,
 ]  # fmt: skip
 
 
