@@ -2,7 +2,7 @@ import pytest
 import torch
 from oracles.world import World, start_server
 
-SIZES = [1, 2, 3, 4]
+SIZES = [1, 2, 3]  # an even number and an odd one: a fourth process would see what these see
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,7 +13,7 @@ def server():
 @pytest.fixture(scope="session")
 def worlds():
     """The real worlds, started when first used and ended with the tests."""
-    made = {size: World(size) for size in SIZES}
+    made = {size: World(size) for size in (*SIZES, 4)}
     yield made
     for world in made.values():
         world.close()

@@ -27,8 +27,8 @@ KINDS = {  # a name: (class of the config, class of the model, what it has of it
     "llama": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 24}, EVERY),
     "one kv head": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 1, "tie_word_embeddings": True}, EVERY),
     "llama 3": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 4, "rope_parameters": LLAMA_3}, FEW),
-    "mistral": (MistralConfig, MistralForCausalLM, {"num_key_value_heads": 4, "sliding_window": 32}, FEW),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"num_key_value_heads": 4}, FEW),
+    "mistral": (MistralConfig, MistralForCausalLM, {"num_key_value_heads": 4, "sliding_window": 32}, (2, 8)),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"num_key_value_heads": 4}, (2, 8)),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"num_key_value_heads": 4, "head_dim": 6}, FEW),
     "qwen3, 3 kv heads": (Qwen3Config, Qwen3ForCausalLM, {"num_key_value_heads": 3, "head_dim": 4}, (1, 3, 6)),
 }

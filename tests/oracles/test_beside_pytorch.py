@@ -31,7 +31,7 @@ def largest_difference(some, others) -> float:
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_ours_simulated_and_real_and_pytorchs_and_one_device_agree(size):
-    ours = [program for program in PAIRS if size % 2 == 0 or program.__name__ != "grid"]
+    ours = [program for program in PAIRS if (size == 4) == (program is grid)]  # 2 x 2, and all others unevenly
     theirs = [PAIRS[program] for program in ours]
     real = Processes(size).run(run_all, [*ours, *theirs], FEW)
     assert not any(left_behind for _, left_behind in real)

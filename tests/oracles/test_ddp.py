@@ -19,8 +19,8 @@ from lib import (
 )
 from lib.devices import Cluster
 
-SIZES = [2, 4]
-BATCHES = make_batches([8] * 5)
+SIZES = [2, 3]
+BATCHES = make_batches([12] * 5)
 UNEVEN = make_batches([8, 7, 6, 5, 7])
 
 

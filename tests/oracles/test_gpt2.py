@@ -70,7 +70,7 @@ def test_logits_loss_and_every_gradient(activation, precision, sequence_parallel
             p.data = p.grad  # dense_state then merges the gradients
         return whole, ours.detach(), model
 
-    for size in COUNTS:
+    for size in COUNTS if precision == EXACT else COUNTS[::2]:
         results = Cluster(size).run(program)
         for whole, ours, _ in results:
             assert apart(whole, logits.detach()) < tolerance, size

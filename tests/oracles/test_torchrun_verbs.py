@@ -8,7 +8,7 @@ from oracles.agree import agree
 from lib.devices import Cluster
 from lib.real.processes import Processes
 
-SIZES = [2, 3, 4]
+SIZES = [2, 3]
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -22,7 +22,7 @@ def test_every_verb_in_every_dtype_messages_handles_groups_and_streams(size):
     agree(real_verbs.everything, size, atol=0)
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 2])
 def test_results_have_the_strides_of_new_tensors(size):
     simulated, real = Cluster(size).run(real_verbs.strides), Processes(size).run(real_verbs.strides)
     assert simulated == real
@@ -54,7 +54,7 @@ def test_the_callers_modes_hold():
     assert Processes(1).run(real_verbs.modes) == [(True, "torch.float32", "cpu")]
 
 
-@pytest.mark.parametrize(("callers", "each"), [(1, 1), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("callers", "each"), [(1, 1), (5, 2)])
 def test_the_callers_threads_are_shared_among_the_processes(monkeypatch, callers, each):
     monkeypatch.setattr(torch, "get_num_threads", lambda: callers)
     assert Processes(2).run(real_verbs.threads) == [each, each]
