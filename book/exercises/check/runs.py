@@ -152,8 +152,7 @@ def is_right(task: Task, program: Program, trial: Trial) -> bool:
     except Fault:
         return False
     placed = [
-        place(whole, at, trial.devices)
-        for whole, at in zip(rights(task, trial), task.returns.values(), strict=True)
+        place(whole, at, trial.devices) for whole, at in zip(rights(task, trial), task.returns.values(), strict=True)
     ]
     return all(close(a, b) for mine, right in zip(given, placed, strict=True) for a, b in zip(mine, right, strict=True))
 

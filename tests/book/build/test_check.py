@@ -13,6 +13,7 @@ from book.build.check import TESTS, owner
 from book.build.execute import notebooks
 from book.build.record import ROOT
 
+PYTEST = [sys.executable, "-m", "pytest", "-p", "book.build.sooner"]  # in a folder without our settings
 CHAPTERS = {path.stem: path for path in notebooks() if path.parent.name == "chapters"}
 
 
@@ -63,7 +64,7 @@ def test_the_slowest_groups_are_named_slowest_first(tmp_path):
     (tmp_path / "test_slow.py").write_text("import time\n\ndef test_a():\n    time.sleep(0.3)\n")
     (tmp_path / "test_fast.py").write_text("def test_b():\n    assert 0\n")
     options = ["-q", "-p", "no:cacheprovider", "-p", "book.build.slowest", "-n", "2"]
-    run = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([*PYTEST, *options], cwd=tmp_path, capture_output=True, text=True)
     end = run.stdout.partition("the slowest groups")[2]
     assert end.index("test_slow.py") < end.index("test_fast.py")
     assert "0.3 s  test_slow.py" in end
@@ -85,14 +86,13 @@ def test_a_group_stays_together_and_the_longest_begins(tmp_path):
     (tmp_path / "_build").mkdir()
     (tmp_path / "_build" / "seconds-of-tests.json").write_text('{"test_file.py": 9, "page b.html": 7}')
     order = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "book.build.order"],
+        [*PYTEST, "-q", "--collect-only", "-p", "book.build.order"],
         cwd=tmp_path, capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert order.index("test_file.py") < order.index("b.html") < order.index("a.html")
     options = ["-q", "-rP", "-p", "no:cacheprovider", "-p", "book.build.order", "-p", "book.build.slowest", "-n", "2"]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [sys.executable, "-m", "pytest", *options]
-    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    run = subprocess.run([*PYTEST, *options], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert "10 passed" in run.stdout, run.stdout
     ran = re.findall(r"^ran (\w\.html) (\d+) 1$", run.stdout, re.M)  # on one core each
     assert len(ran) == 4

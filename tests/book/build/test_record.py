@@ -138,12 +138,9 @@ def test_a_lie_in_outputs_and_record_is_caught_by_nbval(tmp_path):
     path.write_text(normal_form(lie))
     write(path, read(path), record_of(path))
     assert why_stale(path, read(path), record_of(path)) == ""
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env", path.name],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    options = ["-q", "-p", "book.build.sooner", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
+    command = [sys.executable, "-m", "pytest", *options, path.name]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1
     assert "Cell execution" in run.stdout or "mismatch" in run.stdout
 
