@@ -125,7 +125,14 @@ def from_who_sleeps(queue, event):
     return queue.put("late") or "late"
 
 
-@pytest.mark.parametrize("program", [from_a_thread, from_who_waits_no_longer, from_who_sleeps])
+def within_the_limit(queue, event):
+    if int(os.environ["RANK"]) == 0:
+        return queue.get(timeout=30)
+    event.wait(timeout=0.05)
+    return queue.put("late") or "late"
+
+
+@pytest.mark.parametrize("program", [from_a_thread, from_who_waits_no_longer, from_who_sleeps, within_the_limit])
 def test_who_is_late_is_waited_for(program, monkeypatch):
     monkeypatch.setattr(asking, "AT_ONCE", 0.05)
 
