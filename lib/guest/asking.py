@@ -25,6 +25,7 @@ class Asking:
         self._asking: dict[int, str] = {}  # rank -> for what
         self._in_vain: set[int] = set()  # those who have asked since anything has changed
         self._since: float  # when that was
+        self._helped = 0.0  # when something besides the devices was last seen at work
         self._threads = set(threading.enumerate())  # from before the run: they know nothing of it
         self._children = set(multiprocessing.active_children())  # nor do these
 
@@ -54,7 +55,11 @@ class Asking:
         if not self._asking.keys() >= set(turns.in_line):
             self._changed()  # somebody else can go on
         elif self._in_vain >= self._asking.keys():
-            if _now() - self._since > (PATIENCE if self._others(turns) else AT_ONCE):
+            since, patience = max(self._since, self._helped), AT_ONCE
+            if self._others(turns):
+                self._helped = _now()
+                since, patience = self._since, PATIENCE
+            if _now() - since > patience:
                 raise place.deadlock(self._asking)
         self._in_vain.add(me)
 

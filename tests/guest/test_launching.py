@@ -104,8 +104,16 @@ def test_who_waits_for_a_lock_and_who_waits_for_that_one_are_both_named():
         Cluster(3).run(guest(program))
 
 
+class Heavy:
+    """The word "late", which takes a while to go into a queue: the thread that has put it is gone before."""
+
+    def __reduce__(self):
+        time.sleep(0.1)
+        return str, ("late",)
+
+
 def from_a_thread(queue, event):
-    threading.Thread(target=lambda: time.sleep(0.2) or queue.put("late"), daemon=True).start()
+    threading.Thread(target=lambda: time.sleep(0.4) or queue.put(Heavy()), daemon=True).start()
     return queue.get()
 
 
@@ -134,7 +142,7 @@ def within_the_limit(queue, event):
 
 @pytest.mark.parametrize("program", [from_a_thread, from_who_waits_no_longer, from_who_sleeps, within_the_limit])
 def test_who_is_late_is_waited_for(program, monkeypatch):
-    monkeypatch.setattr(asking, "AT_ONCE", 0.05)
+    monkeypatch.setattr(asking, "AT_ONCE", 0.3 if program is from_a_thread else 0.05)
 
     def main():
         if not tools:
