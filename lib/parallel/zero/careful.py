@@ -1,8 +1,7 @@
 """A tensor that is asked before anything is computed with it, and refuses by the name of what it was cut from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,11 @@ class Origin:
     devices: int
 
 
+unasked = torch._C.DisableTorchFunctionSubclass  # `with unasked()`: for who only looks, at many tensors
+# What a tensor says of itself, from which no number is computed: an optimizer asks for it hundreds of times in a step.
+_FACTS = frozenset("_version device dtype grad_fn is_leaf is_meta is_sparse layout ndim requires_grad shape".split())
+
+
 class Careful(Tensor):
     """A tensor that is asked before anything is computed with it."""
 
@@ -28,10 +32,14 @@ class Careful(Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         called, kwargs = function.__name__, kwargs or {}
         if called in ("__get__", "__set__", "__delete__"):
-            called = f".{function.__self__.__name__}" + {"__get__": ""}.get(called, "=")
-        tensors = list(_tensors((args, kwargs)))
+            attribute = function.__self__.__name__
+            if called == "__get__" and attribute in _FACTS:
+                with unasked():
+                    return function(*args)
+            called = f".{attribute}" + {"__get__": ""}.get(called, "=")
+        tensors = _tensors([*args, *kwargs.values()])
         asked = [x for x in tensors if isinstance(x, Careful)]
-        with torch._C.DisableTorchFunctionSubclass():
+        with unasked():
             for x in asked:
                 if not x.may(called, [other for other in tensors if other is not x]):
                     raise RuntimeError(f"{called.lstrip('.')} of {x.what()}. {x.instead(called)}")
@@ -60,11 +68,12 @@ class Careful(Tensor):
         raise NotImplementedError
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))
+def _tensors(values: Iterable) -> list[Tensor]:
+    """Those among the arguments of a function, also in lists."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors(value)
+    return found

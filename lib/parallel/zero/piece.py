@@ -24,6 +24,7 @@ _LOOKING = set(
 )
 # Copies and casts: the result is no more the whole than the piece was.
 _CASTING = set(".data bfloat16 clone conj contiguous cpu cuda double float half to type type_as".split())
+_HARMLESS = _LOOKING | _CASTING
 # Each element changes by itself, as if the whole changed. Random numbers are not among them: all devices draw the same.
 _IN_PLACE = set(
     "__iadd__ __imul__ __ipow__ __isub__ __itruediv__ abs_ add_ addcdiv_ addcmul_ clamp_ clamp_max_ clamp_min_ copy_ "
@@ -36,6 +37,7 @@ _OVER_ALL = set(
     "_foreach_max _foreach_norm dot linalg_norm linalg_vector_norm mean norm std sum var vector_norm".split()
 )
 _SCALER = "_amp_foreach_non_finite_check_and_unscale_"
+_OF_ALL_DEVICES = _OVER_ALL | {_SCALER}
 
 
 class Piece(Careful):
@@ -57,7 +59,7 @@ class Piece(Careful):
 
     def may(self, called: str, others: list[Tensor]) -> bool:
         """Whether `called`, with `others`, treats each element by itself."""
-        if self.shape == self.origin.shape or called in _LOOKING | _CASTING:
+        if called in _HARMLESS or self.shape == self.origin.shape:
             return True
         if called.startswith("."):
             return called not in _TURNING
@@ -93,7 +95,7 @@ class PieceGradient(Careful):
 
     def may(self, called: str, others: list[Tensor]) -> bool:
         """Whether `called` needs no other device's elements."""
-        return self.origin.devices == 1 or called not in _OVER_ALL | {_SCALER}
+        return self.origin.devices == 1 or called not in _OF_ALL_DEVICES
 
     def like(self, called: str, result: Tensor) -> Tensor:
         """A square or the like is a piece's too."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lib.devices import Group
 from lib.parallel.data.backward import used_anywhere
 from lib.parallel.sharding.shards import shard
-from lib.parallel.zero.careful import Origin
+from lib.parallel.zero.careful import Origin, unasked
 from lib.parallel.zero.flat import FlatLayout
 from lib.parallel.zero.piece import Piece, become_former, become_piece
 
@@ -54,24 +54,29 @@ class ShardedFlat:
     def held(self) -> "Held":
         """What the modules hold now. Raises ValueError, naming the parameter, when it cannot be a piece."""
         found: list[Tensor] = []
-        for places, origin in zip(self.places, self.origins, strict=True):
-            x, *others = (owner._parameters.get(name) for owner, name in places)
-            fault = None
-            if x is None:
-                fault = "is no parameter of its module any more. Apply weight_norm, prune and the like before sharding"
-            elif any(x is not other for other in others):
-                fault = "was shared by several modules, and they hold different tensors now. Replace it in all of them"
-            elif x.shape != (len(origin.where),):
-                fault = f"was replaced by {tuple(x.shape)}; this device's piece has the shape ({len(origin.where)},)"
-            elif found and x.dtype != found[0].dtype:
-                fault = f"is {x.dtype} now, but {self.names[0]}, which travels with it, is {found[0].dtype}"
-            if fault:
-                who = f"FullySharded on rank {origin.rank} of {origin.devices}"
-                raise ValueError(f"{who}: {origin.name} {tuple(origin.shape)} {fault}")
-            if type(x) is nn.Parameter:
-                become_piece(x, origin)
-            found.append(x)
-        return Held(self, found, [x._version for x in found])
+        with unasked():
+            for places, origin in zip(self.places, self.origins, strict=True):
+                x, *others = (owner._parameters.get(name) for owner, name in places)
+                fault = self._fault(x, others, origin, found)
+                if fault:
+                    who = f"FullySharded on rank {origin.rank} of {origin.devices}"
+                    raise ValueError(f"{who}: {origin.name} {tuple(origin.shape)} {fault}")
+                if type(x) is nn.Parameter:
+                    become_piece(x, origin)
+                found.append(x)
+            return Held(self, found, [x._version for x in found])
+
+    def _fault(self, x: Tensor | None, others: list[Tensor | None], origin: Origin, found: list[Tensor]) -> str | None:
+        """Why what stands in the place of a parameter is no piece of it."""
+        if x is None:
+            return "is no parameter of its module any more. Apply weight_norm, prune and the like before sharding"
+        if any(x is not other for other in others):
+            return "was shared by several modules, and they hold different tensors now. Replace it in all of them"
+        if x.shape != (len(origin.where),):
+            return f"was replaced by {tuple(x.shape)}; this device's piece has the shape ({len(origin.where)},)"
+        if found and x.dtype != found[0].dtype:
+            return f"is {x.dtype} now, but {self.names[0]}, which travels with it, is {found[0].dtype}"
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +94,16 @@ class Held:
 
     def gather(self) -> Tensor:
         """(n/P,) Shard(0) -> (n,) Replicate. Raises RuntimeError, by name, when a piece was changed since."""
-        for x, version, origin in zip(self.pieces, self.versions, self.flat.origins, strict=True):
-            if x._version != version:
-                raise RuntimeError(
-                    f"FullySharded on rank {origin.rank} of {origin.devices}: {origin.name} {tuple(origin.shape)} was "
-                    "changed in place (by optimizer.step()?) after the forward whose backward needs it. Compute the "
-                    "forward again, or call backward() before step()"
-                )
-        return self.flat.group.all_gather(torch.cat([x.detach() for x in self.pieces]))
+        with unasked():
+            for x, version, origin in zip(self.pieces, self.versions, self.flat.origins, strict=True):
+                if x._version != version:
+                    raise RuntimeError(
+                        f"FullySharded on rank {origin.rank} of {origin.devices}: {origin.name} {tuple(origin.shape)} "
+                        "was changed in place (by optimizer.step()?) after the forward whose backward needs it. "
+                        "Compute the forward again, or call backward() before step()"
+                    )
+            mine = torch.cat([x.detach() for x in self.pieces])  # (n/P,)  Shard(0)
+        return self.flat.group.all_gather(mine)
 
     def average(self, grads: list[Tensor | None], allow_unused: bool) -> list[Tensor | None]:
         """Gradients of the parameters, Partial -> the mean gradients of the pieces, Shard(0). Frozen ones have none."""
