@@ -105,52 +105,67 @@ def test_who_waits_for_a_lock_and_who_waits_for_that_one_are_both_named():
 
 
 class Heavy:
-    """The word "late", which takes a while to go into a queue: the thread that has put it is gone before."""
+    """A word that takes a while to go into a queue: who has put it may be gone before."""
+
+    def __init__(self, word="late"):
+        self.word = word
 
     def __reduce__(self):
-        time.sleep(0.1)
-        return str, ("late",)
+        time.sleep(0.18)
+        return str, (self.word,)
 
 
-def from_a_thread(queue, event):
-    threading.Thread(target=lambda: time.sleep(0.4) or queue.put(Heavy()), daemon=True).start()
+def from_a_thread(queue, event, other):
+    threading.Thread(target=lambda: time.sleep(0.35) or queue.put(Heavy()), daemon=True).start()
     return queue.get()
 
 
-def from_who_waits_no_longer(queue, event):
+def from_who_waits_no_longer(queue, event, other):
     """Rank 1 gives up after a while, and then does what rank 0 waits for."""
     if int(os.environ["RANK"]) == 0:
         return queue.get()
-    event.wait(timeout=0.2)
-    return queue.put("late") or "late"
+    event.wait(timeout=0.35)
+    return queue.put(Heavy()) or "late"
 
 
-def from_who_sleeps(queue, event):
+def from_who_sleeps(queue, event, other):
     if int(os.environ["RANK"]) == 0:
         return queue.get()
     for _ in range(4):
-        time.sleep(0.05)
-    return queue.put("late") or "late"
+        time.sleep(0.09)
+    return queue.put(Heavy()) or "late"
 
 
-def within_the_limit(queue, event):
+def within_the_limit(queue, event, other):
     if int(os.environ["RANK"]) == 0:
         return queue.get(timeout=30)
     event.wait(timeout=0.05)
     return queue.put("late") or "late"
 
 
-@pytest.mark.parametrize("program", [from_a_thread, from_who_waits_no_longer, from_who_sleeps, within_the_limit])
-def test_who_is_late_is_waited_for(program, monkeypatch):
-    monkeypatch.setattr(asking, "AT_ONCE", 0.3 if program is from_a_thread else 0.05)
+def from_who_has_it_from_another(queue, event, other):
+    rank = int(os.environ["RANK"])
+    if rank == 2:
+        return queue.put(Heavy()) or "late"
+    if rank == 1:
+        return other.put(Heavy(queue.get())) or "late"
+    return other.get()
+
+
+LATE = [(1, from_a_thread), (2, from_who_waits_no_longer), (2, from_who_sleeps), (2, within_the_limit),
+        (3, from_who_has_it_from_another)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "program"), LATE)
+def test_who_is_late_is_waited_for(size, program, monkeypatch):
+    monkeypatch.setattr(asking, "AT_ONCE", 0.3)
 
     def main():
         if not tools:
-            tools.extend([context.Queue(), context.Event()])
+            tools.extend([context.Queue(), context.Event(), context.Queue()])
         return program(*tools)
 
     tools, context = [], mp.get_context("spawn")
-    size = 1 if program is from_a_thread else 2
     assert Cluster(size).run(replace(guest(main), outside=(OwnTime(),))) == ["late"] * size
 
 
