@@ -41,8 +41,9 @@ def sum_gradients(model: nn.Module, grid: ExpertGrid, bucket_bytes: float = BUCK
             f"sum_gradients on rank {grid.everyone.rank} of {grid.everyone.size}: no gradient reached "
             f"{', '.join(missing)}. Call (share * loss).backward() first, or freeze them with requires_grad_(False)"
         )
+    divided = {p: is_divided(layout) for p, layout in _parameters(model) if p.requires_grad}
     for is_expert, group in ((True, grid.replicas), (False, grid.batch)):
-        parameters = [p for p, layout in _parameters(model) if is_divided(layout) == is_expert and p.requires_grad]
+        parameters = [p for p in divided if divided[p] == is_expert]
         for bucket in plan_buckets(parameters, bucket_bytes):
             unpack(group.all_reduce(pack(bucket, 1.0)), bucket)  # (n,)  Partial -> Replicate over that group
 
@@ -57,7 +58,8 @@ def gradient_norm_on(model: nn.Module, grid: ExpertGrid) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for p, layout in _parameters(model):
         if p.grad is not None:
-            total = total.to(p.device) + p.grad.detach().double().square().sum() / _holders(layout, grid)
+            square = torch.linalg.vector_norm(p.grad, dtype=torch.float64).square()
+            total = total.to(p.device) + square / _holders(layout, grid)
     return grid.everyone.all_reduce(total).sqrt()
 
 

@@ -126,29 +126,33 @@ def timeline(schedule: Schedule, times: Times | None = None, rendezvous: bool = 
         while at[device] < len(steps):
             step = steps[at[device]]
             needs = needs_of(step, last)
-            if rendezvous and isinstance(step, Send):
+            leaving = rendezvous and isinstance(step, Send)
+            if leaving:
                 needs.append(("ask" + step.what, step.peer, step.micro))
-            missing = next((key for key in needs if key not in there), None)
+            start, missing = now[device], None
+            for key in needs:
+                if key not in there:
+                    missing = key
+                    break
+                start = max(start, there[key])
             if missing is not None:
                 waiting[missing] = device
                 break
-            start = max([now[device], *(there[key] for key in needs)])
-            leaving = rendezvous and isinstance(step, Send)
             end = now[device] = start + (times.message if leaving else times.of(step))
             at[device] += 1
             lanes[device].append(Slot(step, start, end))
             match step:
-                case Send():
-                    message((step.what, step.peer, step.micro), start + times.message)
-                case Recv():
-                    comes(("ask" + step.what, step.stage, step.micro), end)
-                    message((step.what, step.stage, step.micro), end)
                 case Forward():
                     there["doneF", step.stage, step.micro] = end
                     made("F", step, step.stage + 1, end)
                 case Backward() | BackwardInput():
                     there["doneI", step.stage, step.micro] = end
                     made("B", step, step.stage - 1, end)
+                case Send():
+                    message((step.what, step.peer, step.micro), start + times.message)
+                case Recv():
+                    comes(("ask" + step.what, step.stage, step.micro), end)
+                    message((step.what, step.stage, step.micro), end)
     if waiting:
         raise Stuck(schedule, {device: (at[device], key) for device, key in sorted((d, k) for k, d in waiting.items())})
     return lanes
