@@ -26,7 +26,7 @@ def use_repeatable_profile():
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=40,
+        max_examples=25,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     settings.load_profile("book")

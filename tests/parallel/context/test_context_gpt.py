@@ -1,5 +1,7 @@
 """The whole GPT under context x data x tensor parallelism equals one device: loss and every gradient."""
 
+from functools import cache
+
 import pytest
 import torch
 from parallel.dense_transformer import double, refuses  # noqa: F401
@@ -34,19 +36,22 @@ def on_mesh(group, state, targets, make=RingAttention, dp=1, cp=1, tp=1, order="
     return mesh, model, everyone, loss
 
 
-def dense_step(state, targets):
+@cache
+def dense_step(targets):
+    """Weights, and what one device makes of them: the loss, and the gradients by name."""
+    state = dense_weights(CONFIG)
+
     def program(group):
         model = build(group, state, CONFIG)
         loss = model(TOKENS, targets)
         loss.backward()
         return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
-    return alone(program)
+    return state, *alone(program)
 
 
 def assert_equals_one_device(targets=TARGETS, **grid):
-    state = dense_weights(CONFIG)
-    loss, grads = dense_step(state, targets)
+    state, loss, grads = dense_step(targets)
 
     def program(group):
         mesh, model, everyone, mine = on_mesh(group, state, targets, **grid)
@@ -94,8 +99,7 @@ def test_the_mean_of_means_is_another_number(weigh, least, most):
     To weigh the gradients afterwards, as data parallelism may, mends nothing here: through keys and values the loss of
     one device has reached the gradients of the others by then.
     """
-    state = dense_weights(CONFIG)
-    _, grads = dense_step(state, PROMPT)
+    state, _, grads = dense_step(PROMPT)
 
     def program(group):
         model = ContextGPT(CONFIG, group.split(group.size), RingAttention(group, LENGTH, "contiguous")).double()

@@ -17,7 +17,7 @@ WAYS = {"greedy": {}, "drawn": {"temperature": 0.8}, "top 5": {"temperature": 1.
 WAY = pytest.mark.parametrize("way", WAYS)
 
 
-def text(group, prompt=PROMPT, count=10, sequence_parallel=False, **options):
+def text(group, prompt=PROMPT, count=7, sequence_parallel=False, **options):
     return generate(build(group, STATE, sequence_parallel=sequence_parallel), prompt, count, **options)
 
 
@@ -33,7 +33,7 @@ MORE = [{}, {"cache": False}, {"sequence_parallel": True}]
 @pytest.mark.parametrize(("size", "way", "more"), [*covering([2, 3, 4], list(WAYS), MORE), (12, "top 5", {})])
 def test_the_same_on_all_devices_with_and_without_cache(size, way, more):
     expected = written_alone(way)
-    assert expected.shape == (3, 14)
+    assert expected.shape == (3, 11)
     assert torch.equal(expected[:, :4], PROMPT)
     assert all(torch.equal(out, expected) for out in Cluster(size).run(text, seed=3, **WAYS[way], **more))
 
@@ -46,7 +46,7 @@ def test_equal_to_a_dense_loop(way):
     def dense(group):
         model, tokens = build(group, STATE), PROMPT
         noise = torch.Generator().manual_seed(3)
-        for _ in range(10):
+        for _ in range(7):
             logits = model.next_logits(tokens)
             if temperature:
                 worst = logits.sort(-1).values[:, -k, None]
@@ -61,7 +61,7 @@ def test_equal_to_a_dense_loop(way):
 
 @pytest.mark.parametrize("top_k", [None, 7])
 def test_drawn_as_often_as_softmax_says(top_k):
-    prompts, temperature = PROMPT[:1].expand(10_000, -1), 1.5
+    prompts, temperature = PROMPT[:1].expand(4_000, -1), 1.5
 
     def program(group):
         model = build(group, STATE)

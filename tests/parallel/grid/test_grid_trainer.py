@@ -96,8 +96,7 @@ def test_more_of_each_at_once_with_adam_and_clipping(config):
         ParallelConfig(dp=4, ep=2, zero=1),
         ParallelConfig(dp=2, ep=2, cp=2),
         ParallelConfig(dp=2, ep=2, tp=2, sequence_parallel=True, zero=1, recompute="full"),
-        ParallelConfig(dp=2, ep=2, pp=2, tp=2, micro_batches=2, chunks=2),
-        ParallelConfig(dp=2, ep=2, pp=2, cp=2, tp=2, micro_batches=2, sequence_parallel=True, zero=1),
+        ParallelConfig(dp=2, ep=2, pp=2, cp=2, tp=2, micro_batches=2, chunks=2, sequence_parallel=True, zero=1),
     ],
     ids=str,
 )
