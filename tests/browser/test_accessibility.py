@@ -1,32 +1,43 @@
-"""axe-core on every page that an author wrote, and on the longest and the shortest page of the reference.
+"""axe-core on every kind of element that the book has.
 
-Each is asked in two opposite looks: by all rules light on a desk, and by those that depend on the look dark on a phone.
-These have then seen both themes and both widths. That no rule needs a special pair of them, or another rule a phone, is
-asked of a page with everything: a chapter.
+A few pages, and one on which blocks of all pages stand together: see kinds.py. Each is asked in two opposite looks:
+by all rules light on a desk, and by those that depend on the look dark on a phone. So these have seen both themes and
+both widths. That no rule needs a special pair of them, or another rule a phone, is asked of a page with many kinds.
+
+What depends on the words of a page, not on the kinds of its elements, every page is asked elsewhere: headings, labels,
+the names of pictures in test_links.py, what scrolls in test_pages.py, the pictures of widgets in test_widgets.py.
 """
 
 import pytest
 from browser.accessibility import OF_THE_LOOK, violations
-from browser.book import HTML, pages
-
-REFERENCE = [path for path in pages() if path.startswith("reference/")]
-SHORTEST, *_, LONGEST = sorted(REFERENCE, key=lambda path: (HTML / path).stat().st_size)
-# The pages of the reference are made alike by one tool from one kind of text.
-PAGES = [path for path in pages() if path not in REFERENCE or path in (SHORTEST, LONGEST)]
-CHAPTER = "chapters/tensor_parallelism.html"
+from browser.book import PHONE
+from browser.kinds import CHAPTER, PAGES, WHOLE, frame_kinds, gallery
 
 
-@pytest.mark.parametrize("path", PAGES)
+def test_the_pages_asked_have_every_kind_of_frame():
+    asked = set().union(*map(frame_kinds, (CHAPTER, *WHOLE)))
+    assert len(asked) > 100
+    assert {path: new for path in PAGES if (new := frame_kinds(path) - asked)} == {}
+
+
+@pytest.mark.parametrize("path", WHOLE)
 def test_axe_finds_nothing_on_a_desk(desk, path):
     assert violations(desk(path).page, "light") == []
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", WHOLE)
 def test_axe_finds_nothing_on_a_phone(phone, path):
     assert violations(phone(path).page, "dark", OF_THE_LOOK) == []
 
 
-@pytest.mark.parametrize("path", [CHAPTER])
+def test_axe_finds_nothing_on_the_page_with_everything(visit):
+    page = visit(CHAPTER, text=gallery()).page
+    found = violations(page, "light")
+    page.set_viewport_size(PHONE)
+    assert found + violations(page, "dark") == []
+
+
+@pytest.mark.parametrize("path", WHOLE[:1])
 def test_axe_finds_nothing_in_the_other_looks(desk, phone, path):
     assert violations(desk(path, scheme="dark").page, "dark") == []
     assert violations(phone(path, scheme="light").page, "light") == []

@@ -6,13 +6,14 @@ an author has its own tests; those of the reference, hundreds that one template 
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from html.parser import HTMLParser
+from itertools import islice, pairwise, takewhile
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from browser.book import HTML, pages
+from browser.elements import Element, elements
 
 PAGES = pages()
 LISTINGS = [path for path in PAGES if path.startswith("reference/")]
@@ -22,98 +23,73 @@ TOOLS = {"search", "genindex"}  # no author describes them
 each_part = pytest.mark.parametrize("paths", PARTS.values(), ids=PARTS)
 # In a program, every word has a color. Of hundreds of thousands of such elements, these tests ask nothing.
 PROGRAM, WORD = re.compile(r"<pre>.*?</pre>", re.S), re.compile(r'<span class="[^"]*">|</span>')
-NO_END = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+# Attributes that name other elements of the page.
+NAMING = ("aria-labelledby", "aria-describedby", "aria-controls", "for", "list")
+FIELDS = {"input", "select", "textarea"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Picture:
-    """An <img> or the outermost <svg>, with the texts inside it: those of its elements with an id, and its title."""
+    """An <img> or the outermost <svg>, and what it is called."""
 
-    tag: str
     attributes: dict[str, str]
+    is_drawing: bool
     in_article: bool
-    texts: dict[str, str] = field(default_factory=dict)
-    title: str = ""
-
-    def name(self) -> str:
-        if self.tag == "img":
-            return self.attributes.get("alt", "")
-        label = " ".join(self.texts.get(one, "") for one in self.attributes.get("aria-labelledby", "").split())
-        return self.attributes.get("aria-label") or label.strip() or self.title
+    name: str
 
 
-class File(HTMLParser):
+def picture(one: Element, inside: list[Element]) -> Picture:
+    said = one.attributes
+    if one.tag == "img":
+        name = said.get("alt", "")
+    else:
+        texts = {other.attributes["id"]: other.words for other in inside if "id" in other.attributes}
+        label = " ".join(texts.get(part, "") for part in said.get("aria-labelledby", "").split())
+        title = next((other.words for other in inside if other.tag == "title" and other.around is one), "")
+        name = said.get("aria-label") or label.strip() or title
+    return Picture(said, one.tag == "svg", one.within("article"), name)
+
+
+class File:
     """What these tests want to know of a page, read once: every page asks for the ids of many others."""
 
     def __init__(self, text: str):
-        super().__init__()
-        self.ids: list[str] = []
-        self.targets: list[tuple[str, str]] = []  # of what kind (a, img, script, stylesheet, ...), where to
-        self.pictures: list[Picture] = []
-        self.headings = 0  # <h1> in the article
-        self.language = ""
-        self.descriptions: list[str] = []
-        self.previews = 0  # <meta property="og:title">
-        self.open: list[tuple[str, str]] = []  # the tags that are open, with their ids
-        self.drawing: Picture | None = None
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        found = {name: value or "" for name, value in attributes}
-        if "id" in found:
-            self.ids.append(found["id"])
-        if tag == "a" and "href" in found:
-            self.targets.append((tag, found["href"]))
-        if tag == "link" and "href" in found:
-            self.targets.append((found["rel"].split()[0], found["href"]))
-        if "src" in found:
-            self.targets.append((tag, found["src"]))
-        self.look(tag, found)
-        if tag not in NO_END:
-            self.open.append((tag, found.get("id", "")))
-
-    def look(self, tag: str, found: dict[str, str]) -> None:
-        if tag in ("img", "svg") and self.drawing is None:
-            self.pictures.append(Picture(tag, found, self.in_article()))
-            self.drawing = self.pictures[-1] if tag == "svg" else None
-        self.headings += tag == "h1" and self.in_article()
-        if tag == "html":
-            self.language = found.get("lang", "")
-        if tag == "meta" and found.get("name") == "description":
-            self.descriptions.append(found["content"])
-        self.previews += tag == "meta" and found.get("property") == "og:title"
-
-    def in_article(self) -> bool:
-        return any(one == "article" for one, _ in self.open)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in NO_END:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        # HTML lets an author leave some ends out: what is still open inside ends with it.
-        opened = next((at for at in reversed(range(len(self.open))) if self.open[at][0] == tag), None)
-        if opened is not None:
-            del self.open[opened:]
-        if tag == "svg" and not any(one == "svg" for one, _ in self.open):
-            self.drawing = None
-
-    def handle_data(self, data):
-        if self.drawing is None:
-            return
-        inside = [one for one, _ in self.open]
-        if inside[inside.index("svg") + 1 :] == ["title"]:
-            self.drawing.title += data
-        for _, name in self.open[inside.index("svg") :]:
-            if name:
-                self.drawing.texts[name] = self.drawing.texts.get(name, "") + data
+        found = elements(PROGRAM.sub(lambda program: WORD.sub("", program[0]), text))
+        self.ids = [one.attributes["id"] for one in found if "id" in one.attributes]
+        self.named = {part for one in found for name in NAMING for part in one.attributes.get(name, "").split()}
+        # Of what kind (a, img, script, stylesheet, ...), where to.
+        self.targets = [
+            (one.tag, one.attributes["href"]) for one in found if one.tag == "a" and "href" in one.attributes
+        ]
+        self.targets += [
+            (one.attributes["rel"].split()[0], one.attributes["href"]) for one in found if one.tag == "link"
+        ]
+        self.targets += [(one.tag, one.attributes["src"]) for one in found if "src" in one.attributes]
+        self.pictures = []
+        for at, one in enumerate(found):
+            if one.tag == "img" or (one.tag == "svg" and not one.within("svg")):
+                inside = takewhile(lambda other, end=one.end: other.begin < end, islice(found, at + 1, None))
+                self.pictures.append(picture(one, list(inside)))
+        self.headings = [int(one.tag[1]) for one in found if re.fullmatch("h[1-6]", one.tag) and one.within("article")]
+        labels = {one.attributes.get("for") for one in found if one.tag == "label"}
+        self.nameless = [
+            one.own_tag
+            for one in found
+            if one.tag in FIELDS
+            and one.attributes.get("type") != "hidden"
+            and not one.within("label")
+            and not {"aria-label", "aria-labelledby"} & one.attributes.keys()
+            and one.attributes.get("id") not in labels
+        ]
+        self.language = next((one.attributes.get("lang") for one in found if one.tag == "html"), None)
+        metas = [one.attributes for one in found if one.tag == "meta"]
+        self.descriptions = [meta["content"] for meta in metas if meta.get("name") == "description"]
+        self.previews = sum(meta.get("property") == "og:title" for meta in metas)
 
 
 @cache
 def read(path: str) -> File:
-    return File(PROGRAM.sub(lambda program: WORD.sub("", program[0]), (HTML / path).read_text("utf-8")))
+    return File((HTML / path).read_text("utf-8"))
 
 
 @cache
@@ -160,13 +136,34 @@ def test_ids_are_unique(paths):
 
 
 @each_part
+def test_what_is_named_by_another_is_there(paths):
+    """What a label is for, what describes an element or is worked by it. And no field is without a name."""
+    for path in paths:
+        assert read(path).named - ids(path) == set(), path
+        assert read(path).nameless == [], path
+
+
+@each_part
+def test_no_heading_skips_a_level(paths):
+    for path in paths:
+        assert [two for two in pairwise(read(path).headings) if two[1] > two[0] + 1] == [], path
+
+
+def test_what_has_no_name_is_found():
+    page = File("""<label for=a>A</label><input id=a><input id=b><label><input></label><select aria-label=c></select>
+        <p aria-labelledby="b d">""")
+    assert page.nameless == ["<input id=b>"]
+    assert page.named - set(page.ids) == {"d"}
+
+
+@each_part
 def test_pictures_say_what_they_show(paths):
     for path, picture in [(one, picture) for one in paths for picture in read(one).pictures]:
         if picture.attributes.get("aria-hidden") == "true":
             continue
-        if picture.tag == "svg":
+        if picture.is_drawing:
             assert picture.attributes.get("role") == "img", f"{path}: a drawing without a role: {picture.attributes}"
-        name = picture.name().strip()
+        name = picture.name.strip()
         assert len(name) >= 10, f"{path}: no text for {picture.attributes}"
         assert not re.search(r"_images/|\.(png|svg|jpe?g|gif)$", name), f"{path}: {name}"
 
@@ -179,7 +176,7 @@ def test_the_book_has_pictures():
 def test_pages_describe_themselves(name):
     for path in PARTS[name]:
         page = read(path)
-        assert page.headings == 1, path
+        assert page.headings.count(1) == 1, path
         assert page.language == "en", path
         assert len(page.descriptions) == 1, path
         assert 40 <= len(page.descriptions[0]) <= 200, path
@@ -198,4 +195,4 @@ def test_pages_describe_themselves(name):
     ],
 )
 def test_the_name_of_a_picture(text, names):
-    assert [picture.name() for picture in File(text).pictures] == names
+    assert [picture.name for picture in File(text).pictures] == names

@@ -9,6 +9,7 @@ import re
 from functools import cache
 
 import pytest
+from browser.accessibility import unreachable
 from browser.book import HTML, KINDS, PHONE, Opened, one_of_each
 from fontTools.ttLib import TTFont
 
@@ -51,6 +52,7 @@ def test_loads_cleanly_and_light(desk, site, path):
     opened = desk(path)
     scroll_through(opened.page)
     opened.clean()
+    assert unreachable(opened.page) == []
     urls = {response.url.split("?")[0] for response in opened.responses}
     weights = {url: weight(url.removeprefix(site)) for url in urls if not url.startswith("data:")}
     heaviest = sorted(weights.items(), key=lambda pair: -pair[1])[:5]
@@ -71,6 +73,7 @@ def test_never_scrolls_sideways_on_a_phone(phone, path):
         .map(e => e.outerHTML.slice(0, 120)).slice(0, 5).concat(document.documentElement.scrollWidth)"""
     )
     assert wide == []
+    assert unreachable(page) == []
     icons = page.evaluate(
         """() => [...document.querySelectorAll("*:not(svg *, math *, pre *)")].flatMap(e => ["::before", "::after"]
         .map(side => getComputedStyle(e, side))

@@ -54,6 +54,9 @@ SEE = """root => {
         point: frame.dataset.point, says: root.querySelector(".omd-status").innerText, picture: omdSeen.get(html),
         visible: frame.checkVisibility({visibilityProperty: true}),
         left: box.left, right: box.right, height: box.height,
+        named: [...frame.querySelectorAll(":scope > svg, :scope > * > svg, img")].every((one) => one.getAttribute("alt")
+            || one.role === "img" && (one.ariaLabel || document.getElementById(
+                one.getAttribute("aria-labelledby")?.split(" ")[0])?.textContent)),
         focused: root.contains(document.activeElement) ? document.activeElement.dataset.axis : null,
     };
 }"""
@@ -157,6 +160,7 @@ class Widget:
         assert seen["says"] == self.said[expected]
         assert seen["visible"]
         assert seen["height"] > 10
+        assert seen["named"], "a picture that a screen reader cannot name"
         return seen
 
 
