@@ -29,8 +29,11 @@ RARELY = {"product": torch.mul, "band": torch.bitwise_and, "bor": torch.bitwise_
 
 def combine(tensors: Sequence[Tensor], op: str) -> Tensor:
     """The tensors combined element by element, in rank order: the same bits whoever computes it."""
-    result, two = tensors[0].clone(), COMBINE.get(op) or RARELY[op]
-    for x in tensors[1:]:
+    if len(tensors) == 1:
+        return tensors[0].clone()
+    two = COMBINE.get(op) or RARELY[op]
+    result = two(tensors[0], tensors[1])
+    for x in tensors[2:]:
         two(result, x, out=result)
     return result
 

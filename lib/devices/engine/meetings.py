@@ -60,8 +60,7 @@ class Meetings:
         return meeting
 
     def collect(self, meeting: Meeting, ranks: tuple[int, ...], rank: int, verb: Collective) -> Tensor | None:
-        """What device `rank` gets; waits until all have come."""
-        self._waiting.check_caller(ranks[rank], verb)
+        """What device `rank`, which has just joined, gets; waits until all have come."""
         if not meeting.over:
             meeting.waiting.add(rank)
             self._waiting.wait(ranks[rank], verb, ranks)

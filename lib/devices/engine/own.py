@@ -3,15 +3,11 @@
 A device finds its own when it gets the turn, and lays it aside when it gives the turn away.
 """
 
-import ctypes
-import random
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+from lib.devices.engine.draws import kept
 
 
 class Owner(Protocol):
@@ -60,32 +56,23 @@ class Owners:
                 last_first.callback(owner.give_back, failed)
 
 
-class Own(NamedTuple):
-    """One device's. `python` and `numpy` are None as long as no device has drawn from their streams."""
-
-    torch: Tensor
-    dtype: torch.dtype
-    python: Any = None
-    numpy: Any = None
-
-
 class Owned:
-    """The `Own` of all devices of a run. All start with the caller's."""
+    """What all devices of a run have of `kept()`. All start with the caller's."""
 
     def __init__(self, size: int):
-        self._caller = Own(torch.default_generator.get_state(), torch.get_default_dtype(), random.getstate(), _numpy())
-        self._marks = _marks()
-        self._at_first = _read(self._marks)
-        # A second normal number may be kept outside of the stream; to draw it does not show there.
-        self._touched = bool(self._caller.numpy and self._caller.numpy["has_gauss"])
+        self._things = kept()
+        self._states = self._caller = [thing.read() for thing in self._things]  # those of the process, at the moment
+        self._marks = self._look()
         self._mine = [self._caller] * size
 
     def lay_aside(self, rank: int) -> None:
-        """Device `rank` gives the turn away."""
-        if not self._touched:
-            self._touched = _read(self._marks) != self._at_first
-        touched = (random.getstate(), _numpy()) if self._touched else (None, None)
-        self._mine[rank] = Own(torch.default_generator.get_state(), torch.get_default_dtype(), *touched)
+        """Device `rank` gives the turn away. What it has not changed is not read again."""
+        marks = self._look()
+        if marks != self._marks:
+            whole = zip(self._things, self._states, self._marks, marks, strict=True)
+            self._states = [state if old == new else thing.read() for thing, state, old, new in whole]
+            self._marks = marks
+        self._mine[rank] = self._states
 
     def take_up(self, rank: int) -> None:
         """Device `rank` gets the turn."""
@@ -93,37 +80,15 @@ class Owned:
 
     def give_back(self, failed: bool) -> None:
         """After the run: the caller's streams go on where rank 0's stopped; after a failure they are as before."""
-        self._set((self._caller if failed else self._mine[0])._replace(dtype=self._caller.dtype))
+        _, *streams = self._caller if failed else self._mine[0]
+        self._set([self._caller[0], *streams])
 
-    def _set(self, own: Own) -> None:
-        torch.default_generator.set_state(own.torch)
-        if torch.get_default_dtype() != own.dtype:
-            torch.set_default_dtype(own.dtype)
-        if self._touched:
-            random.setstate(own.python or self._caller.python)
-            if self._caller.numpy is not None:
-                sys.modules["numpy"].random.set_state(own.numpy or self._caller.numpy)
+    def _look(self) -> list[Any]:
+        return [thing.mark() for thing in self._things]
 
-
-def _numpy() -> Any:
-    numpy = sys.modules.get("numpy")  # who has not imported it does not draw from it
-    return None if numpy is None else numpy.random.get_state(legacy=False)
-
-
-def _marks() -> list[ctypes.Array]:
-    """A few bytes of Python's and NumPy's streams as they stand in memory, which change with every draw and every seed.
-    To look at them takes less than a microsecond at each turn; to copy the streams takes a hundred."""
-    # Where CPython keeps them: behind the head of the object, the index of the next number, and then the numbers.
-    marks = [(ctypes.c_char * 16).from_address(id(random._inst) + object.__basicsize__)]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        generator = numpy.random.mtrand._rand._bit_generator
-        if isinstance(generator, numpy.random.MT19937):
-            address = generator.ctypes.state_address  # 624 numbers, then the index of the next one
-            marks += [(ctypes.c_char * n).from_address(address + at) for n, at in ((8, 0), (4, 4 * 624))]
-            marks[-1].keeps = generator  # as long as its memory is looked at
-    return marks
-
-
-def _read(marks: list[ctypes.Array]) -> list:
-    return [random._inst.gauss_next, *[mark.raw for mark in marks]]
+    def _set(self, mine: list[Any]) -> None:
+        if mine is not self._states:  # else nobody has drawn since this device had the turn
+            for thing, new, old in zip(self._things, mine, self._states, strict=True):
+                if new is not old:
+                    thing.write(new)
+            self._states, self._marks = mine, self._look()

@@ -43,7 +43,7 @@ class Turns:
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
-        self._idents = [0] * size  # of the threads
+        self.idents = [0] * size  # of the threads, as they begin
         self.owners = Owners([Owned(size)])
         self._interruptible: int | None = None  # the device that is in its program now
         self._interrupting = threading.Lock()  # guards the field above
@@ -92,16 +92,12 @@ class Turns:
         """The innermost frame of device `rank` among `sys._current_frames()`, or None when it has ended."""
         return frames.get(self._threads[rank].ident)
 
-    def is_current_thread(self, rank: int) -> bool:
-        """Whether the caller is the thread of device `rank`."""
-        return get_ident() == self._idents[rank]
-
     def is_a_device(self, thread: threading.Thread | None = None) -> bool:
         """Whether `thread`, by default that of the caller, is the thread of one of the devices."""
         return (thread or threading.current_thread()) in self._threads
 
     def _live(self, rank: int) -> None:
-        self._idents[rank] = get_ident()
+        self.idents[rank] = get_ident()
         if hasattr(os, "SCHED_BATCH"):  # Linux
             # Else a woken device preempts its waker, which still holds Python's lock, and at once sleeps again.
             with suppress(OSError):
@@ -166,7 +162,7 @@ class Turns:
         if self._ready:
             rank = self._ready.popleft()
             self.owners.take_up(rank)
-            if self._has_begun(rank):
+            if self.idents[rank]:
                 self._may_run[rank].release()
             else:
                 self._threads[rank].start()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from threading import get_ident
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class Waiting:
         """A handle that collects when it is waited for. It is remembered until then, with the line that started it."""
 
         def close() -> Tensor | None:
+            self.check_caller(rank, call)
             del self._open[handle]
             return collect()
 
@@ -53,7 +55,7 @@ class Waiting:
                 f"rank {rank} called {call} after its run had ended. Groups live as long as the run: call backward() "
                 "and all verbs inside the program that Cluster.run() was given"
             )
-        if not turns.is_current_thread(rank):
+        if get_ident() != turns.idents[rank]:
             raise RuntimeError(
                 f"the group of rank {rank} was used by somebody else, to call {call}. "
                 "Each device must use the group that its own program was given"

@@ -86,6 +86,11 @@ def test_the_default_dtype_is_each_device_s_own():
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_the_default_dtype_of_rank_0_is_not_the_caller_s():
+    Cluster(2).run(lambda group: torch.set_default_dtype(torch.float64))
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_second_run_in_another_thread_is_refused_and_harms_nobody():
     outcome = []
 
