@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bench.layers import WORKS, dense_work, device_work
 from bench.local_tensor import local_tensors, work_of_all
 from bench.plain import PlainBlock, PlainMLP
 from bench.plan import QUICK, Reading, spent, summary
-from bench.rounds import step
+from bench.rounds import interleaved, step
 from bench.tables import tables
 
 from lib import Cluster, CutTokens
@@ -212,6 +213,17 @@ def test_the_layers_of_others_do_the_dense_work(split, dense, backward):
 def test_spent_is_from_the_first_start_to_the_last_end():
     marks = [(Reading(1.0, 7.0, 10), Reading(2.0, 9.0, 30)), (Reading(0.5, 8.0, 20), Reading(3.0, 8.5, 25))]
     assert spent(marks) == Reading(wall=2.5, cpu=2.0, faults=20)
+
+
+def test_what_warms_up_is_thrown_away_and_the_others_take_turns():
+    said = []
+
+    def timer(name):
+        return lambda backward, steps: said.append(name) or len(said)
+
+    plan = replace(QUICK, warm_up=1, rounds=2)
+    assert interleaved({"a": timer("a"), "b": timer("b")}, False, plan) == {"a": [3, 5], "b": [4, 6]}
+    assert "".join(said) == "ababab"
 
 
 def test_summary_of_one_value():

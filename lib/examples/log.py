@@ -13,7 +13,7 @@ from lib.devices.hardware import PRESETS
 from lib.examples.recipe import Recipe
 from lib.parallel.gpt.config import GPTConfig
 
-SIDE, ROUNDS, SECONDS = 512, 12, 0.5  # of the matrix products that measure a CPU; it has no speed in some formats
+SIDE, ROUNDS, SECONDS = 512, 4, 0.5  # of the matrix products that measure a CPU; it has no speed in some formats
 
 
 def peak_flops(group: Group, simulated: bool, dtype: torch.dtype) -> float | None:

@@ -53,11 +53,11 @@ def seconds(run: Callable[[], object]) -> float:
 def metering(plan: Plan) -> list[float]:
     """Time of an MLP with meters over its time without, forward and backward on 4 devices."""
     dense, found = dense_work("MLP", plan), {Meters: [], Uncounted: []}
-    for round_ in range(plan.rounds + 1):
+    for round_ in range(-plan.warm_up, plan.rounds):
         for meters in found:
             cluster.Meters = meters
             took = time_simulated(4, partial(device_work, "MLP"), dense, True, 3 * plan.steps).wall
-            if round_:
+            if round_ >= 0:
                 found[meters].append(took)
     cluster.Meters = Meters
     return [a / b for a, b in zip(*found.values(), strict=True)]

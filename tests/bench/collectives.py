@@ -55,8 +55,8 @@ def hand_overs(size: int, times: int) -> float:
 def measure(plan: Plan) -> list[dict]:
     """One dict per verb and size: microseconds per device and call."""
     found = {}
-    for round_ in range(plan.rounds + 1):  # the first round warms up
-        progress(f"  collectives, round {round_} of {plan.rounds} ...")
+    for round_ in range(-plan.warm_up, plan.rounds):
+        progress(f"  collectives, round {round_ + 1} of {plan.rounds} ...")
         samples = {("bare hand-over", 2): hand_overs(2, plan.calls // 2) / (plan.calls // 2 * 2)}
         for size in plan.clusters:
             calls = max(2, plan.calls // size)
@@ -66,7 +66,7 @@ def measure(plan: Plan) -> list[dict]:
             start = time.perf_counter()
             Cluster(size).run(lambda group: None)
             samples["start of a run", size] = (time.perf_counter() - start) / size
-        for name, seconds in samples.items() if round_ else ():
+        for name, seconds in samples.items() if round_ >= 0 else ():
             found.setdefault(name, []).append(seconds)
     return [
         {"what": what, "devices": size, "microseconds": summary([1e6 * s for s in samples])}

@@ -91,11 +91,11 @@ def measure(plan: Plan) -> list[dict]:
     torch.set_num_threads(1)
     times = max(8, plan.calls // 500)  # fewer could take less than what disturbs them
     samples: dict[str, list[float]] = {name: [] for name in (STEP, THREADS, RATIO, CALLS)}
-    for round_ in range(plan.rounds + 1):  # the first warms up
-        progress(f"  guests, round {round_} of {plan.rounds} ...")
+    for round_ in range(-plan.warm_up, plan.rounds):
+        progress(f"  guests, round {round_ + 1} of {plan.rounds} ...")
         mine, theirs = seconds(as_guests, times), seconds(as_threads, times)
         calls = seconds(all_reduces, max(100, plan.calls // 10))
-        if round_:
+        if round_ >= 0:
             for name, value in zip(samples, (1e3 * mine, 1e3 * theirs, mine / theirs, 1e6 * calls), strict=True):
                 samples[name].append(value)
     return [{"what": name, "target": TARGETS.get(name), "values": summary(found)} for name, found in samples.items()]

@@ -32,6 +32,7 @@ class Plan:
     micros: int = 8
     in_ring: tuple[int, ...] = (1, 8)
     meta_layers: int = 96
+    warm_up: int = 1  # rounds before those that count
     rounds: int = 5
     long_rounds: int = 3  # of what takes seconds per step
     steps: int = 1
@@ -41,8 +42,8 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     2, 8, 48, 96, devices=(1, 4), in_block=(4, 12), local_tensor=(2,), processes=(2,), clusters=(2, 8), in_memory=(4,),
-    in_pipeline=(2,), micros=2, layers=2, vocabulary=101, text=8, long_text=32, meta_layers=2, rounds=1, long_rounds=1,
-    calls=64,
+    in_pipeline=(2,), micros=2, layers=2, vocabulary=101, text=8, long_text=32, meta_layers=2, warm_up=0, rounds=1,
+    long_rounds=1, calls=64,
 )  # fmt: skip
 
 

@@ -64,11 +64,11 @@ def compare(variants: Mapping[tuple[str, int], Timer], backward: bool, plan: Pla
 
 
 def interleaved(variants: Mapping[tuple[str, int], Timer], backward: bool, plan: Plan) -> dict:
-    """A B C ... A B C ...: what disturbs the machine for a while disturbs all alike. A first round is thrown away."""
+    """A B C ... A B C ...: what disturbs the machine for a while disturbs all alike. What warms up is thrown away."""
     timed = {name: [] for name in variants}
-    for round_ in range(plan.rounds + 1):
+    for round_ in range(-plan.warm_up, plan.rounds):
         for name, run in variants.items():
             sample = run(backward, plan.steps)
-            if round_:
+            if round_ >= 0:
                 timed[name].append(sample)
     return timed
