@@ -44,6 +44,7 @@ MAKERS = {
     "searched v": cache(lambda p, m: search_schedule(p, m, p, place=[*range(p), *reversed(range(p))])),
     "gpipe, split": lambda p, m: split_backward(gpipe(p, m)),
 }
+FREE = [name for name in MAKERS if name not in ("interleaved", "dual pipe v")]  # in the number of micro-batches
 
 
 def batch(texts=6, length=8, seed=3):

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from parallel.pipeline.pipelines import MAKERS
+from parallel.pipeline.pipelines import FREE, MAKERS
 
 from lib import (
     Forward,
@@ -52,8 +52,11 @@ def test_a_schedule_knows_its_placement():
     assert (interleaved(2, 4, 3).chunks, interleaved(2, 4, 3).micros, interleaved(2, 4, 3).stages) == (3, 4, 6)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize(("p", "m"), [(1, 2), (4, 8), (3, 9)])
+@pytest.mark.parametrize(
+    ("name", "p", "m"),
+    [(name, p, m) for name in MAKERS for p, m in [(1, 2), (4, 8), (3, 9)]]
+    + [(name, p, m) for name in FREE for p, m in [(4, 2), (2, 5)]],  # fewer than stages; not a multiple
+)
 def test_all_pass_the_checker_with_messages_and_without(name, p, m):
     schedule = MAKERS[name](p, m)
     check_schedule(schedule, tags=False)

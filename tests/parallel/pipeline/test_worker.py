@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from devices.messages import says
-from parallel.pipeline.pipelines import CONFIG, MAKERS, batch, build, check_equal, gradients, loss_of, one_device
+from parallel.pipeline.pipelines import CONFIG, FREE, MAKERS, batch, build, check_equal, gradients, loss_of, one_device
 from parallel.small_gpt import one_thread  # noqa: F401
 
 from lib import (
@@ -37,7 +37,6 @@ def test_gradients_are_those_of_one_device(name):
     check_equal(Cluster(3).run(gradients, MAKERS[name](3, 6), TOKENS, TARGETS), RIGHT)
 
 
-FREE = [name for name in MAKERS if name not in ("interleaved", "dual pipe v")]  # in the number of micro-batches
 # One device; fewer micro-batches than stages; not a multiple, with texts in uneven parts. Each schedule has one of
 # them: that it is right for all of them is up to the checker, and the worker does whatever stands in a list.
 NUMBERS = [(1, 1), (3, 2), (2, 5)]
