@@ -169,6 +169,22 @@ def test_who_is_late_is_waited_for(size, program, monkeypatch):
     assert Cluster(size).run(replace(guest(main), outside=(OwnTime(),))) == ["late"] * size
 
 
+def test_nobody_is_stuck_before_all_have_asked_again(monkeypatch):
+    """What one has got, another may get by it, who asks behind those that still get nothing."""
+    monkeypatch.setattr(asking, "AT_ONCE", -1.0)  # time does not help
+    boxes, some = {0: [], 1: [], 2: []}, asking.Asking()
+
+    def program():
+        rank = int(os.environ["RANK"])
+        if rank == 2:
+            boxes[1].append("from 2")
+        found = some.until(lambda: boxes[rank].pop() if boxes[rank] else None, "a box")
+        boxes[{1: 0, 0: 2, 2: 1}[rank]].append(f"from {rank}")
+        return found
+
+    assert Cluster(3).run(guest(program)) == ["from 1", "from 2", "from 0"]
+
+
 def test_beside_a_real_process_devices_are_patient(monkeypatch):
     monkeypatch.setattr(asking, "PATIENCE", 0.4)
     monkeypatch.setattr(asking, "AT_ONCE", 0.0)
