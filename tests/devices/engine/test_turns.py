@@ -97,8 +97,10 @@ def test_the_order_of_events_is_the_same_in_every_run():
 
 
 def test_devices_are_threads_with_a_name():
-    names = Cluster(2).run(lambda group: threading.current_thread().name)
-    assert names == ["device 0", "device 1"]
+    """And one that no exception reaches, within C say, does not keep Python from ending."""
+    threads = Cluster(2).run(lambda group: threading.current_thread())
+    assert [thread.name for thread in threads] == ["device 0", "device 1"]
+    assert all(thread.daemon for thread in threads)
 
 
 def test_a_run_is_over_when_its_last_thread_is(monkeypatch):
