@@ -40,7 +40,7 @@ class Shapes(KnownShapes):
 
     def _is_view(self, func: Any, args: tuple) -> bool:
         x = args[0] if func.is_view and args else None
-        return type(x) is FakeTensor and self.has_no_numbers(x) and x.layout is torch.strided
+        return type(x) is FakeTensor and self.has_no_numbers(x)
 
     def _view(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Views lie in the memory of what they are made of: this is not remembered, but quickly made."""
