@@ -164,7 +164,7 @@ def test_sequence_parallelism_saves_what_is_replicated():
 @SEQUENCE
 @pytest.mark.parametrize("recompute", [None, "selective", "full"])
 def test_a_step_is_measured_as_a_run_with_data_does_it(sequence_parallel, recompute):
-    config, batch, cluster = replace(CONFIG, dropout=0.1), 2, Cluster(3)
+    config, batch, cluster = replace(CONFIG, layers=1, dropout=0.1), 2, Cluster(3)
     tokens = tokens_of(batch, CONFIG.positions)
 
     def program(group):

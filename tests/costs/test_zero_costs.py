@@ -171,9 +171,9 @@ def test_pieces_are_as_even_as_can_be_and_add_up_to_the_whole(size, stage):
             assert found == [each * p] * size
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [2, 3])
 def test_figure_1_of_the_paper_without_a_laptop_that_holds_it(stage):
-    """7.5 billion parameters on 64 devices: the program is run, on tensors without data."""
+    """7.5 billion parameters on 64 devices: the program is run, on tensors without data. Stage 2 cuts what 1 does."""
 
     def program(group):
         with torch.device("meta"):
@@ -257,12 +257,12 @@ def test_stage_1_holds_all_gradients_at_once_and_stage_2_never_more_than_a_few_l
     assert peaks(1, "gradients") == LAYERS
     assert peaks(2, "gradients") == 1
     # All that exists: parameters, pieces of the gradients, and on the way two buckets, a gradient and its parts.
-    growth = peaks(2, None, layers=24) - peaks(2, None, layers=12)
-    assert growth == pytest.approx(12 * (1 + 1 / 4), rel=0.01)
-    growth = peaks(1, None, layers=24) - peaks(1, None, layers=12)
-    assert growth == pytest.approx(12 * 2, rel=0.01)
+    growth = peaks(2, None, layers=12) - peaks(2, None, layers=6)
+    assert growth == pytest.approx(6 * (1 + 1 / 4), rel=0.01)
+    growth = peaks(1, None, layers=12) - peaks(1, None, layers=6)
+    assert growth == pytest.approx(6 * 2, rel=0.01)
 
 
 def test_stage_3_never_holds_more_than_a_few_layers_of_anything():
-    growth = peaks(3, None, layers=24) - peaks(3, None, layers=12)
-    assert growth == pytest.approx(12 * (1 / 4 + 1 / 4), rel=0.02)
+    growth = peaks(3, None, layers=12) - peaks(3, None, layers=6)
+    assert growth == pytest.approx(6 * (1 / 4 + 1 / 4), rel=0.02)
