@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lib.devices import Cluster, Hardware, Link
-from lib.devices.trace import Span
+from lib.devices.memory import Held
+from lib.devices.trace import Event, Span, Trace
 
 # An operation takes 1 second per byte: ones(n) 4 n.
 TOY = Hardware("toy", flops=1e30, memory_bandwidth=1.0, memory=1e9, inside=Link(1.0, 1.0))
@@ -43,6 +44,21 @@ def test_a_step_without_its_initialization():
     assert step.peak(0) == 4 + 4  # the result of the all-reduce comes with the end
     assert trace.peak(1) == 80
     assert trace.during("forward").seconds == 4
+
+
+def test_each_device_has_its_own_spans_and_what_was_held_is_cut_to_their_time():
+    trace = Trace(2)
+    trace.spans = [Span(0, "step", 10.0, 20.0), Span(1, "step", 30.0, 40.0)]
+    trace.events = [Event(rank, "compute", "mm", time, time + 1) for rank in (0, 1) for time in (12.0, 20.0, 30.0)]
+    trace.memory = [
+        Held(0, "parameters", "w", 8, 2.0, 15.0),
+        Held(0, "buffers", "gone", 8, 0.0, 10.0),
+        Held(1, "gradients", "dw", 4, 35.0, 50.0),
+        Held(1, "buffers", "late", 4, 40.0, 41.0),
+    ]
+    step = trace.during("step")
+    assert step.events == [Event(0, "compute", "mm", 2.0, 3.0), Event(1, "compute", "mm", 20.0, 21.0)]
+    assert step.memory == [Held(0, "parameters", "w", 8, 0.0, 5.0), Held(1, "gradients", "dw", 4, 25.0, 30.0)]
 
 
 def test_an_unknown_span_is_refused_with_the_known_ones():
