@@ -150,7 +150,7 @@ UNREACHABLE = """() => [...document.querySelectorAll("main *:not(svg *, math *, 
 def unreachable(page) -> list[str]:
     """Boxes that scroll, but not by keyboard. A while after a change of the width, the theme takes them up."""
     with suppress(TimeoutError):
-        page.wait_for_function(f"({UNREACHABLE})().length === 0", timeout=1000, polling=50)
+        page.wait_for_function(f"({UNREACHABLE})().length === 0", timeout=1000, polling=150)
     return page.evaluate(UNREACHABLE)
 
 

@@ -55,19 +55,18 @@ def open_page(browser: Browser, url: str, viewport=None, scheme="light", text=No
 
     With `text`, the page is this one, as broken on purpose.
     """
-    opened = Opened(new_page(browser, viewport, scheme, **context))
-    if text is not None:
-        opened.page.route(url, lambda route: route.fulfill(body=text, content_type="text/html; charset=utf-8"))
-    return go_to(opened, url)
+    return go_to(Opened(new_page(browser, viewport, scheme, **context)), url, text)
 
 
 def new_page(browser: Browser, viewport=None, scheme="light", **context) -> Page:
     return browser.new_context(viewport=viewport or DESK, color_scheme=scheme, **context).new_page()
 
 
-def go_to(opened: Opened, url: str) -> Opened:
+def go_to(opened: Opened, url: str, text: str | None = None) -> Opened:
     """The page leaves where it was, and from now on what happens on it is recorded in `opened`."""
     home = urlsplit(url)
+    if text is not None:
+        opened.page.route(url, lambda route: route.fulfill(body=text, content_type="text/html; charset=utf-8"))
 
     def asked(request):
         target = urlsplit(request.url)

@@ -45,18 +45,37 @@ def site():
     server.server_close()
 
 
-@pytest.fixture
-def visit(browser, site):
-    """`visit(path)` opens a page of the book over http in a context of its own, which is closed after the test."""
-    opened = []
+@pytest.fixture(scope="session")
+def guests(browser):
+    """A tab for readers who come over http and ask for nothing special: a new context would start new processes."""
+    page = new_page(browser)
+    yield page
+    page.context.close()
 
-    def go(path: str, base: str = site, **options):
-        opened.append(open_page(browser, base + path, **options))
-        return opened[-1]
+
+@pytest.fixture
+def visit(browser, site, guests):
+    """`visit(path)`: a page of the book, opened by a reader who was never here, and who goes after the test."""
+    own, at_the_tab = [], []
+
+    def go(path: str, base: str = site, text: str | None = None, viewport=DESK, **options):
+        if options or base != site or at_the_tab:
+            own.append(open_page(browser, base + path, text=text, viewport=viewport, **options))
+            return own[-1]
+        guests.set_viewport_size(viewport)
+        at_the_tab.append(Opened(guests))
+        return go_to(at_the_tab[0], base + path, text)
 
     yield go
-    for one in opened:
+    for one in own:
         close(one)
+    for one in at_the_tab:
+        leave(one)
+        guests.unroute_all()
+        guests.goto(f"{site}_static/favicon.svg")
+        guests.evaluate("localStorage.clear(), sessionStorage.clear()")
+        guests.emulate_media(color_scheme="light")
+        guests.mouse.move(0, 0)
 
 
 class Shared:

@@ -84,9 +84,9 @@ def elements(page: str) -> list[Element]:
 
 def closed(innermost: Element | None, tag: str, begin: int, end: int) -> Element | None:
     """An end tag from `begin` to `end` closes its element, and what is still open inside. The one around it."""
-    if not any(one.tag == tag for one in (innermost, *innermost.ancestors())):
-        return innermost  # an end of nothing says nothing, to a browser either
     one = innermost
+    if one is None or (one.tag != tag and not one.within(tag)):
+        return innermost  # an end of nothing says nothing, to a browser either
     while one.tag != tag:
         one.outside = one.end = begin
         one = one.around

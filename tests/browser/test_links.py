@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, pairwise, takewhile
+from posixpath import dirname, join, normpath
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -24,7 +25,7 @@ each_part = pytest.mark.parametrize("paths", PARTS.values(), ids=PARTS)
 # In a program, every word has a color. Of hundreds of thousands of such elements, these tests ask nothing.
 PROGRAM, WORD = re.compile(r"<pre>.*?</pre>", re.S), re.compile(r'<span class="[^"]*">|</span>')
 # Attributes that name other elements of the page.
-NAMING = ("aria-labelledby", "aria-describedby", "aria-controls", "for", "list")
+NAMING = {"aria-labelledby", "aria-describedby", "aria-controls", "for", "list"}
 FIELDS = {"input", "select", "textarea"}
 
 
@@ -56,7 +57,9 @@ class File:
     def __init__(self, text: str):
         found = elements(PROGRAM.sub(lambda program: WORD.sub("", program[0]), text))
         self.ids = [one.attributes["id"] for one in found if "id" in one.attributes]
-        self.named = {part for one in found for name in NAMING for part in one.attributes.get(name, "").split()}
+        self.named = {
+            part for one in found for name in NAMING & one.attributes.keys() for part in one.attributes[name].split()
+        }
         # Of what kind (a, img, script, stylesheet, ...), where to.
         self.targets = [
             (one.tag, one.attributes["href"]) for one in found if one.tag == "a" and "href" in one.attributes
@@ -94,12 +97,12 @@ def read(path: str) -> File:
 
 @cache
 def exists(path: str) -> bool:
-    return (HTML / path).is_file()
+    return not path.startswith("..") and (HTML / path).is_file()
 
 
 def leads(path: str, target: str) -> str:
     """The path below HTML of what the page at `path` points to."""
-    return str((HTML / path).parent.joinpath(target).resolve().relative_to(HTML.resolve()))
+    return normpath(join(dirname(path), target))
 
 
 @each_part
