@@ -71,8 +71,8 @@ def chosen(chapter: Path, tests: list[Path], stale: str) -> list[str]:
     """What pytest is asked to run. One run for all, since a start costs ten seconds."""
     page = chapter.relative_to(ROOT).with_suffix("")
     cells = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=220", str(chapter)] if stale else []
-    # Of the tests in the browser, those of this page.
-    return [*cells, *map(str, tests), str(TESTS / "browser"), "-k", f"not browser or {page}"]
+    # Of the tests in the browser, those of this page, and of the page on which all kinds of elements stand together.
+    return [*cells, *map(str, tests), str(TESTS / "browser"), "-k", f"not browser or page_with_everything or {page}"]
 
 
 def main() -> int:
