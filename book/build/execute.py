@@ -13,7 +13,6 @@ from pathlib import Path
 from time import perf_counter
 
 from book.build.record import ROOT, code
-from book.build.sooner import without_grammar
 
 # Ids of live widgets are random; the text/html face beside them is what the page shows and what nbval compares.
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -43,7 +42,6 @@ def merged(outputs: list[dict]) -> list[dict]:
 
 
 def normal_form(notebook: dict) -> str:
-    without_grammar()
     import nbformat
 
     notebook = json.loads(json.dumps(notebook))  # the caller's notebook stays as it is
@@ -65,7 +63,6 @@ def normal_form(notebook: dict) -> str:
 
 def executed(path: Path) -> str:
     """The notebook `path` with fresh outputs, in normal form. Raises RuntimeError where a cell fails or warns."""
-    without_grammar()
     import nbformat  # these take a second to load: only where something is executed
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError

@@ -19,7 +19,6 @@ import yaml
 from book.build import address, reference
 from book.build.execute import execute_all, notebooks, read
 from book.build.record import ROOT, code, record_of, why_stale, write
-from book.build.sooner import without_grammar
 
 BUILD = ROOT / "_build"
 FRESH = BUILD / "executed"
@@ -131,7 +130,6 @@ class Progress:
 
 
 def sphinx() -> bool:
-    without_grammar()
     from jupyter_book.sphinx import build_sphinx
 
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

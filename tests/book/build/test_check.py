@@ -13,7 +13,7 @@ from book.build.check import TESTS, owner
 from book.build.execute import notebooks
 from book.build.record import ROOT
 
-PYTEST = [sys.executable, "-m", "pytest", "-p", "book.build.sooner"]  # in a folder without our settings
+PYTEST = [sys.executable, "-m", "pytest", "-p", "book.build"]  # in a folder without our settings
 CHAPTERS = {path.stem: path for path in notebooks() if path.parent.name == "chapters"}
 
 

@@ -138,7 +138,7 @@ def test_a_lie_in_outputs_and_record_is_caught_by_nbval(tmp_path):
     path.write_text(normal_form(lie))
     write(path, read(path), record_of(path))
     assert why_stale(path, read(path), record_of(path)) == ""
-    options = ["-q", "-p", "book.build.sooner", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
+    options = ["-q", "-p", "book.build", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
     command = [sys.executable, "-m", "pytest", *options, path.name]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1
