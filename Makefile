@@ -48,7 +48,7 @@ test: $(BUILT)  ## check everything: style, library, notebooks, the built book i
 		-n logical --maxprocesses=4 --max-worker-restart=0 --nbval --nbval-current-env --nbval-cell-timeout=220 tests chapters $(wildcard *.ipynb)
 
 check: export PYTHONDONTWRITEBYTECODE =
-check: $(INSTALLED)  ## CHAPTER=name: the tests of one idea, in a minute: its rooms, pictures, exercises, cells and page
+check: $(BUILT)  ## CHAPTER=name: the tests of one idea, in a minute: its rooms, pictures, exercises, cells and page
 	@$(BIN)/python tests/browser/obtain.py
 	@$(BIN)/python -m book.build.check $(CHAPTER)
 
