@@ -7,6 +7,7 @@ and `lib.examples` has programs that use all of it. Imports only go down, in thi
 """
 
 from lib.door import door
+from lib.partners import partners_are_in
 
 # The map of the library: room, file, and the names in it that readers use. A file is loaded when one is asked for.
 ROOMS = {
@@ -161,3 +162,4 @@ ROOMS = {
     },
 }
 __all__, __getattr__, __dir__ = door(__name__, ROOMS)
+partners_are_in("lib.parallel.sharding.conjugates")

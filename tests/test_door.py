@@ -41,6 +41,13 @@ def test_a_name_that_there_is_not_says_which_there_are():
 
 BEFORE = "import lib\nfrom book import paint"  # before PyTorch
 CLUSTER = "from lib import Cluster"
+REFUSED = """
+from lib import Cluster
+try:
+    Cluster(1).run(lambda group: group.all_reduce(torch.ones(1, requires_grad=True)))
+except RuntimeError as error:
+    said = str(error)
+"""
 HIDING = ["import lib.guest.command", "from lib import script", "from lib import guest"]
 FRESH = f"""
 import os, sys
@@ -55,6 +62,7 @@ def alone(program, *shown):
 alone({BEFORE!r}, "'torch' in sys.modules")
 import torch
 alone({CLUSTER!r}, "'torch' in sys.modules", "'lib.parallel.gpt.model' in sys.modules")
+alone({REFUSED!r}, "'use reduce_from(x, group) of lib.parallel' in said")
 for first in {HIDING}:
     alone(first + "; from lib import guest", "first", "guest.__module__")
 """
@@ -72,5 +80,9 @@ def test_nothing_is_loaded_before_it_is_asked_for(said):
     assert said[:2] == [[False], [True, False]]
 
 
+def test_an_error_names_what_was_not_loaded_yet(said):
+    assert said[2] == [True]
+
+
 def test_a_room_does_not_hide_the_name_that_it_is_called_by(said):
-    assert said[2:] == [[first, "lib.guest.program"] for first in HIDING]
+    assert said[3:] == [[first, "lib.guest.program"] for first in HIDING]

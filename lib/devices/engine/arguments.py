@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lib.devices.collectives import COMBINE, RARELY, Collective, can_combine
-from lib.devices.engine.partners import advice
 from lib.devices.engine.wording import short_ranks
+from lib.partners import advice
 
 Table = tuple[tuple[int, ...], ...]  # table[i][j]: the length of what device i sends to device j
 

@@ -28,10 +28,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lib.devices import Group
-from lib.devices.engine.partners import partner_of
 from lib.devices.group import Sizes
 from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import check_rule, gather_pieces, shard
+from lib.partners import partner_of
 
 
 @named

@@ -1,9 +1,15 @@
-"""Which functions do a verb and keep the gradient. The floor above says so itself: no import has to go up."""
+"""Which functions do a verb and keep the gradient. The floor above says so itself: no import has to go up.
+
+A reader who has asked `lib` for a Cluster only has loaded none of them. So the door, which stands above all rooms, says
+where they are, and they are loaded when an error first has to name one.
+"""
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 
 _PARTNERS: dict[str, list[Callable]] = {}
+_HOMES: list[str] = []  # of partners that may not be loaded yet
 
 
 def partner_of(*verbs: str) -> Callable[[Callable], Callable]:
@@ -17,8 +23,15 @@ def partner_of(*verbs: str) -> Callable[[Callable], Callable]:
     return register
 
 
+def partners_are_in(module: str) -> None:
+    """`module` has partners of verbs, and says so when it is loaded."""
+    _HOMES.append(module)
+
+
 def advice(verb: str) -> str:
     """How an advice begins: "use reduce_from(x, group), which knows the backward, or"; empty without a partner."""
+    for home in _HOMES:
+        import_module(home)
     known = _PARTNERS.get(verb, [])
     if not known:
         return ""
