@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils.flop_counter import flop_registry
 
 from lib.devices.collectives import Collective
-from lib.devices.engine.known_shapes import KnownShapes, tensors_in
+from lib.devices.engine.known_shapes import KnownShapes
 from lib.devices.hardware import Hardware, Link
 from lib.devices.memory import Memory
 from lib.devices.network import Ways
+from lib.devices.tensors import tensors_in
 from lib.devices.trace import Event, Trace
 from lib.devices.traffic import size_in_bytes
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from lib.devices.clock import only_shapes_are_asked
 from lib.devices.group import Group
+from lib.devices.tensors import tensors_in
 from lib.guest.functional import meet
 from lib.guest.private_tensors import NEEDS_VALUES, FakeTensor, FakeTensorMode, mode_stack, pop_mode, push_mode
 from lib.guest.program import Guest
@@ -53,7 +54,7 @@ class NoData(TorchDispatchMode):
             return func(*args, **kwargs)
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a DTensor, say: it goes on with its shard
-        given = tensors_in(args, kwargs)
+        given = tensors_in([*args, *kwargs.values()])
         without = any(isinstance(x, FakeTensor) for x in given)
         if not without and not _makes_floats(func, given, args, kwargs):
             return func(*args, **kwargs)
@@ -88,17 +89,6 @@ class NoData(TorchDispatchMode):
             )
         self._say()
         return float("nan")
-
-
-def tensors_in(args: tuple, kwargs: dict) -> list[Tensor]:
-    """The tensors among the arguments of an operation, and in the lists among them."""
-    found = []
-    for x in (*args, *kwargs.values()):
-        if isinstance(x, Tensor):
-            found.append(x)
-        elif isinstance(x, list | tuple):
-            found += [y for y in x if isinstance(y, Tensor)]
-    return found
 
 
 def _only_writes(func: Any, args: tuple, given: list[Tensor]) -> bool:

@@ -4,11 +4,12 @@ On `meta`, PyTorch works out in Python what shape a result has. That takes longe
 simulator; and every layer of every device asks the same again.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lib.devices.tensors import tensors_in
 
 PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -87,17 +88,6 @@ class KnownShapes:
         if not own or {_memory(x) for x in made} & {_memory(x) for x in given}:
             return None  # a view, say
         return [(x.shape, x.stride(), x.dtype) for x in made]
-
-
-def tensors_in(values: Sequence[Any]) -> list[Tensor]:
-    """Those among the arguments or results of an operation, and in the lists among them."""
-    found = []
-    for x in values:
-        if isinstance(x, Tensor):
-            found.append(x)
-        elif isinstance(x, list | tuple):
-            found += tensors_in(x)
-    return found
 
 
 def _memory(x: Tensor) -> int:

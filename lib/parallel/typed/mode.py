@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from lib.devices import Group
 from lib.devices.collectives import Collective
+from lib.devices.tensors import tensors_in
 from lib.parallel.sharding.placement import Replicate
 from lib.parallel.typed.declared import Declared
 from lib.parallel.typed.gradients import STEPS, check_scale, checked_end
@@ -74,7 +75,7 @@ class Typed(Declared, TorchFunctionMode):
             return self._step(name, run, args, kwargs)
         if name in ASK or (name not in self.rules and name not in READ and is_getter(function)):
             return run()
-        frame, tensors = readers_frame(), _tensors(args, kwargs)
+        frame, tensors = readers_frame(), tensors_in([*args, *kwargs.values()])
         with told(frame, self.rank):
             found = {axis: self._rule(axis, name, args, kwargs) for axis in self.axes} if tensors else {}
         result = run()
@@ -168,12 +169,6 @@ class Typed(Declared, TorchFunctionMode):
             result = run()
             check_scale(self)
             return result
-
-
-def _tensors(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map(lambda x: found.append(x) if isinstance(x, Tensor) else None, (args, kwargs))
-    return found
 
 
 def _read(name: str, args: tuple) -> Kind:

@@ -1,10 +1,11 @@
 """A tensor that is asked before anything is computed with it, and refuses by the name of what it was cut from."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lib.devices.tensors import tensors_in
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Careful(Tensor):
                 with unasked():
                     return function(*args)
             called = f".{attribute}" + {"__get__": ""}.get(called, "=")
-        tensors = _tensors([*args, *kwargs.values()])
+        tensors = tensors_in([*args, *kwargs.values()])
         asked = [x for x in tensors if isinstance(x, Careful)]
         with unasked():
             for x in asked:
@@ -66,14 +67,3 @@ class Careful(Tensor):
     def instead(self, called: str) -> str:
         """What to do, for a message."""
         raise NotImplementedError
-
-
-def _tensors(values: Iterable) -> list[Tensor]:
-    """Those among the arguments of a function, also in lists."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += _tensors(value)
-    return found
