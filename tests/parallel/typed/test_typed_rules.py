@@ -271,7 +271,7 @@ def test_a_move_along_a_dim_that_another_axis_has_cut(dim):
             x = types.give(torch.ones(4, 8, requires_grad=True), dp=Shard(0), tp=Shard(0))
             all_gather(x, tp, dim)
 
-    with pytest.raises((PlacementError, TypeError), match="cut over another axis|must be an integer"):
+    with pytest.raises(PlacementError, match="cut over another axis"):
         Cluster(4).run(program)
 
 
