@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryFile
 
-PINS = Path("requirements.txt")
+from book.build.record import pins
+
+PINS = "requirements.txt"
 PIP = (sys.executable, "-m", "pip")
 OPTIONS = {  # of uv, for pip's
     "index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links",
@@ -20,11 +22,6 @@ OPTIONS = {  # of uv, for pip's
 }  # fmt: skip
 VARIABLES = {"SSL_CERT_FILE": "cert", "ALL_PROXY": "proxy"}  # that uv reads, for pip's
 SHOWN_EACH = 30  # a line for so many packages that pip finds
-
-
-def pins() -> list[str]:
-    lines = (line.split("#")[0].strip() for line in PINS.read_text("utf-8").splitlines())
-    return [line for line in lines if "==" in line]
 
 
 def settings(listed: str) -> dict[str, str]:
@@ -52,13 +49,13 @@ def by_uv(known: dict[str, str]) -> tuple[list[str], dict[str, str]]:
         options.append("--no-index")
     extra = {name: known[setting] for name, setting in VARIABLES.items() if setting in known}
     # As pip: of all places, the one with the best version. Nothing that is not pinned.
-    return [*options, "--index-strategy", "unsafe-best-match", "--no-deps", "-r", str(PINS)], extra
+    return [*options, "--index-strategy", "unsafe-best-match", "--no-deps", "-r", PINS], extra
 
 
 def try_uv() -> bool:
     """Whether uv has installed everything that is pinned."""
-    wanted = [pin for pin in pins() if pin.startswith("uv==")]
-    if subprocess.run([*PIP, "install", "--quiet", *wanted], capture_output=True).returncode:
+    pinned = f"uv=={pins(Path.cwd())['uv']}"
+    if subprocess.run([*PIP, "install", "--quiet", pinned], capture_output=True).returncode:
         return False  # pip will say why
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
     options, extra = by_uv(settings(listed))
@@ -73,7 +70,7 @@ def try_uv() -> bool:
 def ask_pip() -> int:
     """pip's exit status. Where uv has done its work, there is nothing left to do."""
     # --no-compile: bytecode of all 14,000 files takes 50 s. Python writes that of the few it imports, when it does.
-    command = [*PIP, "install", "--no-compile", "--progress-bar", "off", "-r", str(PINS)]
+    command = [*PIP, "install", "--no-compile", "--progress-bar", "off", "-r", PINS]
     at_once = os.environ | {"PYTHONUNBUFFERED": "1"}
     found = 0
     with TemporaryFile("w+") as complaints:
@@ -92,7 +89,7 @@ def ask_pip() -> int:
 
 def main() -> int:
     where = Path(sys.prefix).name
-    print(f"Installing {len(pins())} pinned packages into {where} (once; half a minute to two)", flush=True)
+    print(f"Installing {len(pins(Path.cwd()))} pinned packages into {where} (once; half a minute to two)", flush=True)
     if not try_uv():
         print("  uv could not; pip installs them, which takes longer", flush=True)
     book = [*PIP, "install", "--quiet", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."]

@@ -59,7 +59,7 @@ def wheel(folder, name: str, version: str) -> None:
         packed.writestr(f"{about}/RECORD", "")
 
 
-def test_uv_takes_the_build_that_pip_would_take(tmp_path, monkeypatch):
+def test_uv_takes_the_build_that_pip_would_take(tmp_path):
     """The small build of PyTorch is called 2.13.0+cpu, is pinned as 2.13.0, and lies where only pip's settings say."""
     wheel(tmp_path, "tiny", "1.0")
     wheel(tmp_path, "tiny", "1.0+cpu")
