@@ -1,7 +1,7 @@
 """The elements of a page, read from its HTML.
 
-Hundreds of pages are read, and Python's own parser takes many times as long. This one reads what the tools that make
-the book write: `tests/browser/test_elements.py` compares the two.
+Hundreds of pages are read, and Python's own parser takes nearly three times as long. This one reads what the tools
+that make the book write: `tests/browser/test_elements.py` compares the two.
 """
 
 import re

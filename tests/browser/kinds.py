@@ -9,7 +9,7 @@ to its parent only.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 from browser.book import HTML, pages
@@ -86,8 +86,9 @@ def kinds(html: str) -> Iterator[tuple[str, Element | None]]:
         yield chain, block
 
 
-def of_page(path: str) -> Iterator[tuple[str, Element | None]]:
-    return kinds((HTML / path).read_text("utf-8"))
+@cache  # for the gallery, and for the test of the frames
+def of_page(path: str) -> list[tuple[str, Element | None]]:
+    return list(kinds((HTML / path).read_text("utf-8")))
 
 
 def frame_kinds(path: str) -> set[str]:
@@ -121,7 +122,7 @@ def one_word_of_each_color(program: str) -> str:
     return WORD.sub(first, program)
 
 
-def new_blocks(found: Iterator[tuple[str, Element | None]], shown: set[str]) -> list[Element]:
+def new_blocks(found: Iterable[tuple[str, Element | None]], shown: set[str]) -> list[Element]:
     """Those that show a kind that is not in `shown`, into which goes whatever they show."""
     by_block: dict[Element, set[str]] = {}
     for kind, block in found:
