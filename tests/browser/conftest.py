@@ -6,9 +6,10 @@ import pytest
 from browser.book import DESK, HTML, PHONE, Opened, close, go_to, leave, new_page, open_page
 
 FOLDER = "/book/"
-# The window has its new width, and the page has heard of it and is laid out anew.
+# The window has its new width, the page has heard of it and is laid out anew, and what glides into its place is there.
 SIZED = """async (width) => innerWidth === width
-    && await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
+    && await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))
+    && document.getAnimations().every((one) => one.playState !== "running")"""
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are grouped by page, which keeps their order
