@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
 
+from lib.devices.engine.core import allowed_here, call_here, let_go
 from lib.devices.engine.own import Owned, Owners
 from lib.devices.engine.raise_in import raise_in
 from lib.devices.errors import Stopped
@@ -40,6 +41,8 @@ class Turns:
         for gate in self._may_run:
             gate.acquire()
         self._all_ended = threading.Event()
+        self._all_cores = allowed_here()
+        self._cores: set[int] | None = None  # those of the device that is being woken
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
         self._unfinished = size
@@ -98,6 +101,7 @@ class Turns:
 
     def _live(self, rank: int) -> None:
         self.idents[rank] = get_ident()
+        let_go(self._all_cores)  # else it would keep to those that the device which started it has chosen
         if hasattr(os, "SCHED_BATCH"):  # Linux
             # Else a woken device preempts its waker, which still holds Python's lock, and at once sleeps again.
             with suppress(OSError):
@@ -124,6 +128,7 @@ class Turns:
         self._lay_aside(rank)
         self._pass_turn()
         self._may_run[rank].acquire()
+        let_go(self._cores)
         self._enter_program(rank)
 
     def _lay_aside(self, rank: int) -> None:
@@ -163,6 +168,7 @@ class Turns:
             rank = self._ready.popleft()
             self.owners.take_up(rank)
             if self.idents[rank]:
+                self._cores = call_here(self._threads[rank].native_id)
                 self._may_run[rank].release()
             else:
                 self._threads[rank].start()
