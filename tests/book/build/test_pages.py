@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -110,6 +111,15 @@ def test_what_is_executed_is_in_normal_form_and_keeps_what_was_measured(tmp_path
     assert text == normal_form(json.loads(text))
     assert "0.1 s" in text
     assert "12.3\\n" not in text
+
+
+def test_outputs_are_made_with_the_simplest_instructions_of_a_processor(tmp_path):
+    """So the tests, which use the best ones, see what depends on the processor."""
+    path = tmp_path / "simple.ipynb"
+    asked = "import torch\ntorch.backends.cpu.get_cpu_capability(), torch.ones(8).sum().item()"
+    path.write_text(normal_form(notebook(asked)), "utf-8")
+    assert "('DEFAULT', 8.0)" in executed(path)
+    assert "ATEN_CPU_CAPABILITY" not in os.environ
 
 
 @pytest.fixture
