@@ -17,7 +17,10 @@ from book.exercises.check.trials import Outcome, Trial, hand_over, place
 from book.exercises.check.verdict import Fault
 from book.exercises.check.wrong import Wrong, close, differs, same
 
-ROUNDED = "Right to 7 digits: there is a float32 on the way. torch.tensor(2.0) is one; say dtype=x.dtype."
+ROUNDED = (
+    "Right to 7 digits: there is a float32 on the way (torch.tensor(2.0) is one; say dtype=x.dtype), or a small eps "
+    "was added."
+)
 
 
 def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial], remarks: dict[str, None]) -> Outcome:
