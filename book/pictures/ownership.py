@@ -11,7 +11,7 @@ from lib.costs.zero import zero_bytes
 WIDTH, LEFT, BYTE, GAP, ROW, TOP = 480, 70, 24, 10, 36, 64  # BYTE: the width of one byte per parameter
 MOST = 8
 # What is held, how it is labeled, and from which stage on each device holds its own part alone.
-KINDS = (("parameters", "weights", 3), ("gradients", "grads", 2), ("optimizer", "Adam's state, with master weights", 1))
+KINDS = (("parameters", "weights", 3), ("gradients", "grads", 2), ("optimizer", "Adam state with master weights", 1))
 
 
 def draw_ownership(devices: int, stage: int) -> Picture:
