@@ -151,7 +151,9 @@ def _says(trace: Trace, title: str) -> str:
         for kind in ("compute", "communication", "waiting")
     }
     spans = [f"{min(s):.0%}" + (f" to {max(s):.0%}" if max(s) - min(s) > 0.005 else "") for s in shares.values()]
+    overlap = any(sum(of_rank) > 1.005 for of_rank in zip(*shares.values(), strict=True))
     return (
         f"{title}: {trace.size} device{'s' * (trace.size > 1)}, {readable(trace.seconds, 's')} in all. Shares of time: "
-        f"computing {spans[0]}, communicating {spans[1]}, waiting {spans[2]}."
+        f"computing {spans[0]}, communicating {spans[1]}, waiting {spans[2]}"
+        f"{', some of it at the same time' * overlap}."
     )

@@ -96,6 +96,7 @@ def test_communication_that_overlaps_has_its_own_track():
         if node.get("data-rank") == "0" and node.get("data-kind") in ("compute", "communication")
     }
     assert tops["communication"] > tops["compute"]
+    assert draw_timeline(cluster.trace).desc.endswith(", some of it at the same time.")
 
 
 def test_thousands_of_events_make_a_small_picture():
