@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -100,8 +101,9 @@ def _unpickled(task: bytes) -> tuple:
     try:
         return pickle.loads(task)
     except (AttributeError, ImportError) as error:
+        what = re.sub(r"<module '(.*?)'.*>", r"module \1", str(error))  # without what each Python says of a module
         raise TypeError(
-            f"another process cannot find the program, or a class of its arguments ({error}). Put it into a file that "
+            f"another process cannot find the program, or a class of its arguments ({what}). Put it into a file that "
             "can be imported (in a notebook, a cell that begins with %%writefile my_program.py), and import it"
         ) from error
 

@@ -18,7 +18,7 @@ HINTS = (
         r"Cannot access accelerator device",
         'A number alone names no device here. In place of torch.device(0) say torch.device("cuda", 0): the same device',
     ),
-    (r"not linked with support for cuda|Torch not compiled with CUDA", KERNEL),
+    (r"not linked with support for cuda|Torch not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs", KERNEL),
     (r"in CPU autocast|CPU Autocast", "Autocast runs on the CPU here, with the CPU's list of types"),
 )
 ON_CPU = (
