@@ -59,6 +59,9 @@ def dealt(qkv: Tensor, parts: int) -> Tensor:
         "out_bias is on rank 0 alone. It is added after the sum, on every device: it stays whole.": (
             lambda group, *weights: with_out_bias(group, weights, weights[3] * (group.rank == 0))
         ),
+        "out_bias was cut. It is added after the sum over the devices, to all features: it stays whole.": (
+            lambda group, *weights: with_out_bias(group, weights, shard(weights[3], group, 0))
+        ),
         "a head was cut through: its 4 rows belong together. Cut a dim that counts heads.": (
             lambda group, attn, *others: torch.cat([shard(y, group, 0) for y in attn.T.chunk(3)]).unflatten(
                 0, (3, -1, 4)

@@ -63,8 +63,9 @@ def entered_by(
     backward=(Talk(AllGather(0), "tokens hidden"), Talk(ReduceScatter(0), "tokens hidden")),
     broken=tensor_parallel,
     slips={
-        "gather_from keeps your slice of the gradient and adds nothing up. But every device multiplied your tokens by "
-        "its own columns, so their terms must be added: all_gather(x, group, 0).": entered_by(
+        "gather_from keeps your slice of the gradient and adds nothing up; a slice of reduce_from's sum comes to the "
+        "same. But every device multiplied your tokens by its own columns, so their terms must be added: enter by "
+        "all_gather, leave by reduce_scatter.": entered_by(
             lambda x, a, group: gather_from(x, group, 0) @ a
         ),
         "gather_linear gathers x a second time, in the backward, so as not to keep it: memory paid with bytes. Here "

@@ -398,7 +398,7 @@ WRONG = [
     (tasks.load_attention, load_out_reshaped, "proj was reshaped. A Conv1D holds (in, out)"),
     (tasks.load_attention, load_out_as_it_is, "out on rank 0: expected shape"),
     (tasks.load_attention, load_out_by_rows, "this is a piece along dim 0; asked for is one along dim 1"),
-    (tasks.load_attention, load_out_bias_cut, "this is rank 0's own piece along dim 0. The whole is needed"),
+    (tasks.load_attention, load_out_bias_cut, "out_bias was cut. It is added after the sum"),
     (tasks.load_attention, load_out_bias_shared, "out_bias on rank 0"),
     (tasks.load_attention, load_out_bias_shared, "out_bias was shared out. It is added once"),
     (tasks.load_attention, load_forgot_the_bias, "expected qkv and qkv_bias and out and out_bias, given 3 values"),

@@ -54,6 +54,10 @@ def mlp_all_reduced_then_cut(group, x, a, b):
     return scatter_to(reduce_from(F.gelu(all_gather(x, group, 0) @ a) @ b, group), group, 0)
 
 
+def mlp_reduced_then_sliced(group, x, a, b):
+    return shard(reduce_from(F.gelu(all_gather(x, group, 0) @ a) @ b, group), group, 0)
+
+
 def mlp_own_slice_of_the_terms(group, x, a, b):
     return scatter_to(F.gelu(all_gather(x, group, 0) @ a) @ b, group, 0)
 
@@ -284,6 +288,7 @@ WRONG = [
     (tasks.sequence_mlp, mlp_left_whole, "this is the whole; each device is to return only its own piece"),
     (tasks.sequence_mlp, mlp_not_summed, "these are partial sums"),
     (tasks.sequence_mlp, mlp_all_reduced_then_cut, "A reduce-scatter sends half of that"),
+    (tasks.sequence_mlp, mlp_reduced_then_sliced, "a slice of reduce_from's sum comes to the same"),
     (tasks.sequence_mlp, mlp_own_slice_of_the_terms, "your slice of your own terms"),
     (tasks.sequence_mlp, mlp_bare_verbs, "or all_gather(x, group, dim) of lib.parallel, which knows the backward"),
     (tasks.sequence_mlp, mlp_copied_too, "2 times too large: a gradient that is the same"),
