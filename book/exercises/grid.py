@@ -131,7 +131,7 @@ def judge_rules(given: Any, right: set[str], config: ParallelConfig, devices: in
     if missed := right - set(given):
         raise Fault(f"is wrong {on}.", f"it misses: {', '.join(sorted(missed))}")
     if more := set(given) - right:
-        raise Fault(f"is wrong {on}.", f"kept after all: {', '.join(sorted(more))}")
+        raise Fault(f"is wrong {on}.", f"it names rules that hold: {', '.join(sorted(more))}")
 
 
 RULE_CASES = (

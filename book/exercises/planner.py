@@ -140,7 +140,7 @@ def contest() -> dict[str, Run]:
 def judge_ranking(given: Any, right: list[str]) -> None:
     """Against the measured times; the planner's are told beside them."""
     if not isinstance(given, list | tuple) or sorted(map(str, given)) != sorted(right):
-        raise Fault("is no ranking.", f"expected the letters {', '.join(right)} in some order, given {given!r}")
+        raise Fault("is no ranking.", f"expected the letters {', '.join(sorted(right))} in some order, given {given!r}")
     runs = contest()
     for faster, slower in zip(given, list(given)[1:], strict=False):
         if runs[faster].seconds > runs[slower].seconds:

@@ -132,9 +132,14 @@ def _bytes(
 
 
 def _named(fault: Fault, task: Task, trial: Trial, mine: list[Spent], look: Callable[..., list[Spent]]) -> Fault:
-    """The same fault; where a known program that is right spends the same, its sentence is the cause."""
+    """The same fault; where a known program that is right spends the same, its sentence is the cause.
+
+    Right everywhere: a slip that is wrong only where pieces are uneven would blame a right answer for that.
+    """
     for text, slip in task.slips.items():
-        if _right(task, slip, trial) and [x.verbs for x in look(slip, trial)] == [x.verbs for x in mine]:
+        if not _right(task, slip, trial) or [x.verbs for x in look(slip, trial)] != [x.verbs for x in mine]:
+            continue
+        if all(_right(task, slip, other) for other in task.trials):
             return type(fault)(fault.sentence, *fault.details, f"Cause: {text}")
     return fault
 

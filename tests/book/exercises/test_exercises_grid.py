@@ -72,7 +72,7 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.broken_rules, rules_where(batch=lambda c, n, b: b % c.dp or b % c.micro_batches), "is not enough"),
         (tasks.group_of, lambda sizes, axis, rank: rank, "expected a list of ranks"),
         (tasks.group_of, lambda sizes, axis, rank: sizes["ep"], "KeyError"),
-        (tasks.broken_rules, rules_all, "kept after all: batch"),
+        (tasks.broken_rules, rules_all, "it names rules that hold: batch"),
         (tasks.broken_rules, rules_none, "it misses: "),
         (tasks.broken_rules, lambda *case: {"vocabulary"}, "the names are devices"),
         (tasks.broken_rules, lambda *case: "devices", "expected a set of names"),
