@@ -79,5 +79,6 @@ def test_everyone_waits_for_a_slow_device():
         cluster.run(with_faults(sums, Late(1, 2, seconds=seconds)))
         times[seconds] = cluster.trace.seconds
     assert times[0.25] - times[0.0] == pytest.approx(0.5)  # two of its four calls
+    assert {event.rank for event in cluster.trace.events if event.kind == "waiting"} == {0, 2}  # and not the slow one
     with pytest.raises(ValueError, match="without a virtual clock nobody can be late"):
         Cluster(3).run(with_faults(sums, Late(1, 2, seconds=1)))
