@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib.devices import Cluster
+from lib.devices.engine.turns import Turns
 from lib.devices.errors import Stopped
 
 
@@ -144,3 +145,22 @@ def test_the_group_of_another_device_cannot_send_or_receive_either():
 
         with pytest.raises(RuntimeError, match=r"the group of rank 0 was used by somebody else.*own program"):
             Cluster(2).run(program)
+
+
+def test_devices_are_stopped_in_a_fixed_order_those_that_are_ready_before_those_that_wait():
+    def body(rank):
+        try:
+            if rank in (1, 8):
+                turns.wait(rank)
+            elif rank in (0, 2):
+                turns.step_back(rank)
+            if rank == 0:
+                raise OurOwnError
+        except Stopped:
+            stopped.append(rank)
+            raise
+
+    turns, stopped = Turns(9, body, lambda: None), []
+    with pytest.raises(OurOwnError):
+        turns.run()
+    assert stopped == [2, 1, 8]

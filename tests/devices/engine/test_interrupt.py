@@ -255,3 +255,78 @@ def test_a_device_may_take_its_time_to_clean_up():
 
     stop(program, size=1)
     assert cleaned == [0]
+
+
+def test_an_interrupt_on_the_way_into_a_wait_ends_it_and_the_others_follow():
+    """It comes too late for the check that every verb begins with."""
+
+    def body(rank):
+        if rank == 1:
+            turns.failure = KeyboardInterrupt()
+        try:
+            turns.wait(rank)
+            ended.append(f"{rank} goes on")
+        finally:
+            ended.append(rank)
+
+    turns, ended = Turns(2, body, stuck=lambda: None), []
+    with pytest.raises(KeyboardInterrupt):
+        turns.run()
+    assert ended == [1, 0]
+
+
+def test_a_device_that_computes_is_stopped_also_when_the_first_has_ended():
+    def program(group):
+        if group.rank > 0:
+            press_stop()
+            while True:
+                sum(range(100))
+
+    stop(program, size=2)
+
+
+def test_a_device_that_is_interrupted_sees_what_stops_the_others_too():
+    """One exception for all: not KeyboardInterrupt, which a program may take for its own."""
+
+    def program(group):
+        try:
+            if group.rank == 1:
+                press_stop()
+                while True:
+                    sum(range(100))
+            group.barrier()
+        except BaseException as error:
+            seen.append((group.rank, type(error)))
+            raise
+
+    seen = []
+    stop(program, size=2)
+    assert seen == [(1, Stopped), (0, Stopped)]
+
+
+def test_nobody_can_leave_its_program_while_it_is_interrupted(monkeypatch):
+    def look(thread, error):
+        if error is Stopped:
+            locked.append(turns._interrupting.locked())
+
+    locked, turns = [], Turns(1, lambda rank: None, lambda: None)
+    monkeypatch.setattr("lib.devices.engine.turns.raise_in", look)
+    turns._interruptible = 0
+    turns._interrupt_running_device()
+    assert locked == [True]
+
+
+def test_each_interrupt_leaves_more_time_to_clean_up_but_at_most_a_second(monkeypatch):
+    class NobodyEnds:
+        def is_set(self):
+            return len(waits) == 7
+
+        def wait(self, seconds):
+            waits.append(seconds)
+            return self.is_set()
+
+    waits, turns = [], Turns(1, lambda rank: None, lambda: None)
+    monkeypatch.setattr(turns, "_has_begun", lambda rank: True)
+    monkeypatch.setattr(turns, "_all_ended", NobodyEnds())
+    turns._stop_all()
+    assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]

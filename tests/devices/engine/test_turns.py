@@ -164,3 +164,30 @@ def test_a_device_stands_still_until_another_says_go_on():
     assert said == ["go on", 1, 0]
     with pytest.raises(DeadlockError, match=r"0 +a word\(\) in group \(0, 1\)"):
         Cluster(2).run(program, told=False)
+
+
+def test_only_when_nobody_is_ready_it_is_asked_whether_anybody_can_move():
+    def stuck():
+        asked.append(turns.in_line)
+        turns.ready(0)
+
+    def body(rank):
+        if rank == 0:
+            turns.wait(rank)
+        else:
+            turns.step_back(rank)
+
+    asked = []
+    turns = Turns(3, body, stuck)
+    turns.run()
+    assert asked == [()]
+
+
+def test_threads_of_devices_that_need_not_begin_are_not_started():
+    def body(rank):
+        raise LookupError
+
+    turns = Turns(3, body, lambda: None)
+    with pytest.raises(LookupError):
+        turns.run()
+    assert [thread.ident is not None for thread in turns._threads] == [True, False, False]
