@@ -156,7 +156,7 @@ class Turns:
     def _pass_turn(self) -> None:
         if not self._ready and self._waiting and self.failure is None:
             try:
-                self.failure = self._stuck()
+                self.failure = self._stuck() or self.failure  # of an interrupt that has come meanwhile
             except Exception as error:  # whatever happens while the error is worded, the run must end
                 self.failure = error
         if self.failure is not None:  # wake all who wait: each raises Stopped and unwinds, still one at a time

@@ -275,6 +275,18 @@ def test_an_interrupt_on_the_way_into_a_wait_ends_it_and_the_others_follow():
     assert ended == [1, 0]
 
 
+def test_an_interrupt_while_nobody_seems_to_move_is_not_forgotten():
+    def stuck():
+        press_stop()
+        while turns.failure is None:
+            threading.Event().wait(0.001)
+        turns.ready(0)  # somebody can move after all
+
+    turns = Turns(1, lambda rank: turns.wait(rank), stuck)
+    with pytest.raises(KeyboardInterrupt):
+        turns.run()
+
+
 def test_a_device_that_computes_is_stopped_also_when_the_first_has_ended():
     def program(group):
         if group.rank > 0:
