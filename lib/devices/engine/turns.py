@@ -171,9 +171,17 @@ class Turns:
                 self._cores = call_here(self._threads[rank].native_id)
                 self._may_run[rank].release()
             else:
-                self._threads[rank].start()
+                self._begin(rank)
         elif not self._unfinished:
             self._all_ended.set()
+
+    def _begin(self, rank: int) -> None:
+        try:
+            self._threads[rank].start()
+        except RuntimeError as error:  # the system has no thread left: the run must end all the same
+            self.failure = error
+            self._unfinished -= 1
+            self._pass_turn()
 
     def _has_begun(self, rank: int) -> bool:
         return self._threads[rank].ident is not None

@@ -1,5 +1,6 @@
 """What a program raises comes out as it is, with its rank; and the next run is unharmed."""
 
+import threading
 import traceback
 
 import pytest
@@ -164,3 +165,17 @@ def test_devices_are_stopped_in_a_fixed_order_those_that_are_ready_before_those_
     with pytest.raises(OurOwnError):
         turns.run()
     assert stopped == [2, 1, 8]
+
+
+@pytest.mark.parametrize("program", [lambda group: None, lambda group: group.barrier()], ids=["ended", "waits"])
+def test_where_the_system_has_no_thread_left_the_run_ends(monkeypatch, program):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "device 2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Cluster(4).run(program)
