@@ -45,7 +45,6 @@ class Turns:
         self._cores: set[int] | None = None  # those of the device that is being woken
         self._ready = deque(range(1, size))
         self._waiting: set[int] = set()
-        self._unfinished = size
         self.idents = [0] * size  # of the threads, as they begin
         self.owners = Owners([Owned(size)])
         self._interruptible: int | None = None  # the device that is in its program now
@@ -117,7 +116,6 @@ class Turns:
         except Stopped:  # an interrupt that came on the way out
             self._leave_program(rank)
         self._lay_aside(rank)
-        self._unfinished -= 1
         self._pass_turn()
 
     def _give_away(self, rank: int, stand_in_line: Callable[[int], None]) -> None:
@@ -160,8 +158,7 @@ class Turns:
             except Exception as error:  # whatever happens while the error is worded, the run must end
                 self.failure = error
         if self.failure is not None:  # wake all who wait: each raises Stopped and unwinds, still one at a time
-            begun = [rank for rank in self._ready if self._has_begun(rank)]
-            self._unfinished -= len(self._ready) - len(begun)  # the others need not begin any more
+            begun = [rank for rank in self._ready if self._has_begun(rank)]  # the others need not begin any more
             self._ready = deque([*begun, *sorted(self._waiting)])
             self._waiting.clear()
         if self._ready:
@@ -172,7 +169,7 @@ class Turns:
                 self._may_run[rank].release()
             else:
                 self._begin(rank)
-        elif not self._unfinished:
+        else:  # nobody waits either: `stuck()` or the failure would have made them ready
             self._all_ended.set()
 
     def _begin(self, rank: int) -> None:
@@ -180,7 +177,6 @@ class Turns:
             self._threads[rank].start()
         except RuntimeError as error:  # the system has no thread left: the run must end all the same
             self.failure = error
-            self._unfinished -= 1
             self._pass_turn()
 
     def _has_begun(self, rank: int) -> bool:
