@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import runpy
+import threading
 
 import pytest
 
 from lib.devices import Cluster
 from lib.devices.engine import core
+from lib.devices.engine.turns import Turns
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone lets a program choose")
 SEVERAL = pytest.mark.skipif(
@@ -41,10 +44,27 @@ def test_a_device_wakes_where_the_last_one_stopped():
         patch.setattr("lib.devices.engine.turns.call_here", pass_on)
         patch.setattr("lib.devices.engine.turns.let_go", go_on)
         Cluster(4).run(meet, lambda: None, 100)
-    pairs = [(before[1], after[1]) for before, after in zip(turns, turns[1:], strict=False) if after[0] == "wakes"]
+    pairs = [
+        (before[1], after[1])
+        for before, after in zip(turns, turns[1:], strict=False)
+        if (before[0], after[0]) == ("stops", "wakes")
+    ]
     assert len(pairs) >= 300  # the last to come to a collective need not wait
     # The system may move the one that stops between the two lines that look.
     assert sum(stopped == woken for stopped, woken in pairs) > 0.9 * len(pairs)
+
+
+def test_the_core_is_chosen_before_the_device_is_woken(monkeypatch):
+    class Gate(threading.Semaphore):
+        def release(self):
+            events.append("woken")
+            super().release()
+
+    events, turns = [], Turns(2, lambda rank: turns.step_back(rank), lambda: None)
+    monkeypatch.setattr("lib.devices.engine.turns.call_here", lambda thread: events.append("chosen"))
+    monkeypatch.setattr(turns, "_may_run", [Gate(0), Gate(0)])
+    turns.run()
+    assert events == ["chosen", "woken"] * 2
 
 
 @SEVERAL
@@ -94,3 +114,11 @@ def test_where_it_is_forbidden_or_unknown_all_runs_as_before(monkeypatch):
     monkeypatch.setattr(core, "_number_of_my_core", None)
     assert Cluster(3).run(meet, lambda: 1) == [[1] * 20] * 3
     assert not asked
+
+
+def test_where_python_cannot_choose_a_core_the_system_is_not_even_asked(monkeypatch):
+    """Windows has no such library, and to ask for it is an error."""
+    monkeypatch.delattr(os, "sched_setaffinity")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    there = runpy.run_path(core.__file__)
+    assert there["allowed_here"]() is None
