@@ -289,11 +289,15 @@ def test_an_interrupt_while_nobody_seems_to_move_is_not_forgotten():
 
 def test_a_device_that_computes_is_stopped_also_when_the_first_has_ended():
     def program(group):
-        if group.rank > 0:
-            press_stop()
-            while True:
-                sum(range(100))
+        if group.rank == 0:
+            first.append(threading.current_thread())
+            return
+        first[0].join()
+        press_stop()
+        while True:
+            sum(range(100))
 
+    first = []
     stop(program, size=2)
 
 
