@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def whole_backward(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def judge_halves(given: Any, right: tuple[Tensor, Tensor], x: Tensor, w: Tensor, dy: Tensor) -> None:
     """Values, and in which half the products are."""
-    if not isinstance(given, tuple) or len(given) != 2 or not callable(given[1]):
+    if not isinstance(given, list | tuple) or len(given) != 2 or not callable(given[1]):
         raise Fault("is wrong.", f"expected dx and a function that gives dw, given {kind(given)}")
     dx, later = given
     with FlopCounterMode(display=False) as counter:
@@ -211,7 +212,8 @@ def equal_numbers(costs: list[float], p: int) -> list[int]:
 
 def judge_place(given: Any, right: list[int], costs: list[float], p: int) -> None:
     """By the clock."""
-    if not isinstance(given, list | tuple) or len(given) != p or not all(isinstance(n, int) and n > 0 for n in given):
+    numbers = isinstance(given, list | tuple) and all(isinstance(n, Integral) and n > 0 for n in given)
+    if not numbers or len(given) != p:
         raise Fault(f"is wrong for p={p}.", f"expected {p} numbers of layers, each at least 1, given {given!r}")
     if sum(given) != len(costs):
         raise Fault(f"is wrong for p={p}.", f"{sum(given)} layers are placed, but there are {len(costs)}")
