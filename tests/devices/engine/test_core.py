@@ -91,9 +91,9 @@ def test_cores_that_a_program_chooses_stay_its_own():
 
 def test_a_core_that_the_next_one_may_not_use_is_not_forced_upon_it(monkeypatch):
     set_to = []
-    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {1, 2})
     monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: set_to.append((thread, cores)))
-    for mine, expected in ((0, None), (2, {1, 2})):
+    for allowed, mine, expected in (({1, 2}, 0, None), ({1, 2}, 2, {1, 2}), ({2}, 2, None)):  # one core: no choice
+        monkeypatch.setattr(os, "sched_getaffinity", lambda thread, allowed=allowed: allowed)
         monkeypatch.setattr(core, "_number_of_my_core", lambda mine=mine: mine)
         assert core.call_here(7) == expected
         core.let_go(expected)
