@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -212,7 +211,7 @@ def equal_numbers(costs: list[float], p: int) -> list[int]:
 
 def judge_place(given: Any, right: list[int], costs: list[float], p: int) -> None:
     """By the clock."""
-    numbers = isinstance(given, list | tuple) and all(isinstance(n, Integral) and n > 0 for n in given)
+    numbers = isinstance(given, list | tuple) and all(isinstance(n, int) and n > 0 for n in given)
     if not numbers or len(given) != p:
         raise Fault(f"is wrong for p={p}.", f"expected {p} numbers of layers, each at least 1, given {given!r}")
     if sum(given) != len(costs):

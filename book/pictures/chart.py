@@ -110,10 +110,7 @@ def _says(lines: Mapping[str, Points], title: str, x: str, y: str, units: tuple[
     if len(lines) > 1 and len(shared) == 1:
         lowest = [(px, _lowest(lines, i)) for i, px in enumerate(next(iter(shared)))]
         spans = [(name, list(group)) for name, group in groupby(lowest, key=lambda pair: pair[1])]
-        told = [
-            f"from {readable(group[0][0], units[0])} to {readable(group[-1][0], units[0])}: {name}"
-            for name, group in spans
-        ]
+        told = [f"{_span(group[0][0], group[-1][0], units[0])}: {name}" for name, group in spans]
         if len(told) <= MOST_SPANS:
             return f"{head} Lowest {'; '.join(told)}. {note}".strip()
     told = [
@@ -123,7 +120,12 @@ def _says(lines: Mapping[str, Points], title: str, x: str, y: str, units: tuple[
     return f"{head} {'; '.join(told)}. {note}".strip()
 
 
+def _span(first: float, last: float, unit: str) -> str:
+    return f"from {readable(first, unit)} to {readable(last, unit)}" if first != last else f"at {readable(first, unit)}"
+
+
 def _lowest(lines: Mapping[str, Points], i: int) -> str:
-    """The line that is lowest at the i-th point. Curves that differ by rounding alone are one curve."""
+    """The lines that are lowest at the i-th point. Curves that differ by rounding alone are one curve."""
     least = min(points[i][1] for points in lines.values())
-    return " and ".join(name for name, points in lines.items() if math.isclose(points[i][1], least, rel_tol=1e-6))
+    *others, last = (name for name, points in lines.items() if math.isclose(points[i][1], least, rel_tol=1e-6))
+    return f"{', '.join(others)} and {last}" if others else last

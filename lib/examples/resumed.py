@@ -20,7 +20,7 @@ from lib.parallel.recovery.saving import save
 from lib.parallel.recovery.state import all_held, parameters_held
 
 BATCH, KINDS, WIDTH, HIDDEN = 16, 10, 64, 256
-FORGETS = ("nothing", "moments", "data", "stream")
+FORGETS = ("moments", "data", "stream", "nothing")
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:

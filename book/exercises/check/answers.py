@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from book.exercises.check.failed import is_stub
 from book.exercises.check.verdict import Fault
@@ -11,9 +13,10 @@ from lib.devices import DeadlockError
 
 
 def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any:
-    """What `program(*case)` returns. NotImplementedError where it is not written yet; else a Fault, `told` the case."""
+    """What `program(*case)` returns, `plain`. NotImplementedError where it is not written yet; else a Fault, `told` the
+    case."""
     try:
-        given = program(*case)
+        given = plain(program(*case))
     except (NotImplementedError, Fault):
         raise
     except Exception as error:
@@ -27,6 +30,18 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
         raise NotImplementedError
     if given is None:
         raise Fault(f"returns None for {told}.", "Cause: is a return missing?")
+    return given
+
+
+def plain(given: Any) -> Any:
+    """What is as good as a list or a number, as that: an array or a number of NumPy, a range, a generator."""
+    if isinstance(given, np.ndarray | np.generic):
+        return given.tolist()
+    if type(given) is dict:
+        return {name: plain(value) for name, value in given.items()}
+    if isinstance(given, range | Iterator) or type(given) in (list, tuple):
+        parts = map(plain, given)
+        return tuple(parts) if type(given) is tuple else list(parts)
     return given
 
 

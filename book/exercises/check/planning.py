@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from book.exercises.check.answers import answer
+from book.exercises.check.answers import answer, plain
 from book.exercises.check.failed import kind
 from book.exercises.check.shown import Shown
 from book.exercises.check.trials import one_core
@@ -58,7 +58,7 @@ class Planning(Shown):
 
     def _cause(self, program: Callable[..., Any]) -> str | None:
         """The slip that gives the same in every case: one that fits a single case only may be another."""
-        given = cache(lambda number: program(*self.cases[number]))  # a program may run on many devices
+        given = cache(lambda number: plain(program(*self.cases[number])))  # a program may run on many devices
         for sentence, slip in self.slips.items():
             with suppress(Exception):  # it stops for one of the cases, or compares like an array: not this one
                 if all(_alike(slip(*case), given(number)) for number, case in enumerate(self.cases)):

@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
+LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+
 
 def readable(value: float, unit: str) -> str:
-    """`value` with a prefix to its unit and three digits: readable(2.5e-05, "s") is "25 µs"."""
+    """`value` with a prefix to its unit and three digits: readable(2.5e-05, "s") is "25 µs". Without a unit, as one
+    says it: 8,192 tokens, 1.5M of them, 8B parameters."""
     digits = float(f"{value:.3g}")
-    return EngFormatter(unit=unit)(digits).strip() if unit else f"{digits:,g}"
+    if unit:
+        return EngFormatter(unit=unit)(digits).strip()
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:,.0f}"
+    size, letter = next(((size, letter) for size, letter in LARGE if abs(digits) >= size), (1.0, ""))
+    return f"{digits / size:,g}{letter}"
 
 
 def ticks(end: float, unit: str, most: int, start: float = 0) -> tuple[list[float], Callable[[float], str]]:

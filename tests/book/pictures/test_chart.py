@@ -59,7 +59,7 @@ def test_the_words_say_who_is_lowest_where():
     points = {"ring": [(1, 5), (10, 6), (100, 7)], "tree": [(1, 1), (10, 4), (100, 70)]}
     desc = draw_chart(points, "All-reduce", "bytes", "time", ("B", "s"), note="no contention").desc
     assert (
-        desc == "All-reduce. time over bytes. Lowest from 1 B to 10 B: tree; from 100 B to 100 B: ring. no contention"
+        desc == "All-reduce. time over bytes. Lowest from 1 B to 10 B: tree; at 100 B: ring. no contention"
     )
     assert "loss goes from 3 to 0.5" in draw_chart({"loss": [(0, 3), (1, 0.5)]}, "L", "x", "y").desc
 
@@ -68,7 +68,7 @@ def test_curves_that_differ_by_rounding_are_told_as_equal():
     one, eps = [(0, 4.0), (1, 3.0), (2, 2.0)], 2e-16
     points = {"one": one, "four": [(0, 4.0), (1, 3.0 - 3 * eps), (2, 2.0 + 2 * eps)], "bug": [(0, 4.0), (1, 5), (2, 6)]}
     desc = draw_chart(points, "Loss", "step", "loss").desc
-    assert desc == "Loss. loss over step. Lowest from 0 to 0: one and four and bug; from 1 to 2: one and four."
+    assert desc == "Loss. loss over step. Lowest at 0: one, four and bug; from 1 to 2: one and four."
 
 
 @pytest.mark.parametrize("crossings", [3, 4])
@@ -107,6 +107,14 @@ def test_bad_input(given, log, says):
         (1234567, "B", "1.23 MB"),
         (0.5, "", "0.5"),
         (1500, "", "1,500"),
+        (8192, "", "8,192"),
+        (999_999, "", "999,999"),
+        (1234.5, "", "1,230"),
+        (2**20, "", "1.05M"),
+        (-8.03e9, "", "-8.03B"),
+        (15e12, "", "15T"),
+        (999_999.9, "", "1M"),
+        (0, "", "0"),
     ],
 )
 def test_readable(value, unit, text):

@@ -1,0 +1,80 @@
+"""An answer may have any of the forms that Python has for it: a list, an array, a generator, a number of NumPy."""
+
+import importlib
+import pkgutil
+from functools import wraps
+
+import numpy as np
+import pytest
+import torch
+
+from book import exercises
+from book.exercises.check.answers import plain
+from book.exercises.check.counting import Counting
+from book.exercises.check.planning import Planning
+
+
+def of_all_chapters() -> list:
+    """The exercises whose answer is a list of things or a number."""
+    rooms = [importlib.import_module(f"book.exercises.{room.name}") for room in pkgutil.iter_modules(exercises.__path__)]
+    found = {id(task): task for room in rooms for task in vars(room).values() if isinstance(task, Planning | Counting)}
+    return sorted(found.values(), key=lambda task: task.name)
+
+
+def as_generator(given):
+    return (each for each in given) if isinstance(given, list | tuple) else given
+
+
+def as_the_other(given):
+    return list(given) if isinstance(given, tuple) else tuple(given) if isinstance(given, list) else given
+
+
+def with_numbers_of_numpy(given):
+    if isinstance(given, list | tuple):
+        return type(given)(map(with_numbers_of_numpy, given))
+    if isinstance(given, dict):
+        return {name: with_numbers_of_numpy(value) for name, value in given.items()}
+    return np.array(given)[()] if type(given) in (int, float) else given
+
+
+def as_array(given):
+    numbers = isinstance(given, list | tuple) and given and all(type(each) in (int, float) for each in given)
+    return np.array(given) if numbers else given
+
+
+FORMS = (as_generator, as_the_other, with_numbers_of_numpy, as_array)
+
+
+@pytest.mark.parametrize("task", of_all_chapters(), ids=lambda task: task.name)
+def test_a_right_answer_is_right_in_every_form(task):
+    given = {}
+
+    def once(case):  # but for guests: each device must meet the others
+        if repr(case) not in given or any(isinstance(one, torch.Tensor) for one in case):
+            given[repr(case)] = task.solution(*case)
+        return given[repr(case)]
+
+    for form in FORMS:
+
+        @wraps(task.solution)
+        def answered(*case, form=form):
+            return form(once(case))
+
+        verdict = task.verdict(answered)
+        assert verdict.passed, f"{form.__name__}: {verdict}"
+
+
+def test_plain():
+    for given, expected in (
+        (np.float32(0.5), 0.5),
+        ((np.int64(1), [np.ones(2)]), (1, [[1.0, 1.0]])),
+        (map(int, "12"), [1, 2]),
+        ({"a": range(2)}, {"a": [0, 1]}),
+        ({1, 2}, {1, 2}),
+        ("12", "12"),
+    ):
+        found = plain(given)
+        assert found == expected
+        assert type(found) is type(expected)
+    step = object()
+    assert plain([step])[0] is step
