@@ -46,7 +46,7 @@ def test_nothing_is_left_behind(fails):
         pass
     assert everything() == before
     assert torch.serialization._package_registry == restorers
-    with pytest.raises((AssertionError, RuntimeError), match="not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs"):
+    with pytest.raises((AssertionError, RuntimeError), match="not compiled with CUDA|no NVIDIA driver|No CUDA GPUs"):
         torch.zeros(1, device="cuda")
     assert not torch.cuda.is_available()
     assert torch.accelerator.device_count() == 0

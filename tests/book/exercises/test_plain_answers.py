@@ -16,7 +16,8 @@ from book.exercises.check.planning import Planning
 
 def of_all_chapters() -> list:
     """The exercises whose answer is a list of things or a number."""
-    rooms = [importlib.import_module(f"book.exercises.{room.name}") for room in pkgutil.iter_modules(exercises.__path__)]
+    names = [f"book.exercises.{room.name}" for room in pkgutil.iter_modules(exercises.__path__)]
+    rooms = map(importlib.import_module, names)
     found = {id(task): task for room in rooms for task in vars(room).values() if isinstance(task, Planning | Counting)}
     return sorted(found.values(), key=lambda task: task.name)
 

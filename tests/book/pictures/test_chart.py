@@ -58,9 +58,7 @@ def test_lines_differ_by_more_than_color():
 def test_the_words_say_who_is_lowest_where():
     points = {"ring": [(1, 5), (10, 6), (100, 7)], "tree": [(1, 1), (10, 4), (100, 70)]}
     desc = draw_chart(points, "All-reduce", "bytes", "time", ("B", "s"), note="no contention").desc
-    assert (
-        desc == "All-reduce. time over bytes. Lowest from 1 B to 10 B: tree; at 100 B: ring. no contention"
-    )
+    assert desc == "All-reduce. time over bytes. Lowest from 1 B to 10 B: tree; at 100 B: ring. no contention"
     assert "loss goes from 3 to 0.5" in draw_chart({"loss": [(0, 3), (1, 0.5)]}, "L", "x", "y").desc
 
 
