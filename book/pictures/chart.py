@@ -89,7 +89,7 @@ def _scale(low: float, high: float, at_low: float, at_high: float, log: bool) ->
 
 def _marks(low: float, high: float, unit: str, log: bool, most: int) -> list[tuple[float, str]]:
     # Numbers below 0 have marks as well; where all are above, the axis of x need not begin at 0.
-    marks = log_ticks(low, high, most) if log else [m for m in ticks(high, unit, most, min(low, 0))[0] if m >= low]
+    marks = log_ticks(low, high, most) if log else ticks(high, unit, most, low)[0]
     return [(mark, readable(mark, unit) if mark else "0") for mark in marks]
 
 

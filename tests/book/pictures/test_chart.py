@@ -133,3 +133,8 @@ def test_ticks_are_round_and_few():
 def test_numbers_below_zero_have_marks():
     svg = draw_chart({"right": [(1, -15.0), (2, -14.5)], "wrong": [(1, -15.0), (2, -3.4)]}, "t", "layer", "power").svg()
     assert all(f">{mark}<" in svg for mark in ("-14", "-10", "-4")), svg
+
+
+def test_an_axis_that_begins_far_from_0_has_marks_all_along():
+    drawn = draw_chart({"loss": [(30, 1.0), (59, 0.5)]}, "T", "x", "y")
+    assert {"30", "40", "50"} <= {node.text for node in ElementTree.fromstring(drawn.svg()).iter()}
