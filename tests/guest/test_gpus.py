@@ -30,6 +30,7 @@ def everything() -> dict:
     return found
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here GPUs need not be pretended")
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_behind(fails):
     with pretended(2):

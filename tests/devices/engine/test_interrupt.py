@@ -30,6 +30,12 @@ def press_stop():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def press_stop_while_it_computes():
+    press_stop()
+    while True:
+        sum(range(100))
+
+
 def stop(program, size=4):
     with pytest.raises(KeyboardInterrupt):
         Cluster(size).run(program)
@@ -41,9 +47,7 @@ def stop(program, size=4):
 def test_while_one_device_computes_and_the_others_wait(rank):
     def program(group):
         if group.rank == rank:
-            press_stop()
-            while True:
-                sum(range(100))
+            press_stop_while_it_computes()
         group.barrier()
 
     stop(program)
@@ -119,9 +123,7 @@ def test_devices_clean_up_before_they_go():
     def program(group):
         try:
             if group.rank == 1:
-                press_stop()
-                while True:
-                    sum(range(100))
+                press_stop_while_it_computes()
             group.barrier()
         finally:
             cleaned.append(group.rank)
@@ -136,9 +138,7 @@ def test_the_caller_s_random_stream_stays_where_it_was():
 
     def program(group):
         torch.rand(100)
-        press_stop()
-        while True:
-            sum(range(100))
+        press_stop_while_it_computes()
 
     with pytest.raises(KeyboardInterrupt):
         Cluster(2).run(program)
@@ -174,9 +174,7 @@ def test_even_an_error_in_the_words_of_an_error_ends_the_run(monkeypatch):
 
 def test_three_hundred_devices_of_which_most_have_not_begun():
     def program(group):
-        press_stop()
-        while True:
-            sum(range(100))
+        press_stop_while_it_computes()
 
     stop(program, size=300)
 
@@ -184,9 +182,7 @@ def test_three_hundred_devices_of_which_most_have_not_begun():
 def test_three_hundred_devices_that_all_wait_but_one():
     def program(group):
         if group.rank == group.size - 1:
-            press_stop()
-            while True:
-                sum(range(100))
+            press_stop_while_it_computes()
         group.barrier()
 
     stop(program, size=300)
@@ -228,13 +224,9 @@ def test_a_device_that_is_interrupted_on_its_way_out_still_passes_the_turn(inter
 def test_pressed_again_while_it_stops():
     def program(group):
         try:
-            press_stop()
-            while True:
-                sum(range(100))
+            press_stop_while_it_computes()
         finally:
-            press_stop()
-            while True:
-                sum(range(100))
+            press_stop_while_it_computes()
 
     stop(program)
 
@@ -244,9 +236,7 @@ def test_a_device_may_take_its_time_to_clean_up():
 
     def program(group):
         try:
-            press_stop()
-            while True:
-                sum(range(100))
+            press_stop_while_it_computes()
         finally:
             end = time.monotonic() + 0.02
             while time.monotonic() < end:
@@ -293,9 +283,7 @@ def test_a_device_that_computes_is_stopped_also_when_the_first_has_ended():
             first.append(threading.current_thread())
             return
         first[0].join()
-        press_stop()
-        while True:
-            sum(range(100))
+        press_stop_while_it_computes()
 
     first = []
     stop(program, size=2)
@@ -307,9 +295,7 @@ def test_a_device_that_is_interrupted_sees_what_stops_the_others_too():
     def program(group):
         try:
             if group.rank == 1:
-                press_stop()
-                while True:
-                    sum(range(100))
+                press_stop_while_it_computes()
             group.barrier()
         except BaseException as error:
             seen.append((group.rank, type(error)))
