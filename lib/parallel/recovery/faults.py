@@ -106,7 +106,7 @@ class Faulty:
             if fault.rank != me:
                 continue
             if isinstance(fault, Late) and number >= fault.call:
-                self._wait(me, fault)
+                self._be_late(me, fault)
             elif number != fault.call:
                 continue
             elif isinstance(fault, Dies):
@@ -119,7 +119,7 @@ class Faulty:
                 lost = True
         return x, lost
 
-    def _wait(self, me: int, fault: Late) -> None:
+    def _be_late(self, me: int, fault: Late) -> None:
         clock = getattr(self._place, "clock", None)
         if clock is None:
             raise ValueError(f"{fault}: without a virtual clock nobody can be late. Cluster(..., hardware='H100')")
