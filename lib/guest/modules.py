@@ -47,7 +47,7 @@ class Modules:
         names = self._names
         if not names:
             return
-        self._mine[rank] = {name: sys.modules.pop(name) for name in list(names) if name in sys.modules}
+        self._mine[rank] = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
         private_python.forget_import_locks(names)
 
     def give_back(self, failed: bool) -> None:

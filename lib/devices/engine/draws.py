@@ -56,6 +56,13 @@ class OfTorch(Stream):
         self.read, self.write = generator.get_state, generator.set_state
         self.parts = _parts_of(generator) if _torch_keeps_them_there() else []
 
+    def mark(self) -> Any:
+        """Those bytes; of a second number only if there is one, else chance decides what stands in its place."""
+        if not self.parts:
+            return super().mark()
+        head, following, *seconds = [part.raw for part in self.parts]
+        return [head, following, *(second for second in seconds if second[-1])]
+
 
 class OfPython(Stream):
     """That of the module `random`."""

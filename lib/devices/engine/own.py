@@ -63,7 +63,7 @@ class Owned:
         self._things = kept()
         self._states = self._caller = [thing.read() for thing in self._things]  # those of the process, at the moment
         self._marks = self._look()
-        self._mine = [self._caller] * size
+        self._mine = [(self._states, self._marks)] * size
 
     def lay_aside(self, rank: int) -> None:
         """Device `rank` gives the turn away. What it has not changed is not read again."""
@@ -72,15 +72,17 @@ class Owned:
             whole = zip(self._things, self._states, self._marks, marks, strict=True)
             self._states = [state if old == new else thing.read() for thing, state, old, new in whole]
             self._marks = marks
-        self._mine[rank] = self._states
+        self._mine[rank] = self._states, self._marks
 
     def take_up(self, rank: int) -> None:
         """Device `rank` gets the turn."""
-        self._set(self._mine[rank])
+        states, marks = self._mine[rank]
+        self._set(states)
+        self._marks = marks  # those of these states: to look again would cost as much as the rest
 
     def give_back(self, failed: bool) -> None:
         """After the run: the caller's streams go on where rank 0's stopped; after a failure they are as before."""
-        _, *streams = self._caller if failed else self._mine[0]
+        _, *streams = self._caller if failed else self._mine[0][0]
         self._set([self._caller[0], *streams])
 
     def _look(self) -> list[Any]:
@@ -91,4 +93,4 @@ class Owned:
             for thing, new, old in zip(self._things, mine, self._states, strict=True):
                 if new is not old:
                     thing.write(new)
-            self._states, self._marks = mine, self._look()
+            self._states = mine

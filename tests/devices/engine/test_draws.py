@@ -109,6 +109,18 @@ def test_the_mark_is_that_of_the_state(stream):
 
 
 @TWO_DTYPES
+@pytest.mark.parametrize(("stream", "draw"), [(stream, name) for stream in STREAMS for name in DRAWS[stream]])
+def test_a_state_that_is_written_has_the_mark_that_it_was_read_with(stream, draw, dtype, default):
+    thing = stream()
+    DRAWS[stream][draw]()
+    mark, state = thing.mark(), thing.read()
+    for between in DRAWS[stream].values():
+        between()
+        thing.write(state)
+        assert thing.mark() == mark
+
+
+@TWO_DTYPES
 @pytest.mark.parametrize("stream", STREAMS)
 def test_streams_that_stand_alike_and_keep_different_numbers_have_different_marks(stream, dtype):
     one = {
