@@ -11,40 +11,58 @@ from contextlib import AbstractContextManager
 from lib.guest import private, private_python
 from lib.guest.callers import for_devices
 
+_chdir = os.chdir  # the process's own, also where a device of one run starts another
+
+
+class Folder:
+    """The folder in which the process stands now: the same when it is renamed, and even when it is removed."""
+
+    def __init__(self) -> None:
+        # Windows opens no folder, but it does not let go of one in which somebody stands either.
+        self._opened = os.open(".", getattr(os, "O_PATH", os.O_RDONLY)) if hasattr(os, "fchdir") else None
+        self._path = os.getcwd() if self._opened is None else None
+
+    def enter(self) -> None:
+        """The process stands there."""
+        _chdir(self._path if self._opened is None else self._opened)
+
+    def __del__(self) -> None:
+        if self._opened is not None:
+            os.close(self._opened)
+
 
 class Folders:
     """The folder in which each device stands, for programs that call `os.chdir`."""
 
     def __init__(self, size: int):
-        self._caller = os.getcwd()
+        self._caller = self._now = Folder()
         self._mine = [self._caller] * size
         self._moved = False  # whether any device has left the caller's folder
-        self._chdir = os.chdir
         self._patch: AbstractContextManager | None = None
 
     def take_up(self, rank: int) -> None:
         """The process stands where device `rank` does."""
         if self._patch is None:
-            self._patch = private.patched(os, chdir=for_devices(self._chdir, self._go))
+            self._patch = private.patched(os, chdir=for_devices(_chdir, self._go))
             self._patch.__enter__()
         if self._moved:
-            self._chdir(self._mine[rank])
+            self._now = self._mine[rank]
+            self._now.enter()
 
     def lay_aside(self, rank: int) -> None:
         """Where it stands now."""
-        if self._moved:
-            self._mine[rank] = os.getcwd()
+        self._mine[rank] = self._now
 
     def give_back(self, failed: bool) -> None:
         """Where the caller stood."""
         if self._patch is not None:
             self._patch.__exit__(None, None, None)
         if self._moved:
-            os.chdir(self._caller)
+            self._caller.enter()
 
     def _go(self, folder: str) -> None:
-        self._chdir(folder)
-        self._moved = True
+        _chdir(folder)
+        self._now, self._moved = Folder(), True
 
 
 class Loggers:

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import tempfile
 import threading
 
 import numpy
@@ -195,3 +196,28 @@ def test_a_reduce_scatter_of_pieces_of_several_lengths():
         return mine.tolist()
 
     assert Cluster(3).run(guest(program)) == [[3.0], [33.0, 33.0], [63.0, 63.0, 63.0]]
+
+
+def stands_in_what_is_gone(rounds):
+    dist.init_process_group("gloo")
+    start, box = os.getcwd(), [None]
+    if dist.get_rank() == 0:
+        for _ in range(rounds):
+            box = [tempfile.mkdtemp()]
+            os.chdir(box[0])
+            os.rmdir(box[0])
+    dist.broadcast_object_list(box)
+    assert dist.get_rank() == 0 or os.getcwd() == start
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "gone"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, a folder in which somebody stands cannot be removed")
+def test_a_device_stands_in_its_folder_even_when_it_is_removed():
+    before = os.getcwd()
+    opened = len(os.listdir("/dev/fd"))
+    assert Cluster(2).run(guest(stands_in_what_is_gone, 5)) == ["gone", before]
+    assert os.getcwd() == before
+    assert len(os.listdir("/dev/fd")) == opened, "a folder is closed when nobody stands in it any more"

@@ -130,9 +130,15 @@ class Turns:
         self._enter_program(rank)
 
     def _lay_aside(self, rank: int) -> None:
-        self.owners.lay_aside(rank)
+        self._swap(self.owners.lay_aside, rank)
         if self._watch is not None:
             self._watch(rank)
+
+    def _swap(self, own: Callable[[int], None], rank: int) -> None:
+        try:
+            own(rank)
+        except Exception as error:  # a program may spoil what it does not own; but the turn must go on, to end the run
+            self.failure = self.failure or error
 
     def _enter_program(self, rank: int) -> None:
         with self._interrupting:
@@ -163,7 +169,7 @@ class Turns:
             self._waiting.clear()
         if self._ready:
             rank = self._ready.popleft()
-            self.owners.take_up(rank)
+            self._swap(self.owners.take_up, rank)
             if self.idents[rank]:
                 self._cores = call_here(self._threads[rank].native_id)
                 self._may_run[rank].release()

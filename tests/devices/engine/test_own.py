@@ -123,3 +123,34 @@ def test_a_device_may_run_a_cluster_of_its_own():
         return group.all_reduce(torch.tensor(inner[0])).item()
 
     assert Cluster(2).run(program) == [2, 2]
+
+
+class Spoilt:
+    """An owner that fails in the n-th of its calls."""
+
+    def __init__(self, nth):
+        self._left = nth
+
+    def take_up(self, rank):
+        self._left -= 1
+        if self._left == 0:
+            raise OSError(f"at the turn of rank {rank}")
+
+    lay_aside = take_up
+
+    def give_back(self, failed):
+        assert failed
+
+
+@pytest.mark.parametrize("nth", range(1, 11))
+def test_what_fails_between_two_turns_ends_the_run(nth):
+    class Program:
+        def owners(self, size):
+            return [Spoilt(nth)]
+
+        def __call__(self, group):
+            group.barrier()
+
+    with pytest.raises(OSError, match="at the turn of rank [0-2]"):
+        Cluster(3).run(Program())  # five turns, since the last to come does not wait: an owner is called ten times
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("device ")]
