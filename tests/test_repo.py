@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,5 @@ def test_a_chapter_comes_after_those_that_it_needs():
     ]
     assert sum(needed in places for _, needed, _ in needs) >= 5
     assert [(name, needed) for name, needed, count in needs if places.get(needed, -1) >= count] == []
+    nearly = [(needed, get_close_matches(needed, places)) for _, needed, _ in needs if needed not in places]
+    assert [(needed, titles) for needed, titles in nearly if titles] == []  # a chapter by a name that it has not

@@ -150,8 +150,8 @@ def judge_epochs(given: list[Any], right: int, losses: list[Tensor]) -> None:
     on = f"is wrong for {len(losses)} device{'s' * (len(losses) > 1)}."
     for rank, epochs in enumerate(given):
         epochs = plain(epochs)
-        if isinstance(epochs, Tensor) and epochs.numel() == 1:
-            epochs = epochs.item()
+        if isinstance(epochs, list) and len(epochs) == 1:
+            epochs = epochs[0]
         if isinstance(epochs, bool) or not isinstance(epochs, int | float):
             raise Fault(on, f"rank {rank} returned {kind(epochs)}; asked for is a number of epochs")
         if epochs != right:

@@ -29,7 +29,8 @@ class Cluster:
     With `hardware` (a `Hardware`, or the name of a preset such as "H100") a virtual clock runs beside the program;
     nothing is slowed down.
 
-    With `rendezvous`, a `send` waits until its receiver takes the message, as NCCL's does; without, it goes on at once.
+    With `rendezvous`, a `send` waits until its receiver takes the message, as gloo's does and NCCL's may. Without, it
+    goes on at once.
 
     After a run, failed or not, `meters` holds what each device sent and received, and `trace` (None without hardware)
     what each did when.

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     mine = p.add_argument_group("what only a simulator can do")
     mine.add_argument("--hardware", choices=PRESETS, help="a virtual clock: time, memory, waiting of such devices")
-    mine.add_argument("--rendezvous", action="store_true", help="a send waits for its receiver, as NCCL's does")
+    mine.add_argument("--rendezvous", action="store_true", help="a send waits for its receiver, as gloo's does")
     mine.add_argument("--no-gpu", action="store_true", help='a program that says "cuda" runs on the CPU')
     mine.add_argument("--gpus", type=int, metavar="N", help="the same, and the program sees N GPUs in each node")
     mine.add_argument("--no-data", action="store_true", help="shapes only: models that no laptop holds")

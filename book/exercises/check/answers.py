@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from book.exercises.check.failed import is_stub
 from book.exercises.check.verdict import Fault
@@ -34,8 +35,8 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
 
 
 def plain(given: Any) -> Any:
-    """What is as good as a list or a number, as that: an array or a number of NumPy, a range, a generator."""
-    if isinstance(given, np.ndarray | np.generic):
+    """What is as good as a list or a number, as that: a tensor, an array or a number of NumPy, a range, a generator."""
+    if isinstance(given, np.ndarray | np.generic) or isinstance(given, Tensor) and given.ndim < 2:
         return given.tolist()
     if type(given) is dict:
         return {name: plain(value) for name, value in given.items()}

@@ -1,4 +1,4 @@
-"""An answer may have any of the forms that Python has for it: a list, an array, a generator, a number of NumPy."""
+"""An answer may have any form that Python has for it: a list, an array, a tensor, a generator, a number of NumPy."""
 
 import importlib
 import pkgutil
@@ -43,7 +43,20 @@ def as_array(given):
     return np.array(given) if numbers else given
 
 
-FORMS = (as_generator, as_the_other, with_numbers_of_numpy, as_array)
+def with_tensors(given):
+    if isinstance(given, list | tuple):
+        return type(given)(map(with_tensors, given))
+    if isinstance(given, dict):
+        return {name: with_tensors(value) for name, value in given.items()}
+    return torch.tensor(given, dtype=torch.float64) if type(given) is float else given
+
+
+def as_tensor(given):
+    made = as_array(given)
+    return torch.from_numpy(made) if isinstance(made, np.ndarray) else made
+
+
+FORMS = (as_generator, as_the_other, with_numbers_of_numpy, as_array, with_tensors, as_tensor)
 
 
 @pytest.mark.parametrize("task", of_all_chapters(), ids=lambda task: task.name)
@@ -68,6 +81,8 @@ def test_a_right_answer_is_right_in_every_form(task):
 def test_plain():
     for given, expected in (
         (np.float32(0.5), 0.5),
+        (torch.tensor(0.5), 0.5),
+        ([torch.arange(2), torch.tensor(3)], [[0, 1], 3]),
         ((np.int64(1), [np.ones(2)]), (1, [[1.0, 1.0]])),
         (map(int, "12"), [1, 2]),
         ({"a": range(2)}, {"a": [0, 1]}),
