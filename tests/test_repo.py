@@ -3,8 +3,8 @@
 import json
 import re
 import tomllib
-import unicodedata
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import yaml
@@ -91,7 +91,7 @@ def in_order(words: list[str]) -> list[str]:
     """Sorted by their letters alone, and these without bars."""
 
     def letters(word: str) -> str:
-        return re.sub(r"[^a-z0-9 ]", "", unicodedata.normalize("NFD", word.split(",")[0].lower()))
+        return re.sub(r"[^a-z0-9 ]", "", normalize("NFD", word.split(",")[0].lower()))
 
     return sorted(words, key=letters)
 
