@@ -5,6 +5,7 @@ import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import yaml
@@ -68,6 +69,43 @@ def test_front_matter_is_complete(path):
     for file in front["lib"]:
         assert (ROOT / file).is_file(), file
     assert "".join(notebook["cells"][0]["source"]).startswith("# ")
+
+
+@each_chapter
+def test_a_chapter_sums_up_in_five_lines_before_it_asks(path):
+    text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"])
+    before, asks, _ = text.partition("\n## Exercises\n")
+    lines = re.findall(r"^(\d)\. ", before.partition("\n## In five lines\n")[2], re.M)
+    assert lines == (list("12345") if asks else [])
+
+
+@each_chapter
+def test_a_chapter_names_the_files_that_it_shows(path):
+    notebook = json.loads(path.read_text("utf-8"))
+    outputs = [output for cell in code_cells(path) for output in cell["outputs"]]
+    plain = ["".join(output.get("data", {}).get("text/plain", "")) for output in outputs]
+    shown = {match[1] for match in map(re.compile(r"# (lib/\S+\.py)$", re.M).match, plain) if match}
+    assert shown <= set(notebook["metadata"]["book"]["lib"])
+
+
+def in_order(words: list[str]) -> list[str]:
+    """Sorted by their letters alone, and these without bars."""
+
+    def letters(word: str) -> str:
+        return re.sub(r"[^a-z0-9 ]", "", normalize("NFD", word.split(",")[0].lower()))
+
+    return sorted(words, key=letters)
+
+
+def test_words_that_are_looked_up_stand_in_order():
+    blocks = re.findall(r"^```\{glossary\}\n(.*?)^```", read("glossary.md"), re.M | re.S)
+    for entries in (block.split("\n\n") for block in blocks):
+        words = [entry.splitlines()[0] for entry in entries]
+        assert words == in_order(words)
+    intro = "".join("".join(cell["source"]) for cell in json.loads(read("intro.ipynb"))["cells"])
+    topics = re.findall(r"^\| (.+?) \| ", intro.partition("## By topic")[2], re.M)
+    assert len(blocks) >= 5
+    assert topics[1:] == in_order(topics[1:])
 
 
 def test_toc_lists_every_chapter():

@@ -107,7 +107,7 @@ def layer_work(shape: ModelShape, batch: int, new: int, seen: int = 0, itemsize:
         product("output projection", queries, h),
         Work("norm 2", 4 * tokens * h, itemsize * 2 * tokens * h),
         product("MLP in", h, (matrices - 1) * inner, shape.active_experts, shape.experts),
-        Work("activation", 4 * tokens * inner, itemsize * matrices * tokens * inner * shape.active_experts),
+        Work("nonlinear function", 4 * tokens * inner, itemsize * matrices * tokens * inner * shape.active_experts),
         product("MLP out", inner, h, shape.active_experts, shape.experts),
     ]
 

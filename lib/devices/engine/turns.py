@@ -63,7 +63,7 @@ class Turns:
             self.failure = interrupt
             self._stop_all()
         for thread in self._threads:
-            if thread.ident is not None:  # else it never began
+            if thread.ident:  # else it never began
                 thread.join()
         failure, self.failure = self.failure, None
         if failure is not None:
@@ -164,7 +164,7 @@ class Turns:
             except Exception as error:  # whatever happens while the error is worded, the run must end
                 self.failure = error
         if self.failure is not None:  # wake all who wait: each raises Stopped and unwinds, still one at a time
-            begun = [rank for rank in self._ready if self._has_begun(rank)]  # the others need not begin any more
+            begun = [rank for rank in self._ready if self._threads[rank].ident]  # the others need not begin any more
             self._ready = deque([*begun, *sorted(self._waiting)])
             self._waiting.clear()
         if self._ready:
@@ -185,12 +185,9 @@ class Turns:
             self.failure = error
             self._pass_turn()
 
-    def _has_begun(self, rank: int) -> bool:
-        return self._threads[rank].ident is not None
-
     def _stop_all(self) -> None:
         patience = 0.05  # seconds; more each time, so that a device may clean up in peace
-        while self._has_begun(0) and not self._all_ended.is_set():
+        while self._threads[0].ident and not self._all_ended.is_set():
             with suppress(KeyboardInterrupt):  # pressed again: all are being stopped already
                 if not self._all_ended.wait(patience):
                     self._interrupt_running_device()

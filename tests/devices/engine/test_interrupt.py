@@ -328,7 +328,7 @@ def test_each_interrupt_leaves_more_time_to_clean_up_but_at_most_a_second(monkey
             return self.is_set()
 
     waits, turns = [], Turns(1, lambda rank: None, lambda: None)
-    monkeypatch.setattr(turns, "_has_begun", lambda rank: True)
+    monkeypatch.setattr(turns, "_threads", [threading.current_thread()])  # which has begun
     monkeypatch.setattr(turns, "_all_ended", NobodyEnds())
     turns._stop_all()
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
