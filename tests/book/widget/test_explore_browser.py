@@ -69,6 +69,23 @@ def test_mouse_and_keyboard(browser, file):
     assert seen == []
 
 
+def test_keys_move_along_the_numbers_and_start_at_the_first_value(browser, tmp_path):
+    path = tmp_path / "page.html"
+    widget = explore(lambda k: f"k is {k}", k=[2, 10, 1], question="Which?")._repr_html_()
+    path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>{widget}', encoding="utf-8")
+    page, seen = opened(browser, path.as_uri())
+    slider = page.get_by_role("slider", name="k")
+    slider.focus()
+    for key, value in (None, 2), ("ArrowRight", 10), ("Home", 1), ("ArrowRight", 2), ("End", 10), ("ArrowLeft", 2):
+        if key:
+            page.keyboard.press(key)
+        expect(page.locator(".omd-frame")).to_have_text(f"k is {value}")
+        expect(page.locator(".omd-status")).to_have_text(f"k is {value}")
+        expect(page.locator("output")).to_have_text(str(value))
+        expect(slider).to_have_attribute("aria-valuetext", str(value))
+    assert seen == []
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colors_follow_the_page(browser, file, theme):
     page, _ = opened(browser, file)
