@@ -22,8 +22,7 @@ from book.widget.page import PAGE_CSS, page, stops, words
 
 @dataclass(frozen=True)
 class Frame:
-    """What one point of the grid shows: its HTML, one sentence that says it, and an image for pages without
-    script."""
+    """What one point of the grid shows: its HTML, the same in words, and an image for pages without script."""
 
     html: str
     says: str
@@ -37,9 +36,9 @@ class Frame:
         if not parts:
             raise TypeError(f"draw returned nothing {at}: return a Picture, a text, or a tuple of them")
         made = [_part(part, at) for part in parts]
-        says = next((part.desc for part in parts if isinstance(part, Picture)), None)
-        if says is None:
-            says = next((part for part in parts if isinstance(part, str)), "")
+        # A line below a picture may be all that differs between two points.
+        told = [part.desc if isinstance(part, Picture) else part for part in parts if isinstance(part, Picture | str)]
+        says = " ".join(" ".join(told).split())
         return Frame("".join(show for show, _ in made), says, "".join(still for _, still in made))
 
 

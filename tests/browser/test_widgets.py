@@ -17,7 +17,7 @@ BUILT = re.compile(
     r'<div class="omd-controls" hidden>(?P<controls>.*?)</div>'
     r'<div class="omd-frame" data-point=".+?">(?P<picture>.*?)</div>'
     r'<p class="omd-status"[^>]*>(?P<says>[^<]{10,})</p>.*?'
-    r'<script type="application/json" class="omd-data">.*?</script>(?P<script><script>.*?</script>)',
+    r'<script type="application/json" class="omd-data">(?P<data>.*?)</script>(?P<script><script>.*?</script>)',
     re.DOTALL,
 )
 
@@ -232,6 +232,16 @@ def far_apart(widget: Widget, name: str) -> list[str]:
     between = {last // 2} - {0, last} if widget.controls(name)[0]["slider"] else set()
     values = [stops[index] for index in (last, *between, 0)]
     return values[::-1] if values[0] == widget.first[name] else values
+
+
+@each_widget
+def test_what_looks_different_is_said_in_different_words(path, number):
+    """Who hears a widget must hear each change that others see."""
+    built = list(BUILT.finditer((HTML / path).read_text("utf-8")))[number]
+    data = json.loads(built["data"])
+    seen = dict(zip(data["says"], data["frames"], strict=True))
+    for point, says, frame in zip(data["points"], data["says"], data["frames"], strict=True):
+        assert frame == seen[says], f"{point} looks unlike another point, and is said in the same words: {says}"
 
 
 @each_widget

@@ -52,7 +52,7 @@ def test_the_page_holds_the_frame_of_every_point(shown):
         markup = "".join(d["chunks"][k] for k in frame).translate(swap)
         expected = re.sub(r"omd-[0-9a-f]{8}-", "omd-#0-", picture.svg())
         assert markup == f'{expected}<p class="omd-line">{html.escape(line)}</p>'
-        assert says == picture.desc
+        assert says == f"{picture.desc} {line}"
 
 
 class Tags(HTMLParser):
@@ -133,8 +133,15 @@ def test_text_is_escaped_and_cannot_end_the_script():
     page = explored._repr_html_()
     assert page.count("</script>") == 2
     assert "<!--" not in page
-    assert data(explored)["says"] == [nasty, nasty]
+    assert data(explored)["says"] == [nasty.strip()] * 2
     assert tags(page, "div")[0]["aria-label"] == nasty
+
+
+def test_all_parts_of_a_frame_are_said():
+    pictures = [draw_matmul((3, 4), (4, 6), devices=n, split="row") for n in (1, 2)]
+    explored = explore(lambda n: [*pictures, f"the line\n of {n}"], n=[1, 2])
+    head = f"{pictures[0].desc} {pictures[1].desc} the line of "
+    assert data(explored)["says"] == [f"{head}1", f"{head}2"]
 
 
 def test_deterministic_and_small(shown):

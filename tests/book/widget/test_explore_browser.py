@@ -46,7 +46,7 @@ def test_mouse_and_keyboard(browser, file):
     expect(frame).to_have_attribute("data-point", "devices=8;split=row")
     expect(slider).to_have_attribute("aria-valuetext", "8")
     expect(first.locator("output")).to_have_text("8")
-    expect(first.locator(".omd-status")).to_have_text(draw(8, "row")[0].desc)
+    expect(first.locator(".omd-status")).to_have_text(f"{draw(8, 'row')[0].desc} 8 devices")
     expect(frame.locator(".omd-line")).to_have_text("8 devices")
     assert frame.locator("svg title").text_content() == draw(8, "row")[0].title
     page.keyboard.press("Tab")
