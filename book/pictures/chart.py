@@ -62,7 +62,7 @@ def draw_chart(
             element("text", name, x=right + 6, y=place + 4.5, fill=ink),
         ]
     body.append(label((LEFT + right) / 2, BOTTOM + 34, x, "middle"))
-    body.append(label(8, 38, y, size=12))
+    body.append(label(8, 34, y, size=12))
     if note:
         body.append(label(8, BOTTOM + 56, note, size=12))
     return Picture(WIDTH, BOTTOM + (66 if note else 44), title, _says(lines, title, x, y, units, note), body)

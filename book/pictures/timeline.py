@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
-from book.pictures.kit.axis import readable, ticks
+from book.pictures.kit.axis import readable, ticks, under
 from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
@@ -60,7 +60,10 @@ def draw_timeline(trace: Trace, title: str = "Timeline", until: float | None = N
         body.append(tag(8, top + WORK / 2, rank, 52))
         bars = merged([event for event in trace.events if event.rank == rank], 1.2 / scale)
         body += [_bar(bar, rank, top, scale) for bar in bars]
-    body += [label(LEFT + mark * scale, bottom + 14, name(mark), "middle", size=12) for mark in marks]
+    body += [
+        label(under(LEFT + mark * scale, name(mark), WIDTH), bottom + 14, name(mark), "middle", size=12)
+        for mark in marks
+    ]
     if shown < trace.size:
         body.append(label(8, bottom + 34, f"{trace.size - shown} more devices are not drawn"))
         bottom += 20

@@ -82,6 +82,13 @@ def test_a_common_scale_makes_two_pictures_comparable(trace):
         draw_timeline(trace, until=80)
 
 
+def test_the_name_of_the_last_mark_stays_in_the_picture(trace):
+    picture = draw_timeline(trace, until=400.0)
+    marks = [node for node in ElementTree.fromstring(picture.svg()).iter() if (node.text or "") in ("300 s", "400 s")]
+    assert [float(mark.get("x")) + 6.5 * len(mark.text) / 2 <= picture.width for mark in marks] == [True, True]
+    assert float(marks[0].get("x")) == pytest.approx(LEFT + (RIGHT - LEFT) * 300 / 400, abs=0.1)
+
+
 def test_communication_that_overlaps_has_its_own_track():
     def overlapping(group):
         handle = group.all_reduce(torch.zeros(1), async_op=True)
