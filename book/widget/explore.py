@@ -82,8 +82,10 @@ class Exploration:
         turning = {name: values for name, values in self.axes.items() if len(values) > 1}
         controls = {}
         for name, values in turning.items():
-            control = widgets.SelectionSlider if stops(values) else widgets.ToggleButtons
-            options = [(str(value), value) for value in stops(values) or values]
+            if at := stops(values):
+                control, options = widgets.SelectionSlider, [(f"{value:,}", value) for value in at]
+            else:
+                control, options = widgets.ToggleButtons, [(str(value), value) for value in values]
             controls[name] = control(options=options, value=values[0], description=words(name))
         head = widgets.HTML(f"<style>{THEME_CSS}{PAGE_CSS}</style>" + _question(self.question))
         picture, says = widgets.HTML(), widgets.HTML()

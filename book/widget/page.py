@@ -86,8 +86,7 @@ def _control(name: str, values: Sequence[Any], uid: str) -> str:
             f'<label class="omd-range"><span>{shown}</span> <input type="range" '
             f'min="0" max="{len(values) - 1}" '
             f'value="{at.index(values[0])}" step="1" data-axis="{axis}" data-values="{listed}" aria-label="{shown}" '
-            f'aria-valuetext="{html.escape(str(values[0]))}" autocomplete="off"> '
-            f'<output aria-live="off">{html.escape(str(values[0]))}</output></label>'
+            f'aria-valuetext="{values[0]:,}" autocomplete="off"> <output aria-live="off">{values[0]:,}</output></label>'
         )
     radios = "".join(
         f'<label><input type="radio" name="omd-{uid}-{axis}" data-axis="{axis}" '

@@ -71,18 +71,21 @@ def test_mouse_and_keyboard(browser, file):
 
 def test_keys_move_along_the_numbers_and_start_at_the_first_value(browser, tmp_path):
     path = tmp_path / "page.html"
-    widget = explore(lambda k: f"k is {k}", k=[2, 10, 1], question="Which?")._repr_html_()
+    widget = explore(lambda k: f"k is {k}", k=[2048, 1048576, 0.0005], question="Which?")._repr_html_()
     path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>{widget}', encoding="utf-8")
     page, seen = opened(browser, path.as_uri())
     slider = page.get_by_role("slider", name="k")
     slider.focus()
-    for key, value in (None, 2), ("ArrowRight", 10), ("Home", 1), ("ArrowRight", 2), ("End", 10), ("ArrowLeft", 2):
-        if key:
-            page.keyboard.press(key)
+    small, first, large = (0.0005, "0.0005"), (2048, "2,048"), (1048576, "1,048,576")
+    for key, (value, written) in (
+        ("Shift", first), ("ArrowRight", large), ("Home", small), ("ArrowRight", first), ("End", large),
+        ("ArrowLeft", first),
+    ):  # fmt: skip
+        page.keyboard.press(key)
         expect(page.locator(".omd-frame")).to_have_text(f"k is {value}")
         expect(page.locator(".omd-status")).to_have_text(f"k is {value}")
-        expect(page.locator("output")).to_have_text(str(value))
-        expect(slider).to_have_attribute("aria-valuetext", str(value))
+        expect(page.locator("output")).to_have_text(written)
+        expect(slider).to_have_attribute("aria-valuetext", written)
     assert seen == []
 
 
