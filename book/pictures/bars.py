@@ -110,8 +110,9 @@ def _look(part: str, names: Sequence[str]) -> dict[str, object]:
 
 def _legend(names: Sequence[str], y: float) -> tuple[list[Element], float]:
     drawn: list[Element] = []
+    columns = 3 if max(map(len, names), default=0) <= 17 else 2
     for i, part in enumerate(names):
-        x, middle = MARGIN + 160 * (i % 3), y + 12 + 22 * (i // 3)
+        x, middle = MARGIN + WIDTH // columns * (i % columns), y + 12 + 22 * (i // columns)
         drawn.append(element("rect", x=x, y=middle - 7, width=24, height=14, **_look(part, names)))
         drawn.append(label(x + 32, middle + 4.5, part))
-    return drawn, 8 + 22 * -(-len(names) // 3) if names else 0
+    return drawn, 8 + 22 * -(-len(names) // columns) if names else 0

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 import torch
 
 from book.pictures.kit.blocks import Look, arrow, block, hatches, label, tag
-from book.pictures.kit.holders import check_devices, shape_text
+from book.pictures.kit.holders import check_devices, shape_text, stretch
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture
 from lib.devices import Cluster, Group
@@ -53,7 +53,8 @@ def draw_batch(shape: Sequence[int], devices: int, out: int = 10) -> Picture:
             label(70, y + 35, shape_text((count, *shape[1:])), size=12),
             label(342, y + 35, shape_text((count, out)), size=12),
         ]
-        told.append(f"rank {rank} has samples {first} to {first + count - 1}, {shape_text((count, *shape[1:]))}")
+        samples_here = stretch("sample", range(first, first + count))
+        told.append(f"rank {rank} has {samples_here}, {shape_text((count, *shape[1:]))}")
         first += count
     bottom = 58 + STEP * devices + 10
     body.append(label(8, bottom, f"Side by side, the outputs are y {shape_text((samples, out))}."))

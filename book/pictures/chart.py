@@ -62,7 +62,7 @@ def draw_chart(
             element("text", name, x=right + 6, y=place + 4.5, fill=ink),
         ]
     body.append(label((LEFT + right) / 2, BOTTOM + 34, x, "middle"))
-    body.append(label(8, 38, y, size=12))
+    body.append(label(8, 34, y, size=12))
     if note:
         body.append(label(8, BOTTOM + 56, note, size=12))
     return Picture(WIDTH, BOTTOM + (66 if note else 44), title, _says(lines, title, x, y, units, note), body)
@@ -104,20 +104,20 @@ def _apart(places: list[float], least: float) -> list[float]:
 
 
 def _says(lines: Mapping[str, Points], title: str, x: str, y: str, units: tuple[str, str], note: str) -> str:
-    """The curves in words: who is lowest from where to where, if that can be followed; else their ends."""
+    """The curves in words: their ends, and who is lowest from where to where, if that can be followed."""
     shared = {tuple(px for px, _ in points) for points in lines.values()}
-    head = f"{title}. {y} over {x}."
-    if len(lines) > 1 and len(shared) == 1:
-        lowest = [(px, _lowest(lines, i)) for i, px in enumerate(next(iter(shared)))]
-        spans = [(name, list(group)) for name, group in groupby(lowest, key=lambda pair: pair[1])]
-        told = [f"{_span(group[0][0], group[-1][0], units[0])}: {name}" for name, group in spans]
-        if len(told) <= MOST_SPANS:
-            return f"{head} Lowest {'; '.join(told)}. {note}".strip()
-    told = [
+    ends = [
         f"{name} goes from {readable(points[0][1], units[1])} to {readable(points[-1][1], units[1])}"
         for name, points in lines.items()
     ]
-    return f"{head} {'; '.join(told)}. {note}".strip()
+    told = [f"{title}. {y} over {x}.", f"{'; '.join(ends)}."]
+    if len(lines) > 1 and len(shared) == 1:
+        lowest = [(px, _lowest(lines, i)) for i, px in enumerate(next(iter(shared)))]
+        spans = [(name, list(group)) for name, group in groupby(lowest, key=lambda pair: pair[1])]
+        if len(spans) <= MOST_SPANS:
+            where = [f"{_span(group[0][0], group[-1][0], units[0])}: {name}" for name, group in spans]
+            told.append(f"Lowest {'; '.join(where)}.")
+    return " ".join([*told, note]).strip()
 
 
 def _span(first: float, last: float, unit: str) -> str:

@@ -58,7 +58,7 @@ def draw_ring(order: Order, devices: int, hop: int, phase: Literal["forward", "b
             body.append(label(SUMS, y + 36, "stays at home" if hop == 0 else f"for rank {source}", size=12))
         else:
             who = [(rank - step) % devices for step in range(hop + 1) if work[rank][step]]
-            now += f"; it has merged what it sees of ranks {', '.join(map(str, who))}"
+            now += f"; it has merged what it sees of rank{'s' * (len(who) > 1)} {', '.join(map(str, who))}"
         for place, term in enumerate(who):
             shade, x = paint(term), SUMS + 20 * place
             body.append(element("rect", x=x, y=y + 4, width=18, height=18, fill=shade.fill, stroke=shade.ink))

@@ -11,7 +11,7 @@ import torch
 
 from book.pictures.kit.axis import readable
 from book.pictures.kit.blocks import block, label, tag
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices, count, stretch
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element, number
 from lib.devices import Cluster, Group
@@ -115,7 +115,7 @@ def _device(y: float, rank: int, held: Holding, copies: int) -> list[Element | N
         if each >= 18:
             drawn.append(block(CELLS, top, 1, len(numbers), (each, 24), look, rank, values=[[str(n) for n in numbers]]))
         else:
-            drawn.append(block(CELLS, top, 1, 1, (across, 24), look, rank, values=[[_span(numbers)]]))
+            drawn.append(block(CELLS, top, 1, 1, (across, 24), look, rank, values=[[stretch("head", numbers)]]))
         drawn.append(label(66, top + 17, name, size=13))
     return drawn
 
@@ -157,12 +157,8 @@ def _runs(rows: torch.Tensor, ends: Sequence[int]) -> list[tuple[int, int]]:
     return [(numbers[start], numbers[stop - 1] + 1) for start, stop in pairwise([0, *breaks, len(numbers)])]
 
 
-def _span(numbers: Sequence[int]) -> str:
-    return f"heads {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"head {numbers[0]}"
-
-
 def _says(rank: int, held: Holding) -> str:
     return (
-        f"rank {rank} holds query {_span(held.queries)}, keys and values of {_span(held.common)}, "
+        f"rank {rank} holds query {stretch('head', held.queries)}, keys and values of {stretch('head', held.common)}, "
         f"and a cache of {readable(held.cache, 'B')}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from book.pictures.kit.axis import readable, ticks
+from book.pictures.kit.axis import readable, ticks, under
 from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
@@ -52,7 +52,9 @@ def draw_memory(trace: Trace, rank: int = 0, title: str = "Memory over time", mo
         ]
         y = bottom + GAP
     marks, name = ticks(trace.seconds, "s", 4)
-    body += [label(LEFT + mark * across, y + 4, name(mark), "middle", size=12) for mark in marks]
+    body += [
+        label(under(LEFT + mark * across, name(mark), WIDTH), y + 4, name(mark), "middle", size=12) for mark in marks
+    ]
     listed = ", ".join(f"{kind} {readable(trace.peak(rank, kind), 'B')}" for kind in kinds)
     desc = f"{title} of rank {rank}: at most {readable(peak, 'B')} in all. The most of each kind: {listed}."
     return Picture(WIDTH, y + 12, title, desc, body)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from book.pictures.kit.blocks import block, label, tag
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices, count, stretch
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
 from lib.devices.pieces import shard_sizes
@@ -38,7 +38,7 @@ def draw_resharding(before: int, after: int, rows: int = 24) -> Picture:
             if first < last:
                 x0, x1 = LEFT + each * first, LEFT + each * last
                 bands.append(_band(x0, x1, top + HIGH, bottom, writer))
-                sources.append(f"rows {first} to {last - 1} from the file of rank {writer}")
+                sources.append(f"{stretch('row', range(first, last))} from the file of rank {writer}")
         told.append(f"rank {reader} reads {' and '.join(sources)}")
     body += bands
     for devices, y in ((before, top), (after, bottom)):

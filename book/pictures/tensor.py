@@ -92,16 +92,16 @@ def draw_tensor(
         label(WIDTH - MARGIN, 24, where, "end"),
     ]
     meaning = {
-        "sharded": f"cut along dim {dim}: {holdings(held)}",
-        "replicated": f"whole on every device: {holdings(held)}",
-        "partial": f"the sum of what the devices hold: {holdings(held)}",
+        "sharded": f"cut along dim {dim}",
+        "replicated": "whole on every device",
+        "partial": "the sum of what the devices hold",
     }[look]
     defs = [hatches(range(devices))] if look == "partial" else []
     return Picture(
         WIDTH,
         bottom + height + 12,
         f"{name} {shape_text(shape)} as {where}",
-        f"{name} {shape_text(shape)} is {meaning}.",
+        f"{name} {shape_text(shape)} is {meaning}: {holdings(held, texts)}.",
         [*defs, *heading, *body, *explained],
     )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
-from book.pictures.kit.axis import readable, ticks
+from book.pictures.kit.axis import readable, ticks, under
 from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
@@ -20,12 +20,12 @@ MOST_LANES = 8
 
 @dataclass(frozen=True)
 class Bar:
-    """Neighboring events of one kind that cannot be told apart at the picture's scale."""
+    """Neighboring events of one kind that cannot be told apart at the picture's scale. `times`: seconds by name."""
 
     kind: Kind
     start: float
     end: float
-    names: tuple[str, ...]
+    times: Counter[str]
 
 
 def draw_timeline(trace: Trace, title: str = "Timeline", until: float | None = None) -> Picture:
@@ -60,7 +60,10 @@ def draw_timeline(trace: Trace, title: str = "Timeline", until: float | None = N
         body.append(tag(8, top + WORK / 2, rank, 52))
         bars = merged([event for event in trace.events if event.rank == rank], 1.2 / scale)
         body += [_bar(bar, rank, top, scale) for bar in bars]
-    body += [label(LEFT + mark * scale, bottom + 14, name(mark), "middle", size=12) for mark in marks]
+    body += [
+        label(under(LEFT + mark * scale, name(mark), WIDTH), bottom + 14, name(mark), "middle", size=12)
+        for mark in marks
+    ]
     if shown < trace.size:
         body.append(label(8, bottom + 34, f"{trace.size - shown} more devices are not drawn"))
         bottom += 20
@@ -76,13 +79,15 @@ def merged(events: list[Event], gap: float) -> list[Bar]:
         if event.end == event.start:
             continue
         i = last.get(event.kind)
+        name = event.name.strip("_")  # PyTorch's own marks: copy_ is a copy that is made in place
         small = i is not None and min(event.seconds, bars[i].end - bars[i].start) < 12 * gap
         if i is not None and small and event.start - bars[i].end < gap:
             bar = bars[i]
-            bars[i] = Bar(bar.kind, bar.start, max(bar.end, event.end), (*bar.names, event.name))
+            bar.times[name] += event.seconds
+            bars[i] = replace(bar, end=max(bar.end, event.end))
         else:
             last[event.kind] = len(bars)
-            bars.append(Bar(event.kind, event.start, event.end, (event.name,)))
+            bars.append(Bar(event.kind, event.start, event.end, Counter({name: event.seconds})))
     return bars
 
 
@@ -116,14 +121,12 @@ def _bar(bar: Bar, rank: int, top: float, scale: float) -> Element:
 
 
 def _name(bar: Bar, letters: int) -> str | None:
-    """What stands in a bar: the one name of all its events, or the most frequent ones, as many as there is room for."""
-    names = [name for name, _ in Counter(bar.names).most_common()]
-    while names:
-        text = ", ".join(names)
-        if len(text) <= letters:
-            return text
+    """What stands in a bar: the names that took most of its time, as many as there is room for. None if the others
+    took more: who reads one name takes it for the whole bar."""
+    names = [name for name, _ in bar.times.most_common()]
+    while len(", ".join(names)) > letters:
         names.pop()
-    return None
+    return ", ".join(names) if 2 * sum(bar.times[name] for name in names) >= bar.times.total() else None
 
 
 def _key(y: float) -> list[Element]:

@@ -57,7 +57,8 @@ def draw_move(name: str, devices: int) -> Picture:
     explained, height = legend(8, y, sorted(looks))
     body += explained
     parts = [part for part in body if part is not None]
-    return Picture(WIDTH, y + height + 8, f"{name} on {devices} devices", ". ".join(told) + ".", parts)
+    title = f"{name} on {devices} devices"
+    return Picture(WIDTH, y + height + 8, title, ". ".join([title, *told]) + ".", parts)
 
 
 def _look(value: Value) -> Look:

@@ -17,13 +17,12 @@ from typing import Any
 
 from book.pictures.kit.language import THEME_CSS
 from book.pictures.kit.svg import Picture
-from book.widget.page import PAGE_CSS, page, words
+from book.widget.page import PAGE_CSS, page, stops, words
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What one point of the grid shows: its HTML, one sentence that says it, and an image for pages without
-    script."""
+    """What one point of the grid shows: its HTML, the same in words, and an image for pages without script."""
 
     html: str
     says: str
@@ -37,9 +36,9 @@ class Frame:
         if not parts:
             raise TypeError(f"draw returned nothing {at}: return a Picture, a text, or a tuple of them")
         made = [_part(part, at) for part in parts]
-        says = next((part.desc for part in parts if isinstance(part, Picture)), None)
-        if says is None:
-            says = next((part for part in parts if isinstance(part, str)), "")
+        # A line below a picture may be all that differs between two points.
+        told = [part.desc if isinstance(part, Picture) else part for part in parts if isinstance(part, Picture | str)]
+        says = " ".join(" ".join(told).split())
         return Frame("".join(show for show, _ in made), says, "".join(still for _, still in made))
 
 
@@ -83,9 +82,10 @@ class Exploration:
         turning = {name: values for name, values in self.axes.items() if len(values) > 1}
         controls = {}
         for name, values in turning.items():
-            numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-            control = widgets.SelectionSlider if numeric else widgets.ToggleButtons
-            options = [(str(value), value) for value in values]
+            if at := stops(values):
+                control, options = widgets.SelectionSlider, [(f"{value:,}", value) for value in at]
+            else:
+                control, options = widgets.ToggleButtons, [(str(value), value) for value in values]
             controls[name] = control(options=options, value=values[0], description=words(name))
         head = widgets.HTML(f"<style>{THEME_CSS}{PAGE_CSS}</style>" + _question(self.question))
         picture, says = widgets.HTML(), widgets.HTML()
@@ -108,9 +108,10 @@ def explore(draw: Callable[..., Any], /, *, question: str | None = None, **axes:
     """Call `draw(name=value, ...)` on every point of the grid of `axes` and show the pictures with their
     controls.
 
-    Numbers get a slider, words get buttons; the first value of each axis is shown first. `question` is what
-    the widget answers, written above it. `draw` returns a `Picture`, text, anything with `_repr_html_` or
-    `_repr_svg_`, or a tuple of those (a picture and its line of numbers).
+    Numbers get a slider, from the smallest to the largest; words get buttons, in the order given. The first
+    value of each axis is shown first. `question` is what the widget answers, written above it. `draw` returns a
+    `Picture`, text, anything with `_repr_html_` or `_repr_svg_`, or a tuple of those (a picture and its line of
+    numbers).
 
     Errors: ValueError for an empty grid or a repeated value; TypeError for a draw that cannot be called,
     values that are not a list, or a draw that returns nothing to show. An error inside `draw` is passed on

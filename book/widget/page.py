@@ -71,17 +71,22 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def stops(values: Sequence[Any]) -> list[Any] | None:
+    """Where a slider stops: to the right it gets larger, wherever it starts. None for words, which get buttons."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return sorted(values) if numbers else None
+
+
 def _control(name: str, values: Sequence[Any], uid: str) -> str:
     """A slider for numbers, radio buttons for words."""
     axis, shown = html.escape(name), html.escape(words(name))
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        listed = html.escape(json.dumps([str(value) for value in values]))
+    if at := stops(values):
+        listed = html.escape(json.dumps([str(value) for value in at]))
         return (
             f'<label class="omd-range"><span>{shown}</span> <input type="range" '
             f'min="0" max="{len(values) - 1}" '
-            f'value="0" step="1" data-axis="{axis}" data-values="{listed}" aria-label="{shown}" '
-            f'aria-valuetext="{html.escape(str(values[0]))}" autocomplete="off"> '
-            f'<output aria-live="off">{html.escape(str(values[0]))}</output></label>'
+            f'value="{at.index(values[0])}" step="1" data-axis="{axis}" data-values="{listed}" aria-label="{shown}" '
+            f'aria-valuetext="{values[0]:,}" autocomplete="off"> <output aria-live="off">{values[0]:,}</output></label>'
         )
     radios = "".join(
         f'<label><input type="radio" name="omd-{uid}-{axis}" data-axis="{axis}" '

@@ -5,18 +5,19 @@
 const root = document.currentScript.closest(".omd-explore");
 if (!root || root.dataset.ready) return;
 root.dataset.ready = "yes";
-const find = (what) => root.querySelector(what);
+const find = (what) => root.querySelector(what), all = (what) => [...root.querySelectorAll(what)];
 const {chunks, frames, says, points} = JSON.parse(find(".omd-data").textContent);
 const nth = [...document.querySelectorAll(".omd-explore")].indexOf(root);
-const inputs = [...root.querySelectorAll("input")], frame = find(".omd-frame"), status = find(".omd-status");
+const frame = find(".omd-frame"), status = find(".omd-status");
 const swap = (text) => text.replace(/["']/g, (mark) => (mark === '"' ? "'" : '"'));
 const own = (html) => swap(html).replace(/omd-#(\d+)-/g, `omd-${root.dataset.uid}-${nth}-$1-`);
 const show = () => {
-  const at = [...root.querySelectorAll("input[type=range],input:checked")].map((input) => {
-    const values = JSON.parse(input.dataset.values || "null"), value = values ? values[input.value] : input.value;
+  const at = all("input[type=range],input:checked").map((input) => {
+    const {values} = input.dataset, value = values ? JSON.parse(values)[input.value] : input.value;
     if (values) {
-      input.setAttribute("aria-valuetext", value);
-      input.parentNode.querySelector("output").textContent = value;
+      const written = Number(value).toLocaleString("en", {maximumFractionDigits: 9});
+      input.setAttribute("aria-valuetext", written);
+      input.nextElementSibling.textContent = written;
     }
     return `${input.dataset.axis}=${value}`;
   });
@@ -25,11 +26,11 @@ const show = () => {
   frame.dataset.point = points[i];
   if (status.textContent !== says[i]) status.textContent = says[i];
 };
-for (const input of inputs) {
+for (const input of all("input")) {
   if (input.type === "radio") input.name += `-${nth}`;
   input.addEventListener("input", show);
 }
-for (const input of root.querySelectorAll("[data-first]")) input.checked = true;
+for (const input of all("[data-first]")) input.checked = true;
 find(".omd-controls").hidden = false;
 show();
 })();

@@ -17,7 +17,7 @@ BUILT = re.compile(
     r'<div class="omd-controls" hidden>(?P<controls>.*?)</div>'
     r'<div class="omd-frame" data-point=".+?">(?P<picture>.*?)</div>'
     r'<p class="omd-status"[^>]*>(?P<says>[^<]{10,})</p>.*?'
-    r'<script type="application/json" class="omd-data">.*?</script>(?P<script><script>.*?</script>)',
+    r'<script type="application/json" class="omd-data">(?P<data>.*?)</script>(?P<script><script>.*?</script>)',
     re.DOTALL,
 )
 
@@ -38,7 +38,7 @@ def test_the_book_has_widgets():
 # The page is shared: another test has moved the controls.
 TO_THE_FIRST_POINT = """root => {
     for (const input of root.querySelectorAll("input")) {
-        if (input.type === "range") input.value = 0;
+        if (input.type === "range") input.value = input.defaultValue;
         else input.checked = input.hasAttribute("data-first");
     }
     root.querySelector("input").dispatchEvent(new Event("input", {bubbles: true}));
@@ -78,6 +78,11 @@ SEE_ALL = """(root, points) => points.map((point) => {
     root.querySelector("input").dispatchEvent(new Event("input", {bubbles: true}));
     return (SEE)(root);
 })""".replace("SEE", SEE)
+
+# The values of each slider, from left to right.
+SLIDERS = """root => Object.fromEntries([...root.querySelectorAll("input[type=range]")].map(
+    (one) => [one.dataset.axis, JSON.parse(one.dataset.values)]
+))"""
 
 # Every control of one axis: a slider, or radio buttons, each with the word beside it, whose middle nothing lies over.
 CONTROLS = """(root, name) => [...root.querySelectorAll(`input[data-axis="${name}"]`)].map((one) => {
@@ -125,6 +130,8 @@ class Widget:
                 if value not in self.axes.setdefault(name, []):
                     self.axes[name].append(value)
         self.turning = [name for name, values in self.axes.items() if len(values) > 1]
+        self.first = {name: values[0] for name, values in self.axes.items()}
+        self.stops = self.axes | self.root.evaluate(SLIDERS)
         self.root.evaluate(TO_THE_FIRST_POINT)
 
     def controls(self, name: str) -> list[dict]:
@@ -139,9 +146,10 @@ class Widget:
         assert [one["point"] for one in notes] == [spelled(point) for point in points]
         return [self._is(seen, point) for seen, point in zip(notes, points, strict=True)]
 
-    def click(self, name: str, index: int) -> None:
-        """The mouse on the stop `index` of a slider, or on the word beside a radio button."""
-        self.page.mouse.click(*self.root.evaluate(PLACE, [name, index, len(self.axes[name]) - 1]))
+    def click(self, name: str, value: str) -> None:
+        """The mouse on the stop of a slider that has this value, or on the word beside a radio button."""
+        stops = self.stops[name]
+        self.page.mouse.click(*self.root.evaluate(PLACE, [name, stops.index(value), len(stops) - 1]))
 
     def shows(self, **point: str) -> dict:
         """The frame and the status say that they are this point. Returns all that can be seen."""
@@ -150,7 +158,7 @@ class Widget:
     def shows_every_point(self) -> dict[tuple, int]:
         """As `shows`, of all points of the grid. The number of the picture, by point."""
         points = [list(zip(self.axes, at, strict=True)) for at in product(*self.axes.values())]
-        places = [[(name, value, self.axes[name].index(value)) for name, value in point] for point in points]
+        places = [[(name, value, self.stops[name].index(value)) for name, value in point] for point in points]
         every = zip(points, self.root.evaluate(SEE_ALL, places), strict=True)
         return {tuple(point): self._is(seen, dict(point))["picture"] for point, seen in every}
 
@@ -169,19 +177,21 @@ def spelled(point: dict[str, str]) -> str:
 
 
 def walk_with_arrow_keys(widget: Widget) -> None:
-    """Along every control to its end, and a step back. All points, also those between the controls, by a script."""
+    """Every control to its left end, and to its right end. All points, also those between the controls, by a script."""
     assert widget.turning, "a widget without a control"
-    first = {name: values[0] for name, values in widget.axes.items()}
-    widget.shows(**first)
+    widget.shows(**widget.first)
     for name in widget.turning:
-        values = widget.axes[name]
+        stops = widget.stops[name]
+        left = stops[: stops.index(widget.first[name])][::-1]
         widget.root.evaluate(TO_THE_FIRST_POINT)
         widget.root.evaluate(FOCUS, name)  # the keyboard's focus must be able to go there, and stay
         widget.note()
-        for _ in values[1:]:
+        for _ in left:
+            widget.page.keyboard.press("ArrowLeft")
+        for _ in stops[1:]:
             widget.page.keyboard.press("ArrowRight")
         widget.page.keyboard.press("ArrowLeft")
-        for seen in widget.noted(*({**first, name: value} for value in (*values[1:], values[-2]))):
+        for seen in widget.noted(*({**widget.first, name: value} for value in (*left, *stops[1:], stops[-2]))):
             assert seen["focused"] == name, "an arrow key takes the focus away"
     pictures = widget.shows_every_point()
     # Two neighbors may look alike (on one device every split does), but no control may be without effect.
@@ -211,21 +221,33 @@ def test_a_dead_control_is_found(visit):
         walk_with_arrow_keys(widget)
 
 
-def stops(widget: Widget, name: str) -> list[int]:
-    """The last stop of a control, of a slider one between, and the first again. Arrow keys have reached the others.
+def far_apart(widget: Widget, name: str) -> list[str]:
+    """One end of a control, of a slider one value between, and the other end. Arrow keys have reached the others.
 
-    The stops are far apart: on a slider of many, the next one lies under the thumb, which a click does not move.
+    They are far apart: on a slider of many, the next one lies under the thumb, which a click does not move. Nor does
+    a click on the end where it starts.
     """
-    last = len(widget.axes[name]) - 1
+    stops = widget.stops[name]
+    last = len(stops) - 1
     between = {last // 2} - {0, last} if widget.controls(name)[0]["slider"] else set()
-    return [last, *between, 0]
+    values = [stops[index] for index in (last, *between, 0)]
+    return values[::-1] if values[0] == widget.first[name] else values
+
+
+@each_widget
+def test_what_looks_different_is_said_in_different_words(path, number):
+    """Who hears a widget must hear each change that others see."""
+    built = list(BUILT.finditer((HTML / path).read_text("utf-8")))[number]
+    data = json.loads(built["data"])
+    seen = dict(zip(data["says"], data["frames"], strict=True))
+    for point, says, frame in zip(data["points"], data["says"], data["frames"], strict=True):
+        assert frame == seen[says], f"{point} looks unlike another point, and is said in the same words: {says}"
 
 
 @each_widget
 def test_the_mouse_works_every_control(desk, path, number):
     opened = desk(path)
     widget = Widget(opened.page, number)
-    point = {name: values[0] for name, values in widget.axes.items()}
     for name in widget.turning:
         controls = widget.controls(name)
         assert controls
@@ -236,9 +258,11 @@ def test_the_mouse_works_every_control(desk, path, number):
             assert not control["disabled"]
             assert min(control["width"], control["height"]) >= 24, "too small for a finger"
         widget.note()
-        for index in stops(widget, name):
-            widget.click(name, index)
-        widget.noted(*({**point, name: widget.axes[name][index]} for index in stops(widget, name)))
+        values = far_apart(widget, name)
+        for value in values:
+            widget.click(name, value)
+        widget.noted(*({**widget.first, name: value} for value in values))
+        widget.root.evaluate(TO_THE_FIRST_POINT)
     opened.clean()
 
 
@@ -258,8 +282,9 @@ def test_reacts_from_the_disk(visit):
 def reacts_in_a_narrow_window(opened, number: int) -> None:
     widget = Widget(opened.page, number)
     name = widget.turning[-1]
-    widget.click(name, len(widget.axes[name]) - 1)
-    seen = widget.shows(**{axis: values[-1 if axis == name else 0] for axis, values in widget.axes.items()})
+    value = far_apart(widget, name)[0]
+    widget.click(name, value)
+    seen = widget.shows(**widget.first | {name: value})
     assert seen["left"] >= 0
     assert seen["right"] <= PHONE["width"]
     opened.clean()

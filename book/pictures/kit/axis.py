@@ -28,6 +28,11 @@ def ticks(end: float, unit: str, most: int, start: float = 0) -> tuple[list[floa
     return marks, lambda mark: readable(mark, unit) if mark else "0"
 
 
+def under(x: float, text: str, edge: float) -> float:
+    """Where the middle of a mark's name goes: under the mark at `x`, but not across the picture's right edge."""
+    return min(x, edge - 3.5 * len(text))
+
+
 def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Powers of ten between `low` and `high`, at most `most`; where these are one or none, 2 and 5 times them, too."""
     for times in ((1.0,), (1.0, 2.0, 5.0)):

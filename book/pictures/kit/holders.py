@@ -24,6 +24,11 @@ def count(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
+def stretch(word: str, numbers: Sequence[int]) -> str:
+    """Consecutive numbers of things: "heads 0 to 3", or "head 2" of one alone."""
+    return f"{word} {numbers[0]}" if len(numbers) == 1 else f"{word}s {numbers[0]} to {numbers[-1]}"
+
+
 def shape_of(tensor: Any) -> tuple[int, ...]:
     """The shape of a torch tensor or NumPy array; a list or tuple of integers is a shape already.
 
@@ -45,7 +50,7 @@ def values_of(tensor: Any, most: int = 8) -> Values | None:
     if getattr(tensor, "is_meta", False):
         return None
     rows = tensor.tolist() if len(tensor.shape) == 2 else [tensor.tolist()]
-    return [[f"{value:.3g}" for value in row] for row in rows]
+    return [[f"{value or 0:.3g}" for value in row] for row in rows]  # not "-0"
 
 
 def pieces(length: int, parts: int) -> list[tuple[int, int]]:
@@ -64,14 +69,23 @@ def check_devices(devices: int, most: int = 64) -> int:
     return devices
 
 
-def holdings(shapes: Sequence[Sequence[int]]) -> str:
-    """One clause on which rank holds which shape: "rank 0 holds [4, 2]; ranks 1 to 3 hold [4, 1] each"."""
+def holdings(shapes: Sequence[Sequence[int]], numbers: Sequence[Values | None] | None = None) -> str:
+    """One clause on which rank holds which shape: "rank 0 holds [4, 2]; ranks 1 to 3 hold [4, 1] each". With the
+    `numbers` that each rank shows, also between which they lie: "rank 0 holds [4, 2], from 0 to 7"."""
     clauses, rank = [], 0
-    for shape, run in groupby(map(tuple, shapes)):
+    spans = map(_span, numbers or [None] * len(shapes))
+    for (shape, span), run in groupby(zip(map(shape_text, shapes), spans, strict=True)):
         n = len(list(run))
         if n == 1:
-            clauses.append(f"rank {rank} holds {shape_text(shape)}")
+            clauses.append(f"rank {rank} holds {shape}{span}")
         else:
-            clauses.append(f"ranks {rank} {'and' if n == 2 else 'to'} {rank + n - 1} hold {shape_text(shape)} each")
+            clauses.append(f"ranks {rank} {'and' if n == 2 else 'to'} {rank + n - 1} hold {shape} each{span}")
         rank += n
     return "; ".join(clauses)
+
+
+def _span(numbers: Values | None) -> str:
+    every = sorted((value for row in numbers or () for value in row), key=float)
+    if not every:
+        return ""
+    return f", from {every[0]} to {every[-1]}" if every[0] != every[-1] else f", all {every[0]}"

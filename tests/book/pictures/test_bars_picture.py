@@ -69,3 +69,18 @@ def test_the_line_of_the_limit_crosses_no_number():
     }
     assert numbers["60 GB"] > line > drawn(picture)[1][2]  # moved behind it
     assert not [text for text, x in numbers.items() if x < line < x + 7.6 * len(text) and text != "80 GB"], numbers
+
+
+@pytest.mark.parametrize("longest", ["short", "queries, keys, values"])
+def test_names_in_the_legend_leave_room_for_the_next(longest):
+    names = [longest, "logits", "MLP", "visiting keys", "one more"]
+    picture = draw_bars({"a": dict.fromkeys(names, 1)}, "T")
+    places = {
+        node.text: (float(node.get("x")), float(node.get("y")))
+        for node in ElementTree.fromstring(picture.svg()).iter()
+        if node.text in names
+    }
+    assert max(y for _, y in places.values()) < picture.height
+    for name, (x, y) in places.items():
+        rest = [other - 32 for other, line in places.values() if line == y and other > x]  # a swatch stands before it
+        assert x + 6.7 * len(name) < min(rest, default=picture.width)

@@ -63,6 +63,7 @@ def test_looks_follow_the_placements():
 
 def test_words():
     assert "rank 1 has samples 4 to 6, [3, 2]" in draw_batch((7, 2), 2).desc
+    assert "rank 3 has sample 6, [1, 2]" in draw_batch((7, 2), 4).desc
     assert re.search(r"rank 0 gradient of w 4.*rank 1 gradient of w 16", draw_training_step(2, "backward").desc)
 
 

@@ -58,7 +58,10 @@ def test_lines_differ_by_more_than_color():
 def test_the_words_say_who_is_lowest_where():
     points = {"ring": [(1, 5), (10, 6), (100, 7)], "tree": [(1, 1), (10, 4), (100, 70)]}
     desc = draw_chart(points, "All-reduce", "bytes", "time", ("B", "s"), note="no contention").desc
-    assert desc == "All-reduce. time over bytes. Lowest from 1 B to 10 B: tree; at 100 B: ring. no contention"
+    assert desc == (
+        "All-reduce. time over bytes. ring goes from 5 s to 7 s; tree goes from 1 s to 70 s. "
+        "Lowest from 1 B to 10 B: tree; at 100 B: ring. no contention"
+    )
     assert "loss goes from 3 to 0.5" in draw_chart({"loss": [(0, 3), (1, 0.5)]}, "L", "x", "y").desc
 
 
@@ -66,15 +69,15 @@ def test_curves_that_differ_by_rounding_are_told_as_equal():
     one, eps = [(0, 4.0), (1, 3.0), (2, 2.0)], 2e-16
     points = {"one": one, "four": [(0, 4.0), (1, 3.0 - 3 * eps), (2, 2.0 + 2 * eps)], "bug": [(0, 4.0), (1, 5), (2, 6)]}
     desc = draw_chart(points, "Loss", "step", "loss").desc
-    assert desc == "Loss. loss over step. Lowest at 0: one, four and bug; from 1 to 2: one and four."
+    assert desc.endswith("Lowest at 0: one, four and bug; from 1 to 2: one and four.")
 
 
 @pytest.mark.parametrize("crossings", [3, 4])
-def test_curves_that_cross_all_the_time_are_told_by_their_ends(crossings):
+def test_curves_that_cross_all_the_time_are_told_by_their_ends_alone(crossings):
     points = {"a": [(i, 2 + i % 2) for i in range(crossings + 1)], "b": [(i, 3 - i % 2) for i in range(crossings + 1)]}
     desc = draw_chart(points, "Loss", "step", "loss").desc
     assert ("Lowest" in desc) == (crossings == 3)
-    assert ("a goes from 2 to 2; b goes from 3 to 3." in desc) == (crossings == 4)
+    assert desc.startswith(f"Loss. loss over step. a goes from 2 to {2 + crossings % 2}; b goes from 3 to")
 
 
 def test_a_flat_line_can_be_drawn():

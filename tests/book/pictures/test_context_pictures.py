@@ -81,7 +81,7 @@ def test_the_sums_of_gradients_have_been_with_everyone_but_the_owner():
 
 def test_early_devices_of_a_contiguous_cut_see_nothing():
     picture = draw_ring("contiguous", 4, 1)
-    assert "rank 0 has the keys of rank 3 and computes 0 pairs; it has merged what it sees of ranks 0" in picture.desc
+    assert "rank 0 has the keys of rank 3 and computes 0 pairs; it has merged what it sees of rank 0;" in picture.desc
     assert "nothing to see" in picture.svg()
 
 

@@ -147,6 +147,18 @@ def test_words_say_what_is_drawn():
     assert bars.desc == "Bars of Bytes sent. rank 0: 96 B; rank 1: 0 B; rank 2: 1,536 B."
 
 
+def test_words_say_between_which_numbers_a_device_holds_its_part():
+    x = torch.arange(8.0).reshape(2, 4) - 2
+    pieces = "rank 0 holds [2, 2], from -2 to 3; rank 1 holds [2, 2], from 0 to 5."
+    assert draw_tensor(x, "X", Shard(1), 2).desc.endswith(pieces)
+    assert draw_tensor(x, "X", Replicate(), 2).desc.endswith("ranks 0 and 1 hold [2, 4] each, from -2 to 5.")
+    errors = [0 * x, x, x]  # some of these zeros are below zero
+    told = draw_tensor(x, "Error", Replicate(), 3, local=errors).desc
+    assert told.endswith("rank 0 holds [2, 4], all 0; ranks 1 and 2 hold [2, 4] each, from -2 to 5.")
+    for no_numbers in draw_tensor((2, 4), "X", Shard(1), 2), draw_tensor(x, "X", Shard(1), 2, values=False):
+        assert no_numbers.desc.endswith("ranks 0 and 1 hold [2, 2] each.")
+
+
 def test_bars_are_in_proportion():
     root = ElementTree.fromstring(draw_bars({"dense": 8.0, "sharded": 2.0}, "Weights", "GB").svg())
     dense, sharded = [float(r.get("width")) for r in root.iter(f"{SVG}rect")]

@@ -82,6 +82,13 @@ def test_a_common_scale_makes_two_pictures_comparable(trace):
         draw_timeline(trace, until=80)
 
 
+def test_the_name_of_the_last_mark_stays_in_the_picture(trace):
+    picture = draw_timeline(trace, until=400.0)
+    marks = [node for node in ElementTree.fromstring(picture.svg()).iter() if (node.text or "") in ("300 s", "400 s")]
+    assert [float(mark.get("x")) + 6.5 * len(mark.text) / 2 <= picture.width for mark in marks] == [True, True]
+    assert float(marks[0].get("x")) == pytest.approx(LEFT + (RIGHT - LEFT) * 300 / 400, abs=0.1)
+
+
 def test_communication_that_overlaps_has_its_own_track():
     def overlapping(group):
         handle = group.all_reduce(torch.zeros(1), async_op=True)
@@ -102,7 +109,7 @@ def test_communication_that_overlaps_has_its_own_track():
 def test_thousands_of_events_make_a_small_picture():
     trace = Trace(1)
     for i in range(20_000):
-        trace.events.append(Event(0, "compute", f"op{i % 3}", i * 1.0, i + 0.9))
+        trace.events.append(Event(0, "compute", f"op{i % 3}", i * 1.0, i + 0.9 - i % 3 / 10))
     picture = draw_timeline(trace)
     assert len(picture.svg()) < 5_000
     ((_, _, x, width),) = bars(picture)
@@ -116,8 +123,32 @@ def test_bars_apart_stay_apart():
         Event(0, "compute", "b", 5.0, 6.0),
         Event(0, "compute", "c", 6.0, 6.0),
     ]
-    assert [bar.names for bar in merged(events, 0.5)] == [("a",), ("b",)]
-    assert [bar.names for bar in merged(events, 4.5)] == [("a", "b")]
+    assert [bar.times for bar in merged(events, 0.5)] == [{"a": 1.0}, {"b": 1.0}]
+    assert [bar.times for bar in merged(events, 4.5)] == [{"a": 1.0, "b": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "until", "told"),
+    [
+        ({"copy_": 30, "mm": 60, "_softmax": 10}, 100, "mm, copy, softmax"),
+        ({"copy_": 30, "copy": 30, "mm": 40}, 100, "copy, mm"),
+        ({"copy_": 30, "mm": 60, "add": 10}, 600, "mm, copy"),
+        ({"copy_": 30, "mm": 60, "add": 10}, 1400, "mm"),
+        ({"copy_": 30, "mm": 40, "add": 30}, 1400, None),  # most of the bar is something else
+        ({"native_layer_norm_backward": 90, "mm": 10}, 700, None),
+    ],
+)
+def test_a_bar_is_named_after_what_took_its_time(seconds, until, told):
+    trace = Trace(1)
+    for name, count in seconds.items():
+        for now in range(len(trace.events), len(trace.events) + count):  # too short to be told apart
+            trace.events.append(Event(0, "compute", name, float(now), now + 1.0))
+    inside = [
+        node.findtext("{*}text")
+        for node in ElementTree.fromstring(draw_timeline(trace, until=until).svg()).iter()
+        if "data-kind" in node.attrib
+    ]
+    assert inside == [told]
 
 
 def test_more_devices_than_lanes():

@@ -9,7 +9,8 @@ from lib import MOVES
 @pytest.mark.parametrize("name", MOVES)
 def test_both_directions_are_told(name):
     picture = draw_move(name, 4)
-    forward, backward = picture.desc.rstrip(".").split(". ")
+    head, forward, backward = picture.desc.rstrip(".").split(". ")
+    assert head == f"{name} on 4 devices"
     for text, verb, sent in zip(
         (forward, backward), (MOVES[name].forward, MOVES[name].backward), MOVES[name].bytes(100, 4), strict=True
     ):

@@ -52,7 +52,7 @@ def test_the_page_holds_the_frame_of_every_point(shown):
         markup = "".join(d["chunks"][k] for k in frame).translate(swap)
         expected = re.sub(r"omd-[0-9a-f]{8}-", "omd-#0-", picture.svg())
         assert markup == f'{expected}<p class="omd-line">{html.escape(line)}</p>'
-        assert says == picture.desc
+        assert says == f"{picture.desc} {line}"
 
 
 class Tags(HTMLParser):
@@ -106,14 +106,41 @@ def test_booleans_are_words():
     assert [i["type"] for i in inputs] == ["radio", "radio"]
 
 
+def test_a_slider_rises_from_left_to_right_and_starts_where_the_first_value_is():
+    explored = explore(lambda k, room: f"{k}, {room}", k=[2048, 10240, 1], room=["none", 2.0, 1.0])
+    page = explored._repr_html_()
+    slider, *radios = tags(page, "input")
+    assert (json.loads(slider["data-values"]), slider["value"]) == (["1", "2048", "10240"], "1")
+    assert slider["aria-valuetext"] == "2,048"
+    assert re.search(r"<output[^>]*>(.*?)</output>", page)[1] == "2,048"
+    assert [radio["value"] for radio in radios] == ["none", "2.0", "1.0"]  # with a word among them, all are words
+    assert re.search('data-point="(.*?)"', page)[1] == data(explored)["points"][0] == "k=2048;room=none"
+    assert data(explored)["says"] == [f"{k}, {room}" for k in (2048, 10240, 1) for room in ("none", 2.0, 1.0)]
+
+    _, k, room, picture, _ = explored.live.children
+    assert ([label for label, _ in k.options], k.value, k.index) == (["1", "2,048", "10,240"], 2048, 1)
+    assert [label for label, _ in room.options] == ["none", "2.0", "1.0"]
+    assert ">2048, none<" in picture.value
+    for index, value in enumerate([1, 2048, 10240]):
+        k.index = index
+        assert f">{value}, none<" in picture.value
+
+
 def test_text_is_escaped_and_cannot_end_the_script():
     nasty = """</script><!-- <script> "it's" & \\ """
     explored = explore(lambda n: nasty, n=[1, 2], question=nasty)
     page = explored._repr_html_()
     assert page.count("</script>") == 2
     assert "<!--" not in page
-    assert data(explored)["says"] == [nasty, nasty]
+    assert data(explored)["says"] == [nasty.strip()] * 2
     assert tags(page, "div")[0]["aria-label"] == nasty
+
+
+def test_all_parts_of_a_frame_are_said():
+    pictures = [draw_matmul((3, 4), (4, 6), devices=n, split="row") for n in (1, 2)]
+    explored = explore(lambda n: [*pictures, f"the line\n of {n}"], n=[1, 2])
+    head = f"{pictures[0].desc} {pictures[1].desc} the line of "
+    assert data(explored)["says"] == [f"{head}1", f"{head}2"]
 
 
 def test_deterministic_and_small(shown):

@@ -46,7 +46,7 @@ def test_mouse_and_keyboard(browser, file):
     expect(frame).to_have_attribute("data-point", "devices=8;split=row")
     expect(slider).to_have_attribute("aria-valuetext", "8")
     expect(first.locator("output")).to_have_text("8")
-    expect(first.locator(".omd-status")).to_have_text(draw(8, "row")[0].desc)
+    expect(first.locator(".omd-status")).to_have_text(f"{draw(8, 'row')[0].desc} 8 devices")
     expect(frame.locator(".omd-line")).to_have_text("8 devices")
     assert frame.locator("svg title").text_content() == draw(8, "row")[0].title
     page.keyboard.press("Tab")
@@ -66,6 +66,26 @@ def test_mouse_and_keyboard(browser, file):
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
     assert page.evaluate("Object.keys(window).filter(k => k.includes('omd'))") == []
+    assert seen == []
+
+
+def test_keys_move_along_the_numbers_and_start_at_the_first_value(browser, tmp_path):
+    path = tmp_path / "page.html"
+    widget = explore(lambda k: f"k is {k}", k=[2048, 1048576, 0.0005], question="Which?")._repr_html_()
+    path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>{widget}', encoding="utf-8")
+    page, seen = opened(browser, path.as_uri())
+    slider = page.get_by_role("slider", name="k")
+    slider.focus()
+    small, first, large = (0.0005, "0.0005"), (2048, "2,048"), (1048576, "1,048,576")
+    for key, (value, written) in (
+        ("Shift", first), ("ArrowRight", large), ("Home", small), ("ArrowRight", first), ("End", large),
+        ("ArrowLeft", first),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        expect(page.locator(".omd-frame")).to_have_text(f"k is {value}")
+        expect(page.locator(".omd-status")).to_have_text(f"k is {value}")
+        expect(page.locator("output")).to_have_text(written)
+        expect(slider).to_have_attribute("aria-valuetext", written)
     assert seen == []
 
 
