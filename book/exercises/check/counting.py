@@ -83,8 +83,6 @@ class Counting(Shown):
 
     def _given(self, program: Callable[..., Any], case: tuple[int, ...], on: str) -> tuple[Any, ...]:
         given = answer(program, case, on)
-        if hasattr(given, "tolist") and getattr(given, "ndim", 0) == 1:
-            given = given.tolist()  # a tensor is as good as a tuple
         if len(self.returns) == 1 and not isinstance(given, tuple | list):
             given = (given,)
         if not isinstance(given, tuple | list) or len(given) != len(self.returns):

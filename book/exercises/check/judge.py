@@ -137,9 +137,8 @@ def _named(fault: Fault, task: Task, trial: Trial, mine: list[Spent], look: Call
     Right everywhere: a slip that is wrong only where pieces are uneven would blame a right answer for that.
     """
     for text, slip in task.slips.items():
-        if not _right(task, slip, trial) or [x.verbs for x in look(slip, trial)] != [x.verbs for x in mine]:
-            continue
-        if all(_right(task, slip, other) for other in task.trials):
+        right = all(_right(task, slip, each) for each in task.trials)
+        if right and [x.verbs for x in look(slip, trial)] == [x.verbs for x in mine]:
             return type(fault)(fault.sentence, *fault.details, f"Cause: {text}")
     return fault
 

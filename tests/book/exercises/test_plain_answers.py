@@ -1,8 +1,9 @@
-"""An answer may have any of the forms that Python has for it: a list, an array, a generator, a number of NumPy."""
+"""An answer may have any of the forms that Python has for it: a list, an array, a generator, a tensor, a number of NumPy."""
 
 import importlib
 import pkgutil
 from functools import wraps
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from book import exercises
 from book.exercises.check.answers import plain
 from book.exercises.check.counting import Counting
 from book.exercises.check.planning import Planning
+from book.exercises.check.simulated import Simulated
 
 
 def of_all_chapters() -> list:
@@ -43,7 +45,12 @@ def as_array(given):
     return np.array(given) if numbers else given
 
 
-FORMS = (as_generator, as_the_other, with_numbers_of_numpy, as_array)
+def as_tensor(given):
+    array = as_array(with_numbers_of_numpy(given) if type(given) in (int, float) else given)
+    return torch.as_tensor(array) if isinstance(array, np.ndarray | np.generic) else given
+
+
+FORMS = (as_generator, as_the_other, with_numbers_of_numpy, as_array, as_tensor)
 
 
 @pytest.mark.parametrize("task", of_all_chapters(), ids=lambda task: task.name)
@@ -65,11 +72,24 @@ def test_a_right_answer_is_right_in_every_form(task):
         assert verdict.passed, f"{form.__name__}: {verdict}"
 
 
+@pytest.mark.parametrize("task", of_all_chapters(), ids=lambda task: task.name)
+@pytest.mark.parametrize("endless", [count, lambda: range(10**15), lambda: [count()]])
+def test_what_does_not_end_is_told_and_not_waited_for(task, endless):
+    @wraps(task.solution)
+    def answered(*case):
+        return endless()
+
+    if not isinstance(task, Simulated):  # there this is what one device returns, which must be a number
+        assert "without an end" in str(task.verdict(answered))
+
+
 def test_plain():
     for given, expected in (
         (np.float32(0.5), 0.5),
         ((np.int64(1), [np.ones(2)]), (1, [[1.0, 1.0]])),
         (map(int, "12"), [1, 2]),
+        (torch.tensor([1, 2]), [1, 2]),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
         ({"a": range(2)}, {"a": [0, 1]}),
         ({1, 2}, {1, 2}),
         ("12", "12"),
@@ -77,5 +97,7 @@ def test_plain():
         found = plain(given)
         assert found == expected
         assert type(found) is type(expected)
+    matrix = torch.ones(2, 2)
+    assert plain([matrix])[0] is matrix
     step = object()
     assert plain([step])[0] is step
