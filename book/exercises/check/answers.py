@@ -47,7 +47,9 @@ def plain(given: Any) -> Any:
     if isinstance(given, range | Iterator):
         given = list(islice(given, MOST + 1))
         if len(given) > MOST:
-            raise Fault("gives items without an end.", f"There were {MOST:,}, and still one more. What is to stop them?")
+            raise Fault(
+                "gives items without an end.", f"There were {MOST:,}, and still one more. What is to stop them?"
+            )
     if type(given) in (list, tuple):
         return type(given)(map(plain, given))
     return given

@@ -6,7 +6,7 @@ import exercise_checks as checks
 import pytest
 import torch
 
-from book.exercises import gpt, pipeline
+from book.exercises import for_real, gpt, pipeline, zero
 from book.exercises import sharding as tasks
 from book.exercises.check.cost import Spent, Talk, check_bytes
 from book.exercises.check.exercise import exercise
@@ -124,6 +124,46 @@ def test_too_few_bytes_are_refused_and_a_single_number_may_be_small():
     assert f"{2 * enough - 2:,} bytes sent, {2 * enough:,} are needed" in refused.value.details[0]
     with pytest.raises(Fault, match="too many bytes"):
         check_bytes("", [tensor, number], trial, spent(9))
+
+
+def by_gather(group, g):
+    every = group.all_gather(g.square().sum()[None])
+    return g * (4 / every.sum().sqrt()).clamp(max=1)
+
+
+def step_by_gather(group, w, g):
+    every = group.all_gather(g.abs().max()[None])
+    return w if every.max() > 1.7 else w - 0.1 * g
+
+
+def columns_by_ring(group, x, w):
+    pieces = [x @ shard(w, group, 1)]
+    for _ in range(group.size - 1):
+        group.send(pieces[0], (group.rank + 1) % group.size)
+        pieces.insert(0, group.recv((group.rank - 1) % group.size))
+    return torch.cat([pieces[(i - group.rank - 1) % group.size] for i in range(group.size)], 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "program", "sent"),
+    [
+        (zero.clip_pieces, None, "Sent: one all_reduce of a single number."),
+        (
+            zero.clip_pieces,
+            by_gather,
+            "Sent: rank 0 called 1 all_gather. Enough is: one all_reduce of a single number.",
+        ),
+        (for_real.step_together, step_by_gather, "Sent: rank 0 called 1 all_gather. Enough is: one all_reduce"),
+        (
+            tasks.column_forward,
+            None,
+            "Sent: (P-1)/P · N bytes per device, as one ring all_gather of (batch, out) sends.",
+        ),
+        (tasks.column_forward, columns_by_ring, "Sent: rank 0 called 3 recv, 3 send. Enough is: (P-1)/P · N bytes"),
+    ],
+)
+def test_a_right_answer_is_told_what_it_called_and_not_what_another_would(task, program, sent):
+    assert sent in str(task.check(program or task.solution, required=True))
 
 
 def test_a_verdict_reads_the_same_as_text_and_html():
