@@ -81,7 +81,7 @@ def merged_with(
         "The share of the first part is (lse_a - lse).exp(), one number per token: [:, None] makes it fit out_a.",
     ),
 )
-def merge(group: Group, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+def merge_parts(group: Group, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Attention to two parts of the keys, merged: (out, lse). Nothing is sent; all devices do the same.
 
     out_a (tokens, size) is the average of the first part's values, weighted by the softmax over these keys alone, and

@@ -372,7 +372,7 @@ def _sent(trips: int, parameters: int, devices: int) -> int:
         "trips = {1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]",
     ),
 )
-def sent_per_step(parameters: int, devices: int, stage: int, micro_batches: int) -> int:
+def elements_sent(parameters: int, devices: int, stage: int, micro_batches: int) -> int:
     """How many elements each device sends in one optimizer step, at stage 1, 2 or 3 of ZeRO.
 
     One step adds up the gradients of `micro_batches` micro-batches.

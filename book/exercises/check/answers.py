@@ -38,8 +38,8 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
 
 
 def plain(given: Any) -> Any:
-    """What is as good as a list or a number, as that: an array or a number of NumPy, a tensor that is a list or a number,
-    a range, a generator. A matrix of PyTorch stays one. Fault where a generator does not end."""
+    """What is as good as a list or a number, as that: an array or a number of NumPy, a tensor with one dim or none, a
+    range, a generator. A matrix of PyTorch stays one. Fault where a generator does not end."""
     if isinstance(given, np.ndarray | np.generic) or isinstance(given, Tensor) and given.ndim < 2:
         return given.tolist()
     if type(given) is dict:

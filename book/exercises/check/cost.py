@@ -197,7 +197,7 @@ def check_work(
 
 
 def praise(phase: str, talks: Sequence[Talk], spent: Spent) -> str:
-    """What a correct answer costs. `spent` is by rank 0: who came there by other verbs than `talks` is told them, too."""
+    """What a correct answer costs. `spent` is rank 0's: who came there by other verbs is told them, too."""
     title, known = phase.strip().capitalize() or "Sent", Counter(talk.verb.name for talk in talks)
     if known == {verb: calls for verb, (calls, _) in spent.verbs.items() if calls}:
         return f"{title}: {_listed(talks)}."

@@ -1,6 +1,10 @@
 """The checker itself: what it shows, when it waits, and what it can judge beyond the exercises of one chapter."""
 
+import ast
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import exercise_checks as checks
 import pytest
@@ -221,7 +225,7 @@ def test_a_mask_that_is_made_by_a_logarithm_is_not_blamed():
     checks.rejects(tasks.column_forward, masks_by_log, "the softmax of a row that is -inf throughout")
 
 
-@pytest.mark.parametrize("task", [pipeline.gpipe, gpt.synchronizations])
+@pytest.mark.parametrize("task", [pipeline.gpipe_lists, gpt.synchronizations])
 def test_a_forgotten_return_is_no_empty_stub(task):
     def forgets(*case):
         task.solution(*case)
@@ -234,3 +238,31 @@ def test_a_forgotten_return_is_no_empty_stub(task):
     assert "Cause: is a return missing?" in str(task.check(forgets))
     assert task.check(half_written).state == "waiting"
     assert task.check(lambda *case: None).state == "waiting"
+
+
+CHAPTERS = sorted((Path(__file__).parents[3] / "chapters").glob("*.ipynb"))
+
+
+def bound_in(tree):
+    """The names that a cell binds: by an import, a definition or an assignment."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_whoever_goes_back_after_an_exercise_finds_the_names_of_the_chapter_as_they_were(chapter):
+    cells = [cell for cell in json.loads(chapter.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    trees = [ast.parse("".join(line for line in cell["source"] if not line.startswith("%"))) for cell in cells]
+    checked = {
+        name: i for i, cell in enumerate(cells) for name in re.findall(r"\.check\((\w+)", "".join(cell["source"]))
+    }
+    for name, at in checked.items():
+        binds = [i for i, tree in enumerate(trees) if i != at and name in bound_in(tree)]
+        uses = [i for i, tree in enumerate(trees) for node in ast.walk(tree) if getattr(node, "id", None) == name]
+        others = set(uses) - {at, *binds}
+        assert not (binds and others), f"{name}: an exercise, and what cells {binds} mean by it in cells {others}"

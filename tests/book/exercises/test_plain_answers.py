@@ -1,4 +1,4 @@
-"""An answer may have any of the forms that Python has for it: a list, an array, a generator, a tensor, a number of NumPy."""
+"""An answer may have any of the forms that Python has for it: a list, an array, a tensor, a generator."""
 
 import importlib
 import pkgutil
