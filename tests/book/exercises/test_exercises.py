@@ -243,6 +243,13 @@ def test_a_forgotten_return_is_no_empty_stub(task):
 CHAPTERS = sorted((Path(__file__).parents[3] / "chapters").glob("*.ipynb"))
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_the_text_of_an_exercise_writes_shapes_as_its_hints_and_its_solution_do(chapter):
+    texts = ["".join(cell["source"]) for cell in json.loads(chapter.read_text("utf-8"))["cells"]]
+    exercises = [text for text in texts if text.startswith("### Exercise")]
+    assert [re.findall(r"[`$]\[[\w/]+(?:, [\w/]+)*\][`$]", text) for text in exercises] == [[]] * len(exercises)
+
+
 def bound_in(tree):
     """The names that a cell binds: by an import, a definition or an assignment."""
     for node in ast.walk(tree):
