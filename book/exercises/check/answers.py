@@ -45,12 +45,12 @@ def plain(given: Any) -> Any:
     if type(given) is dict:
         return {name: plain(value) for name, value in given.items()}
     if isinstance(given, range | Iterator):
-        given = list(islice(given, MOST + 1))
+        given = list(islice(map(plain, given), MOST + 1))  # each at once: a generator in it may look at what goes on
         if len(given) > MOST:
             raise Fault(
                 "gives items without an end.", f"There were {MOST:,}, and still one more. What is to stop them?"
             )
-    if type(given) in (list, tuple):
+    elif type(given) in (list, tuple):
         return type(given)(map(plain, given))
     return given
 

@@ -1,6 +1,7 @@
 """An answer may have any of the forms that Python has for it: a list, an array, a tensor, a generator."""
 
 import importlib
+import math
 import pkgutil
 from functools import wraps
 from itertools import count
@@ -83,6 +84,27 @@ def test_what_does_not_end_is_told_and_not_waited_for(task, endless):
         assert "without an end" in str(task.verdict(answered))
 
 
+STRANGE = [True, -1, math.nan, 10**400, 1j, "x", {}, {1: None}, {"A": []}, [None], [[]], [[1, 2, 3]], [(1, 2, "x")],
+           (1, None), (None, "x"), torch.ones(2, 2), [torch.ones(2, 2)], [{}], {None}, object, lambda x: x]  # fmt: skip
+
+
+@pytest.mark.parametrize("task", of_all_chapters(), ids=lambda task: task.name)
+def test_whatever_is_returned_gets_a_verdict(task):
+    for strange in STRANGE:
+
+        def all_of_it(*case, strange=strange):
+            return strange
+
+        def in_it(*case, strange=strange):
+            given = task.solution(*case)
+            return type(given)([strange, *given][: len(given)]) if isinstance(given, list | tuple) else strange
+
+        for program in all_of_it, in_it:
+            verdict = task.verdict(program)
+            assert str(verdict)
+            assert not verdict.passed, strange
+
+
 def test_plain():
     for given, expected in (
         (np.float32(0.5), 0.5),
@@ -97,6 +119,7 @@ def test_plain():
         found = plain(given)
         assert found == expected
         assert type(found) is type(expected)
+    assert plain((r * k for k in range(2)) for r in range(3)) == [[0, 0], [0, 1], [0, 2]]
     matrix = torch.ones(2, 2)
     assert plain([matrix])[0] is matrix
     step = object()
