@@ -270,7 +270,7 @@ def whole_norm(group: Group, g: Tensor) -> Tensor:
         "scaled to the norm 1: it is to be 4.": (
             lambda group, g: g / whole_norm(group, g) ** (whole_norm(group, g) > MOST)
         ),
-        "clamp(min=1) keeps what is above 1. The factor is at most 1: clamp(max=1).": (
+        "it is the other way round: a norm above 4 is scaled down, one below stays. (clamp(max=1), not min.)": (
             lambda group, g: g * (MOST / whole_norm(group, g)).clamp(min=1)
         ),
         "the factor is upside down: 4 / norm.": lambda group, g: g * (whole_norm(group, g) / MOST).clamp(max=1),

@@ -11,7 +11,7 @@ from book.exercises.check.causes import cause_of
 from book.exercises.check.failed import kind
 from book.exercises.check.finite import Births, began, watched
 from book.exercises.check.known import Look, recognized
-from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, rights, run
+from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, rights, run, several
 from book.exercises.check.task import Program, Task
 from book.exercises.check.trials import Trial, hand_over, place
 from book.exercises.check.verdict import Fault
@@ -105,8 +105,10 @@ def _compare(
 
 
 def _not_finite(task: Task, program: Program, trial: Trial, wrong: Wrong) -> str | None:
-    """Where inf or nan began. The program runs once more: to look at every number costs time."""
-    if not isinstance(wrong.mine, Tensor) or wrong.mine.isfinite().all():
+    """Where inf or nan began, in this value or in another one that is returned: 0 may be 1 / inf. The program runs once
+    more: to look at every number costs time."""
+    returned = [y for given in run(task, program, trial).returned for y in several(given) if isinstance(y, Tensor)]
+    if not isinstance(wrong.mine, Tensor) or all(y.isfinite().all() for y in (wrong.mine, *returned)):
         return None
     births: dict[int, Births] = {}
     run(task, watched(program, births), trial)
