@@ -18,8 +18,9 @@ In a chapter, right behind the cell that shows it (the label stands alone in the
 
 The first paragraph is the fact, and stands alone. Half of the boxes, chosen by their names, the quiz asks by a sentence
 that is true, `asked`: one that sounds like the claims, without the numbers that would give it away. Every number of a
-box is one that its cell prints (tests/book/build/test_folklore.py). `{folklore-list} topic` shows all boxes of a topic,
-and `{folklore-quiz}` asks about all. They are filled in when a page is written, and written again when a box changes.
+box is one that its cell prints, and an amount in words in `cost` follows from these numbers
+(tests/book/build/test_folklore.py). `{folklore-list} topic` shows all boxes of a topic, and `{folklore-quiz}` asks
+about all. They are filled in when a page is written, and written again when a box changes.
 """
 
 from hashlib import sha256

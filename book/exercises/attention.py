@@ -50,6 +50,9 @@ def three_of_one_piece(parts: int, x: Tensor, w: Tensor) -> Tensor:
     },
     mistakes={
         "w was cut as one, across its three blocks: these queries are made of other rows.": three_of_one_piece,
+        "w is read as [query, key, value of head 0 | of head 1 | ...]; it has all queries, all keys, all values.": (
+            lambda parts, x, w: fused_product(x, w.unflatten(0, (-1, 3, 4)).transpose(0, 1).flatten(0, 2))[0]
+        ),
     },
     refused={"w has one row more than whole heads": {"w": "12*heads+1 hidden"}},
     hints=(
@@ -295,6 +298,12 @@ def from_cache(x: Tensor, wq: Tensor, wo: Tensor, keys: Tensor, values: Tensor, 
         "the new token looks at itself only: the cache was not used.": (
             lambda parts, x, wq, wk, wv, wo, keys, values: ((wv @ x).unsqueeze(1) @ wo).sum((0, 1))
         ),
+        "divided by the head size itself; it is to be its root.": lambda parts, x, wq, wk, wv, wo, keys, values: (
+            one_token(x, wq / math.sqrt(wq.shape[1]), wk, wv, wo, keys, values)[0]
+        ),
+        "the new key and the new value are exchanged.": lambda parts, x, wq, wk, wv, wo, keys, values: one_token(
+            x, wq, wv, wk, wo, keys, values
+        )[0],
         "the mask of a whole text was put on one row: the new token, which is the last, sees the first one only.": (
             lambda parts, x, wq, wk, wv, wo, keys, values: (values[:, :1] @ wo).sum((0, 1))
         ),

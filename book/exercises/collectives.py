@@ -102,6 +102,18 @@ def passed_on(
     return program
 
 
+def told_too_early(group: Group, x: Tensor) -> Tensor:
+    """A tree from its leaves on: pairs of neighbors first."""
+    distance = 1
+    while distance < group.size:
+        if group.rank % (2 * distance) == distance:
+            x = group.recv(group.rank - distance)
+        elif group.rank % (2 * distance) == 0 and group.rank + distance < group.size:
+            group.send(x, group.rank + distance)
+        distance *= 2
+    return x
+
+
 @exercise(
     oracle=same,
     inputs={"x": Input("rows columns", OnRank0())},
@@ -114,6 +126,8 @@ def passed_on(
         "the others still have their own x: nothing was sent to them, or what arrived was not used.": passed_on(
             lambda own, received: own
         ),
+        "some devices passed on their own x before they had received the right one: in step s only ranks below 2^s "
+        "know it.": told_too_early,
         "what arrived was added to the own x. It takes its place.": passed_on(lambda own, received: own + received),
     },
     devices=(1, 2, 3, 4, 5, 8),
@@ -186,6 +200,9 @@ def normalize_that_stops(group: Group, x: Tensor) -> Tensor:
         "it is divided always, also when the largest |element| is below 2.5.": lambda parts, x: x / x.abs().max(),
         "the largest |elements| of all devices were added up: all_reduce adds unless it is told op='max'.": (
             lambda parts, x: divided(x, sum(piece.abs().max() for piece in cut(x, parts, 0)))
+        ),
+        "each column was divided by its own largest |element|. One number decides, for all.": lambda parts, x: (
+            torch.where(x.abs().amax(0) > 2.5, x / x.abs().amax(0), x)
         ),
         "it is never divided.": lambda parts, x: x,
         "it is the other way round: above 2.5 it is divided, else it stays.": (

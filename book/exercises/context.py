@@ -68,6 +68,11 @@ def merged_with(
         "the outputs were added: each is an average already, and so must the result be.": (
             lambda parts, x, a, y, b: x + y
         ),
+        "the weights are upside down: the share of a part is exp(its log-sum-exp - that of the whole).": (
+            lambda parts, x, a, y, b: (
+                x * (torch.logaddexp(a, b) - a).exp()[:, None] + y * (torch.logaddexp(a, b) - b).exp()[:, None]
+            )
+        ),
         "each output got the weight of the other.": lambda parts, x, a, y, b: both_parts(x, b, y, a)[0],
         "the weights are the log-sum-exps themselves; they must be their exps, divided by the sum of both.": (
             lambda parts, x, a, y, b: (x * a[:, None] + y * b[:, None]) / (a + b)[:, None]
@@ -81,7 +86,7 @@ def merged_with(
         "The share of the first part is (lse_a - lse).exp(), one number per token: [:, None] makes it fit out_a.",
     ),
 )
-def merge(group: Group, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+def merge_parts(group: Group, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Attention to two parts of the keys, merged: (out, lse). Nothing is sent; all devices do the same.
 
     out_a (tokens, size) is the average of the first part's values, weighted by the softmax over these keys alone, and
@@ -395,6 +400,14 @@ def stretches(group: Group, x: Tensor, parts: int, second: Callable[[int, int], 
         ),
         "the second stretch stands before the first: keep the order of the sequence.": lambda group, x: torch.cat(
             [x.tensor_split(2 * group.size)[i] for i in (2 * group.size - 1 - group.rank, group.rank)]
+        ),
+        "these are the pieces of torch.chunk, which rounds up: the last are shorter, or missing. Use tensor_split.": (
+            lambda group, x: torch.cat([x.chunk(2 * group.size)[i] for i in (group.rank, -1 - group.rank)])
+        ),
+        "the stretches have length // 2P tokens, and those that are left over are nobody's: tensor_split.": (
+            lambda group, x: torch.cat(
+                [x.split(len(x) // (2 * group.size))[i] for i in (group.rank, 2 * group.size - 1 - group.rank)]
+            )
         ),
         "these are every P-th token: balanced too (striped), but two stretches were asked for.": (
             lambda group, x: x[group.rank :: group.size]

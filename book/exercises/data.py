@@ -93,6 +93,11 @@ def samples_here(w: Tensor, x: Tensor, y: Tensor) -> int:
     limited=False,
     slips={
         **of_samples(sum_here, samples_here, lambda w, g: w - 0.1 * g),
+        "w itself was added up over the devices, with the step: let the gradient travel, and subtract it once.": (
+            lambda group, w, x, y: group.all_reduce(
+                w - 0.1 * sum_here(w, x, y) / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
+            )
+        ),
         "the step goes uphill: subtract the gradient.": lambda group, w, x, y: (
             w + 0.1 * group.all_reduce(sum_here(w, x, y)) / group.all_reduce(torch.tensor(len(x), dtype=x.dtype))
         ),
@@ -197,6 +202,14 @@ def both(w: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
         ),
         "a mean of the micro-batches' means. It is right when both have equally many samples, and only then.": (
             lambda group, w, *both: group.all_reduce(sum(means_of_both(w, *both)) / 2) / group.size
+        ),
+        "the means of both micro-batches and of all devices were added. Add sums over samples, and divide once.": (
+            lambda group, w, *both: group.all_reduce(sum(means_of_both(w, *both)))
+        ),
+        "divided by the samples, and by the number of micro-batches once more.": lambda group, w, *both: (
+            group.all_reduce(sum_of_both(w, *both))
+            / group.all_reduce(torch.tensor(samples_of_both(w, *both), dtype=w.dtype))
+            / 2
         ),
         "the samples of the first micro-batch alone were counted.": lambda group, w, x1, y1, x2, y2: (
             group.all_reduce(sum_of_both(w, x1, y1, x2, y2)) / group.all_reduce(torch.tensor(len(x1), dtype=w.dtype))

@@ -434,7 +434,6 @@ def by_hand(x: Tensor, r: Tensor, y: Tensor, dz: Tensor) -> Tensor:
         "divided by the number of tokens. dz is the gradient of the loss, its mean is in there already.": (
             lambda parts, x, *others: by_hand(x, *others) / len(x)
         ),
-        "the sign is turned.": lambda parts, *inputs: -by_hand(*inputs),
         "this is the gradient of the gates, not of the logits: go back through the softmax.": (
             lambda parts, *inputs: of_gates(*inputs, lambda g, d: d)
         ),
@@ -622,8 +621,8 @@ def reduce_gradients(group: Group, router: Tensor, expert: Tensor) -> tuple[Tens
 def balance_of(probability: Tensor, expert: Tensor, share: Tensor | None = None) -> Tensor:
     """E times the sum over the experts of their share of the rows times their mean probability."""
     experts = probability.shape[1]
-    share = count_rows(expert, experts) / expert.numel() if share is None else share
-    return experts * (probability @ share.to(probability)).mean()
+    share = count_rows(expert, experts).to(probability) / expert.numel() if share is None else share
+    return experts * (probability @ share).mean()
 
 
 def mean_of_means(group: Group, probability: Tensor, expert: Tensor) -> Tensor:
@@ -655,6 +654,12 @@ def mean_of_means(group: Group, probability: Tensor, expert: Tensor) -> Tensor:
         ),
         "f is a share of the rows, and a token has two: divide by their number, not by that of the tokens.": (
             lambda parts, p, expert: 2 * balance_of(p, expert)
+        ),
+        "p is a mean over the tokens, and there are half as many as rows.": lambda parts, p, expert: (
+            balance_of(p, expert) / 2
+        ),
+        "p is a mean: divide the sum of the probabilities by the number of tokens.": lambda parts, p, expert: (
+            balance_of(p, expert) * len(p)
         ),
         "f counts the rows that each expert got. This is p in its place.": lambda parts, p, expert: balance_of(
             p, expert, p.mean(0)

@@ -63,8 +63,9 @@ def dealt(qkv: Tensor, parts: int) -> Tensor:
             lambda group, *weights: with_out_bias(group, weights, shard(weights[3], group, 0))
         ),
         "a head was cut through: its 4 rows belong together. Cut a dim that counts heads.": (
-            lambda group, attn, *others: torch.cat([shard(y, group, 0) for y in attn.T.chunk(3)]).unflatten(
-                0, (3, -1, 4)
+            lambda group, attn, *others: (
+                torch.cat([shard(y, group, 0) for y in attn.T.chunk(3)]).unflatten(0, (3, -1, 4)),
+                *with_out_bias(group, (attn, *others), others[2])[1:],
             )
         ),
     },

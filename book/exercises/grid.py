@@ -44,8 +44,6 @@ def judge_group(given: Any, right: list[int], sizes: dict[str, int], axis: str, 
     """The same ranks in the same order."""
     grid = " x ".join(f"{name} {size}" for name, size in sizes.items())
     on = f"for rank {rank} along {axis}, in {grid}"
-    if hasattr(given, "tolist"):
-        given = given.tolist()  # a tensor is as good as a list
     if not isinstance(given, list | tuple) or not all(isinstance(one, int) for one in given):
         raise Fault(f"is wrong {on}.", f"expected a list of ranks, given {kind(given)}")
     if list(given) != right:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from book.exercises.check.answers import plain, unfinished
+from book.exercises.check.answers import unfinished
 from book.exercises.check.failed import kind
 from book.exercises.check.planning import planning
 from book.exercises.check.simulated import simulated
@@ -149,9 +149,6 @@ def judge_epochs(given: list[Any], right: int, losses: list[Tensor]) -> None:
     """All devices stop, and after the right epoch."""
     on = f"is wrong for {len(losses)} device{'s' * (len(losses) > 1)}."
     for rank, epochs in enumerate(given):
-        epochs = plain(epochs)
-        if isinstance(epochs, list) and len(epochs) == 1:
-            epochs = epochs[0]
         if isinstance(epochs, bool) or not isinstance(epochs, int | float):
             raise Fault(on, f"rank {rank} returned {kind(epochs)}; asked for is a number of epochs")
         if epochs != right:

@@ -12,6 +12,7 @@ from book.exercises.check.cost import Talk
 from book.exercises.check.counting import counting
 from book.exercises.check.exercise import exercise
 from book.exercises.check.inputs import Input
+from book.exercises.sharding import EXCHANGED
 from lib.devices import Cluster, Group
 from lib.devices.collectives import AllReduce
 from lib.devices.pieces import cut
@@ -23,9 +24,9 @@ from lib.parallel.sharding.placement import Replicate, Shard
 from lib.parallel.sharding.shards import shard
 
 
-def turned(x: Tensor, positions: Tensor, direction: int = 1) -> Tensor:
+def turned(x: Tensor, positions: Tensor, direction: int = 1, base: float = 100.0) -> Tensor:
     planes = x.shape[1] // 2
-    angles = positions[:, None] / 100.0 ** (torch.arange(planes) / planes)
+    angles = positions[:, None] / base ** (torch.arange(planes, dtype=x.dtype) / planes)
     a, b = x.chunk(2, 1)
     cos, sin = angles.cos(), angles.sin() * direction
     return torch.cat([a * cos - b * sin, a * sin + b * cos], 1)
@@ -64,6 +65,12 @@ def counted_by_own_length(group: Group, own: Tensor) -> Tensor:
         "all is turned the other way round: look at the signs.": (
             lambda parts, x: turned(x, torch.arange(len(x)), direction=-1)
         ),
+        "the base is 100, and the exponent i / planes: with 10,000, or 2 i / planes, the planes turn too slowly.": (
+            lambda parts, x: turned(x, torch.arange(len(x)), base=1e4)
+        ),
+        "plane i turns by the position DIVIDED by 100^(i / planes): later planes turn more slowly, not faster.": (
+            lambda parts, x: turned(x, torch.arange(len(x)), base=0.01)
+        ),
         "the coordinates of a plane were taken as neighbors. Plane i has the numbers i and i + planes.": (
             lambda parts, x: side_by_side(x)
         ),
@@ -71,8 +78,8 @@ def counted_by_own_length(group: Group, own: Tensor) -> Tensor:
     hints=(
         "A token is turned by its place in the whole text. Cut the tokens: which places do yours have?",
         "Places are cut as tokens are: shard(torch.arange(len(x)), group, 0), whatever the lengths.",
-        "angles = places[:, None] / 100 ** (torch.arange(planes) / planes); a, b = mine.chunk(2, 1); the new numbers "
-        "are a cos - b sin and a sin + b cos, side by side.",
+        "angles = places[:, None] / 100 ** (torch.arange(planes, dtype=x.dtype) / planes); a, b = mine.chunk(2, 1); "
+        "the new numbers are a cos - b sin and a sin + b cos, side by side.",
     ),
 )  # fmt: skip
 def rotate_own(group: Group, x: Tensor) -> Tensor:
@@ -84,7 +91,8 @@ def rotate_own(group: Group, x: Tensor) -> Tensor:
     mine = shard(x, group, 0)  # (tokens/P, 2 planes)  Shard(0)
     places = shard(torch.arange(len(x)), group, 0)  # (tokens/P,)  Shard(0)
     planes = x.shape[1] // 2
-    angles = places[:, None] / 100 ** (torch.arange(planes) / planes)  # (tokens/P, planes)
+    steps = torch.arange(planes, dtype=x.dtype) / planes  # (planes,)  in float64, as x
+    angles = places[:, None] / 100**steps  # (tokens/P, planes)
     a, b = mine.chunk(2, 1)
     return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], 1)
 
@@ -95,13 +103,15 @@ def gated(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 
 def own_gated(
-    pick: Callable[[Tensor, Group], Tensor], into: Callable[[Tensor, Group], Tensor] = copy_to
+    pick: Callable[[Tensor, Group], Tensor],
+    into: Callable[[Tensor, Group], Tensor] = copy_to,
+    out: Callable[[Tensor, Group], Tensor] = reduce_from,
 ) -> Callable[..., Tensor]:
-    """The solution with another piece of the fused weight, or another entry."""
+    """The solution with another piece of the fused weight, another entry or another exit."""
 
     def program(group: Group, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         gate, up = (into(x, group) @ pick(gate_up, group).T).chunk(2, 1)
-        return reduce_from((F.silu(gate) * up) @ shard(down, group, 1).T, group)
+        return out((F.silu(gate) * up) @ shard(down, group, 1).T, group)
 
     return program
 
@@ -128,11 +138,21 @@ def cut_as_one(parts: int, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         "x went into the sharded region without copy_to: each device has a part of its gradient only.": own_gated(
             own_of_both, lambda x, group: x
         ),
+        EXCHANGED: own_gated(own_of_both, reduce_from, copy_to),
     },
     mistakes={
         "gate_up was cut as one. Its first half are all gates, so the first devices had nothing else.": cut_as_one,
         "SiLU is for the gate, the first half; it was applied to the second.": (
             lambda parts, x, gate_up, down: gated(x, gate_up.roll(len(gate_up) // 2, 0), down)
+        ),
+        "SiLU is gate * sigmoid(gate); this is the sigmoid alone.": lambda parts, x, gate_up, down: (
+            ((x @ gate_up.T).chunk(2, 1)[0].sigmoid() * (x @ gate_up.T).chunk(2, 1)[1]) @ down.T
+        ),
+        "this is GeLU; SiLU was asked for.": lambda parts, x, gate_up, down: (
+            (F.gelu((x @ gate_up.T).chunk(2, 1)[0]) * (x @ gate_up.T).chunk(2, 1)[1]) @ down.T
+        ),
+        "gate and up were added: the gate is multiplied.": lambda parts, x, gate_up, down: (
+            (F.silu((x @ gate_up.T).chunk(2, 1)[0]) + (x @ gate_up.T).chunk(2, 1)[1]) @ down.T
         ),
         "there is no SiLU.": lambda parts, x, gate_up, down: (
             ((x @ gate_up.T).chunk(2, 1)[0] * (x @ gate_up.T).chunk(2, 1)[1]) @ down.T
@@ -178,6 +198,9 @@ def shared_scores(q: Tensor, k: Tensor) -> Tensor:
         ),
         "the gradient of k was added up twice, so it is too large by the number of devices. Once is enough.": (
             lambda group, q, k: shard(q, group, 0) @ copy_to(copy_to(k, group), group).T
+        ),
+        "copy_to stands around the scores, and adds up the gradients of different heads. It belongs around k.": (
+            lambda group, q, k: copy_to(shard(q, group, 0) @ k.T, group)
         ),
     },
     mistakes={
@@ -236,6 +259,9 @@ def bytes_of(heads: float, positions: int) -> int:
             "every device has all heads of keys and values here; it needs those that its queries use.": (
                 lambda heads, kv_heads, devices, positions: bytes_of(kv_heads, positions)
             ),
+            "a number of bfloat16 has 2 bytes; 4 were counted.": (
+                lambda heads, kv_heads, devices, positions: 2 * bytes_of(max(1, kv_heads // devices), positions)
+            ),
             "a 2 is missing: keys and values, two layers, and two bytes of each number.": (
                 lambda heads, kv_heads, devices, positions: bytes_of(max(1, kv_heads // devices), positions) // 2
             ),
@@ -284,6 +310,7 @@ def wrong_count(
             "keys and values have kv_heads, not heads: their matrices are smaller.": wrong_count(grouped=False),
             "the head is a matrix of its own, as large as the embedding.": wrong_count(ends=1),
             "the last norm is missing, the one behind all layers.": wrong_count(norms=lambda layers: 2 * layers),
+            "each layer has two norms; one was counted.": wrong_count(norms=lambda layers: layers + 1),
             "the norms are missing: two in each layer, and one behind all.": wrong_count(norms=lambda layers: 0),
             "an RMSNorm has a weight and no bias.": wrong_count(norms=lambda layers: 2 * (2 * layers + 1)),
         },

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from book.exercises.check.answers import answer
 from book.exercises.check.failed import kind
 from book.exercises.check.planning import planning
 from book.exercises.check.verdict import Fault
@@ -85,7 +86,7 @@ CASES = ((1, 3), (2, 4), (4, 8), (4, 3), (4, 2))
         "[[Forward(r, k) for k in range(m)] + [Backward(r, k) for k in range(m)] for r in range(p)]",
     ),
 )
-def gpipe(p: int, m: int) -> Lists:
+def gpipe_lists(p: int, m: int) -> Lists:
     """The lists of GPipe: for each of p devices, the steps for m micro-batches, all forwards first.
 
     Device r has stage r. Return p lists of Forward(stage, micro) and Backward(stage, micro).
@@ -131,7 +132,7 @@ def no_cool_down(p: int, m: int) -> Lists:
         "k), Backward(r, k); at last Backward(r, k) for k from m - ahead on.",
     ),
 )
-def one_f_one_b(p: int, m: int) -> Lists:
+def one_f_one_b_lists(p: int, m: int) -> Lists:
     """The lists of 1F1B: as fast as GPipe, and device r never holds more than p - r micro-batches.
 
     As above: p lists of Forward(stage, micro) and Backward(stage, micro), where device r has stage r.
@@ -156,7 +157,7 @@ def judge_halves(given: Any, right: tuple[Tensor, Tensor], x: Tensor, w: Tensor,
         raise Fault("is wrong.", f"expected dx and a function that gives dw, given {kind(given)}")
     dx, later = given
     with FlopCounterMode(display=False) as counter:
-        dw = later()
+        dw = answer(later, (), "the call of later()")
     for name, mine, wanted in (("dx", dx, right[0]), ("dw", dw, right[1])):
         if not isinstance(mine, Tensor) or mine.shape != wanted.shape:
             told = tuple(mine.shape) if isinstance(mine, Tensor) else kind(mine)
@@ -187,7 +188,7 @@ def _halves_case(tokens: int, wide: int, narrow: int) -> tuple[Tensor, Tensor, T
         "return dy @ w, lambda: dy.T @ x. A lambda computes nothing until it is called.",
     ),
 )
-def halves(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+def in_halves(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     """The backward of y = x @ w.T in two halves: dx now, and a function that gives dw when it is called.
 
     x (tokens, in), w (out, in), dy (tokens, out). Without autograd. Return (dx, later), where later() gives dw.

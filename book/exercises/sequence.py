@@ -66,6 +66,9 @@ def entered_by(
         "gather_from keeps your slice of the gradient and adds nothing up; a slice of reduce_from's sum comes to the "
         "same. But every device multiplied your tokens by its own columns, so their terms must be added: enter by "
         "all_gather, leave by reduce_scatter.": entered_by(lambda x, a, group: gather_from(x, group, 0) @ a),
+        "different tokens were added to each other: each device came with its own tokens. Gather them before.": (
+            entered_by(lambda x, a, group: x @ a)
+        ),
         "gather_linear gathers x a second time, in the backward, so as not to keep it: memory paid with bytes. Here "
         "the bytes are limited: all_gather(x, group, 0) keeps what it gathered.": entered_by(
             lambda x, a, group: gather_linear(x, a.T, None, group, 0)

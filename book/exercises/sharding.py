@@ -127,6 +127,12 @@ def column_backward(group: Group, x: Tensor, w: Tensor, dy: Tensor) -> tuple[Ten
     return group.all_reduce(dx), dw
 
 
+EXCHANGED = (
+    "copy_to and reduce_from are exchanged: copy_to is for what goes in, the same on every device, and reduce_from for "
+    "the terms that come out."
+)
+
+
 def relu_between(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.relu(x @ a) @ b
 
@@ -140,6 +146,7 @@ def relu_between(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     forward=(Talk(AllReduce(), "batch out"),),
     backward=(Talk(AllReduce(), "batch in"),),
     slips={
+        EXCHANGED: lambda group, x, a, b: copy_to(torch.relu(reduce_from(x, group) @ a) @ b, group),
         "relu was applied to partial sums: after b there is none.": lambda group, x, a, b: reduce_from(
             torch.relu(torch.relu(copy_to(x, group) @ a) @ b), group
         ),
@@ -152,6 +159,7 @@ def relu_between(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     },
     mistakes={
         "the relu is missing.": lambda parts, x, a, b: x @ a @ b,
+        "this is GeLU; relu was asked for.": lambda parts, x, a, b: torch.nn.functional.gelu(x @ a) @ b,
         "the relu stands after b; it belongs between a and b.": lambda parts, x, a, b: torch.relu(x @ a @ b),
         "one relu too many: after b there is none.": lambda parts, x, a, b: torch.relu(torch.relu(x @ a) @ b),
     },

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from book.exercises.check.cost import Talk
 from book.exercises.check.exercise import exercise
 from book.exercises.check.inputs import Input, Logits, Tokens, Vocabulary
+from book.exercises.sharding import EXCHANGED
 from lib.devices import Group
 from lib.devices.collectives import AllReduce
 from lib.devices.pieces import cut
@@ -44,6 +45,9 @@ def own_terms(group: Group, x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor) -> 
         "go stale. Behind the sum every device uses its own.": lambda group, x, a, a_bias, b, b_bias: reduce_from(
             own_terms(group, x, a, a_bias, b) + b_bias * (group.rank == 0), group
         ),
+        EXCHANGED: lambda group, x, a, a_bias, b, b_bias: (
+            copy_to(F.gelu(reduce_from(x, group) @ a + a_bias) @ b, group) + b_bias
+        ),
         "b_bias / P was added before the sum. The result is right, but each copy gets 1/P of its gradient. Add it "
         "whole, behind the sum.": lambda group, x, a, a_bias, b, b_bias: reduce_from(
             own_terms(group, x, a, a_bias, b) + b_bias / group.size, group
@@ -69,6 +73,10 @@ def own_terms(group: Group, x: Tensor, a: Tensor, a_bias: Tensor, b: Tensor) -> 
         "this is GeLU by its approximation with tanh.": lambda parts, x, a, a_bias, b, b_bias: (
             F.gelu(x @ a + a_bias, approximate="tanh") @ b + b_bias
         ),
+        "the GeLU stands after b; it belongs between a and b.": lambda parts, x, a, a_bias, b, b_bias: F.gelu(
+            (x @ a + a_bias) @ b + b_bias
+        ),
+        "this is SiLU; GeLU was asked for.": lambda parts, x, a, a_bias, b, b_bias: F.silu(x @ a + a_bias) @ b + b_bias,
         "this is relu; GeLU was asked for.": lambda parts, x, a, a_bias, b, b_bias: (
             torch.relu(x @ a + a_bias) @ b + b_bias
         ),
@@ -117,6 +125,12 @@ def relu_mlp_backward(x: Tensor, a: Tensor, b: Tensor, dz: Tensor) -> tuple[Tens
         ),
         "where x a is above 0, the gradient comes through as it is: times 1, not times x a.": (
             lambda parts, x, a, b, dz: (dz @ b.T * (x @ a)) @ a.T
+        ),
+        "where x a is above 0, the gradient comes through as it is: times 1, not times relu(x a).": (
+            lambda parts, x, a, b, dz: (dz @ b.T * (x @ a).relu()) @ a.T
+        ),
+        "the wrong half comes through: the gradient passes where x a is above 0, and is 0 where it is below.": (
+            lambda parts, x, a, b, dz: (dz @ b.T * (x @ a < 0)) @ a.T
         ),
         "db is made of what b was multiplied by: relu(x a), not x a.": lambda parts, x, a, b, dz: (x @ a).T @ dz,
     },
@@ -173,6 +187,9 @@ def rows_or_zeros(local: Tensor, rows: Tensor) -> Tensor:
     mistakes={
         "the tokens of other devices were clamped: every device adds some row to every token. Make it zero.": summed(
             lambda rank, tokens, rows, own: rows[(tokens - own[0]).clamp(0, len(own) - 1)]
+        ),
+        "a token's number is not its row in the own table: row i belongs to token own[0] + i.": summed(
+            lambda rank, tokens, rows, own: rows[tokens.clamp(max=len(rows) - 1)] * torch.isin(tokens, own).unsqueeze(1)
         ),
         "each device looked up every token, modulo its own rows. For tokens of others it is to give zeros.": summed(
             lambda rank, tokens, rows, own: rows[tokens % len(rows)]

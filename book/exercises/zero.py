@@ -270,7 +270,7 @@ def whole_norm(group: Group, g: Tensor) -> Tensor:
         "scaled to the norm 1: it is to be 4.": (
             lambda group, g: g / whole_norm(group, g) ** (whole_norm(group, g) > MOST)
         ),
-        "clamp(min=1) keeps what is above 1. The factor is at most 1: clamp(max=1).": (
+        "it is the other way round: a norm above 4 is scaled down, one below stays. (clamp(max=1), not min.)": (
             lambda group, g: g * (MOST / whole_norm(group, g)).clamp(min=1)
         ),
         "the factor is upside down: 4 / norm.": lambda group, g: g * (whole_norm(group, g) / MOST).clamp(max=1),
@@ -372,7 +372,7 @@ def _sent(trips: int, parameters: int, devices: int) -> int:
         "trips = {1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]",
     ),
 )
-def sent_per_step(parameters: int, devices: int, stage: int, micro_batches: int) -> int:
+def elements_sent(parameters: int, devices: int, stage: int, micro_batches: int) -> int:
     """How many elements each device sends in one optimizer step, at stage 1, 2 or 3 of ZeRO.
 
     One step adds up the gradients of `micro_batches` micro-batches.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from book.exercises.check.failed import is_stub
 from book.exercises.check.verdict import Fault
 from lib.devices import DeadlockError
+
+MOST = 10_000  # items of a generator or a range: one without an end must not be waited for
 
 
 def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any:
@@ -35,14 +38,20 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
 
 
 def plain(given: Any) -> Any:
-    """What is as good as a list or a number, as that: a tensor, an array or a number of NumPy, a range, a generator."""
+    """What is as good as a list or a number, as that: an array or a number of NumPy, a tensor with one dim or none, a
+    range, a generator. A matrix of PyTorch stays one. Fault where a generator does not end."""
     if isinstance(given, np.ndarray | np.generic) or isinstance(given, Tensor) and given.ndim < 2:
         return given.tolist()
     if type(given) is dict:
         return {name: plain(value) for name, value in given.items()}
-    if isinstance(given, range | Iterator) or type(given) in (list, tuple):
-        parts = map(plain, given)
-        return tuple(parts) if type(given) is tuple else list(parts)
+    if isinstance(given, range | Iterator):
+        given = list(islice(map(plain, given), MOST + 1))  # each at once: a generator in it may look at what goes on
+        if len(given) > MOST:
+            raise Fault(
+                "gives items without an end.", f"There were {MOST:,}, and still one more. What is to stop them?"
+            )
+    elif type(given) in (list, tuple):
+        return type(given)(map(plain, given))
     return given
 
 

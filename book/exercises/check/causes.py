@@ -22,8 +22,9 @@ def cause_of(wrong: Wrong) -> str | None:
     if wrong.mine.dtype != wrong.right.dtype:
         asked = f"it is {_dtype(wrong.mine)}, and {_dtype(wrong.right)} is asked for"
         return f"{asked}: keep the dtype of the inputs." if wrong.right.is_floating_point() else f"{asked}."
-    together = (_times, _partial, _own_piece, _whole, _concatenated, _added, _chunked, _short)
-    for recognized in (*together, _transposed, _order, _silent) if wrong.parts > 1 else (_transposed,):
+    together = (_times, _partial, _own_piece, _whole, _concatenated, _added, _chunked, _short, _zeros)
+    alone = (_transposed, _over_a_dim, _scaled)
+    for recognized in (*together, _transposed, _order, *alone[1:], _silent) if wrong.parts > 1 else alone:
         sentence = recognized(wrong)
         if sentence:
             return sentence
@@ -133,6 +134,43 @@ def _short(wrong: Wrong) -> str | None:
         if less > 0 and all(_begins(*both, dim) for both in zip(wrong.given, wrong.expected, strict=True)):
             return f"the last {less} along dim {dim} are missing: length // P drops what does not divide."
     return None
+
+
+def _zeros(wrong: Wrong) -> str | None:
+    """Pieces of length // P, put where they belong in a tensor of zeros."""
+    for dim in range(wrong.right.ndim if wrong.mine.shape == wrong.right.shape else 0):
+        less = wrong.right.shape[dim] % wrong.parts
+        if not less or wrong.mine.narrow(dim, -less, less).any():
+            continue
+        full = wrong.right.shape[dim] - less
+        if same(wrong.mine.narrow(dim, 0, full), wrong.right.narrow(dim, 0, full)):
+            return f"the last {less} along dim {dim} are 0: length // P drops what does not divide."
+    return None
+
+
+def _over_a_dim(wrong: Wrong) -> str | None:
+    """A sum too few, or one too many."""
+    mine, right = wrong.mine, wrong.right
+    for dim in range(mine.ndim if mine.ndim == right.ndim + 1 else 0):
+        if same(mine.detach().sum(dim), right):
+            return f"these are terms: added up over dim {dim} they are right."
+    for dim in range(right.ndim if mine.ndim == right.ndim - 1 else 0):
+        for done, reduced in (("added up", right.sum(dim)), ("averaged", right.mean(dim))):
+            if same(mine, reduced):
+                return f"the right numbers, {done} over dim {dim}: the shape {tuple(right.shape)} is asked for."
+    return None
+
+
+def _scaled(wrong: Wrong) -> str | None:
+    mine, right = wrong.mine.detach(), wrong.right
+    if mine.shape != right.shape or not right.is_floating_point() or right.count_nonzero() < 2:
+        return None
+    factor = float((mine * right).sum() / right.square().sum())
+    if not factor or not same(mine, factor * right):
+        return None
+    if f"{factor:.9g}" == "-1":
+        return "the sign is turned."
+    return f"all numbers are {factor:.4g} times what they should be: a factor too many, or one is missing."
 
 
 def _begins(mine: Any, right: Tensor, dim: int) -> bool:

@@ -11,9 +11,9 @@ from book.exercises.check.causes import cause_of
 from book.exercises.check.failed import kind
 from book.exercises.check.finite import Births, began, watched
 from book.exercises.check.known import Look, recognized
-from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, rights, run
+from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, rights, run, several
 from book.exercises.check.task import Program, Task
-from book.exercises.check.trials import Outcome, Trial, hand_over, place
+from book.exercises.check.trials import Trial, hand_over, place
 from book.exercises.check.verdict import Fault
 from book.exercises.check.wrong import Wrong, close, differs, same
 
@@ -23,7 +23,7 @@ ROUNDED = (
 )
 
 
-def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial], remarks: dict[str, None]) -> Outcome:
+def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial], remarks: dict[str, None]) -> None:
     """Judges what is returned, and that the inputs are as they were."""
     outcome = run(task, program, trial)
     names, wholes = list(task.returns), rights(task, trial)
@@ -52,12 +52,9 @@ def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial],
                     f"changes its input {name} in place (rank {rank}), on {trial}.",
                     f"The caller may still need it: make a new tensor, {name} = {name} + 1 instead of {name} += 1.",
                 )
-    return outcome
 
 
-def judge_gradients(
-    task: Task, program: Program, trial: Trial, every: list[Trial], remarks: dict[str, None]
-) -> Outcome:
+def judge_gradients(task: Task, program: Program, trial: Trial, every: list[Trial], remarks: dict[str, None]) -> None:
     """Judges the gradients of the inputs for a random gradient of the result."""
     outcome, right = both_ways(task, program, trial)
     for name in task.gradients:
@@ -68,7 +65,6 @@ def judge_gradients(
         given = gradients_of(name, task, outcome, right)
         wrong = Wrong(f"the gradient of {name}", name, given, right[name], task.inputs[name].at, 1)
         _compare(task, program, trial, every, wrong, look, remarks)
-    return outcome
 
 
 def _compare(
@@ -109,8 +105,10 @@ def _compare(
 
 
 def _not_finite(task: Task, program: Program, trial: Trial, wrong: Wrong) -> str | None:
-    """Where inf or nan began. The program runs once more: to look at every number costs time."""
-    if not isinstance(wrong.mine, Tensor) or wrong.mine.isfinite().all():
+    """Where inf or nan began, in this value or in another one that is returned: 0 may be 1 / inf. The program runs once
+    more: to look at every number costs time."""
+    returned = [y for given in run(task, program, trial).returned for y in several(given) if isinstance(y, Tensor)]
+    if not isinstance(wrong.mine, Tensor) or all(y.isfinite().all() for y in (wrong.mine, *returned)):
         return None
     births: dict[int, Births] = {}
     run(task, watched(program, births), trial)

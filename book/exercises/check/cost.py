@@ -196,9 +196,12 @@ def check_work(
     return "Right, with a product of matrices that it can do without."
 
 
-def praise(phases: Mapping[str, Sequence[Talk]]) -> tuple[str, ...]:
-    """What a correct answer costs, a line per phase."""
-    return tuple(f"{phase}: {_listed(talks)}." for phase, talks in phases.items())
+def praise(phase: str, talks: Sequence[Talk], spent: Spent) -> str:
+    """What a correct answer costs. `spent` is rank 0's: who came there by other verbs is told them, too."""
+    title, known = phase.strip().capitalize() or "Sent", Counter(talk.verb.name for talk in talks)
+    if known == {verb: calls for verb, (calls, _) in spent.verbs.items() if calls}:
+        return f"{title}: {_listed(talks)}."
+    return f"{title}: rank 0 called {spent}. Enough is: {_listed(talks)}."
 
 
 def _listed(talks: Sequence[Talk]) -> str:

@@ -60,9 +60,7 @@ class Counting(Shown):
             for name, mine, right in zip(self.returns, given, rights, strict=True):
                 if mine != right:
                     cause = self._cause(program, name)
-                    raise Fault(
-                        f"is wrong for {on}.", f"{name}: {self.counted} {right:,}, given {_number(mine)}", cause
-                    )
+                    raise Fault(f"is wrong for {on}.", f"{name}: {self.counted} {right:,}, given {mine:,}", cause)
         return Verdict(
             self.name, "correct", f"is right: {self.counted} the same, in {len(self.cases)} models of other sizes."
         )
@@ -89,11 +87,11 @@ class Counting(Shown):
             asked = " and ".join(self.returns)
             told = f"{len(given)} values" if isinstance(given, tuple | list) else kind(given)
             raise Fault(f"is wrong for {on}.", f"expected {asked}, given {told}")
+        for name, number in zip(self.returns, given, strict=True):
+            if not isinstance(number, int | float):
+                told = repr(number) if isinstance(number, str) else kind(number)
+                raise Fault(f"is wrong for {on}.", f"{name}: expected a number, given {told}")
         return tuple(given)
-
-
-def _number(given: Any) -> str:
-    return f"{given:,}" if isinstance(given, int | float) else repr(given)
 
 
 def counting(**parts: Any) -> Callable[[Callable[..., Any]], Counting]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from book.exercises.check.compare import judge_gradients, judge_values
 from book.exercises.check.cost import (
@@ -18,7 +19,7 @@ from book.exercises.check.cost import (
     praise,
 )
 from book.exercises.check.failed import check_callable, is_stub
-from book.exercises.check.runs import is_right, one_verdict, run, several, spent, spent_backward
+from book.exercises.check.runs import is_right, one_verdict, several, spent_backward, spent_forward
 from book.exercises.check.task import Program, Task
 from book.exercises.check.trials import SEED, Trial, attempt, one_core, trials
 from book.exercises.check.verdict import Excess, Fault, Verdict
@@ -31,17 +32,14 @@ def judge(task: Task, program: Program) -> Verdict:
     """The verdict on `program`: the same for the same program, whenever it is asked for."""
     try:
         with one_core(), one_verdict(task):
-            remarks = _all_checks(task, program)
+            lines = _all_checks(task, program)
     except NotImplementedError:
         return Verdict(task.name, "waiting", "is waiting for your code.")
     except Fault as fault:
         return Verdict(task.name, "wrong", fault.sentence, fault.details)
     counts = f"{', '.join(map(str, task.devices[:-1]))} and {task.devices[-1]} devices"
     both_ways = "forward and backward, " if task.gradients else ""
-    phases = {"Forward": task.forward, "Backward": task.backward} if task.gradients else {"Sent": task.forward}
-    lines = () if any(remark.startswith(MORE) for remark in remarks) else praise(phases)
-    lines += ("Steps: no more than needed.",) if task.steps else ()
-    return Verdict(task.name, "correct", f"is right on {counts}, {both_ways}even and uneven.", (*lines, *remarks))
+    return Verdict(task.name, "correct", f"is right on {counts}, {both_ways}even and uneven.", lines)
 
 
 def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
@@ -51,41 +49,48 @@ def _all_checks(task: Task, program: Program) -> tuple[str, ...]:
         raise NotImplementedError
     every = list(task.trials)
     remarks: dict[str, None] = {}  # each once, in order
-    runs = [(trial, judge_values(task, program, trial, every, remarks)) for trial in every]
-    after = [judge_gradients(task, program, trial, every, remarks) for trial, _ in runs] if task.gradients else []
+    for trial in every:
+        judge_values(task, program, trial, every, remarks)
+    for trial in every if task.gradients else ():
+        judge_gradients(task, program, trial, every, remarks)
+    forward, backward = partial(spent_forward, task), partial(spent_backward, task)
     # Who has computed everything everywhere is told that, before any byte is counted.
-    for trial, outcome in runs:
-        check_silence(task.forward, trial, spent(outcome))
-    for trial, outcome in runs:
+    for trial in every:
+        check_silence(task.forward, trial, forward(program, trial))
+    for trial in every:
+        mine = forward(program, trial)
         try:
-            check_verbs(task.only, trial, spent(outcome)[0])
+            check_verbs(task.only, trial, mine[0])
         except Fault as fault:
-            raise _named(fault, task, trial, spent(outcome), lambda slip, t: spent(run(task, slip, t))) from None
+            raise _named(fault, task, trial, mine, forward) from None
     for trial in every:
         _work(task, program, trial, remarks)
-    for trial, _ in runs:
+    for trial in every:
         _parts(task, program, trial)
     # A clock beside it would make every run of every program slower: who came so far runs once more, with one.
     watched = [attempt(program, t, task.inputs, watch=True) for t in every if task.ring or task.steps]
     if task.ring:
         for trial, outcome in zip(every, watched, strict=True):
             check_ring(trial, outcome.paths)
+    both_ways = [(" forward", task.forward, forward), (" backward", task.backward, backward)]
+    lines = []
     try:
-        for trial, outcome in runs:
-            phase = " forward" if task.gradients else ""
-            _bytes(task, phase, task.forward, trial, spent(outcome), lambda slip, t: spent(run(task, slip, t)))
-        for (trial, outcome), both in zip(runs, after, strict=False):
-            more = [b - a for a, b in zip(spent(outcome), spent(both), strict=True)]
-            _bytes(task, " backward", task.backward, trial, more, lambda slip, t: spent_backward(task, slip, t))
+        for phase, talks, look in both_ways if task.gradients else [("", task.forward, forward)]:
+            for trial in every:
+                mine = look(program, trial)
+                _bytes(task, phase, talks, trial, mine, look)
+            lines.append(praise(phase, talks, mine[0]))
     except Excess as excess:
         if task.limited:
             raise
+        lines = []
         remarks[f"{MORE} {' '.join(excess.details)}"] = None
     if task.steps:
         for trial, outcome in zip(every, watched, strict=True):
             check_steps(task.steps(trial.devices), trial, outcome.steps)
+        lines.append("Steps: no more than needed.")
     _refusal(task, program, remarks)
-    return tuple(remarks)
+    return *lines, *remarks
 
 
 def _work(task: Task, program: Program, trial: Trial, remarks: dict[str, None]) -> None:
@@ -137,9 +142,8 @@ def _named(fault: Fault, task: Task, trial: Trial, mine: list[Spent], look: Call
     Right everywhere: a slip that is wrong only where pieces are uneven would blame a right answer for that.
     """
     for text, slip in task.slips.items():
-        if not _right(task, slip, trial) or [x.verbs for x in look(slip, trial)] != [x.verbs for x in mine]:
-            continue
-        if all(_right(task, slip, other) for other in task.trials):
+        right = all(_right(task, slip, each) for each in task.trials)
+        if right and [x.verbs for x in look(slip, trial)] == [x.verbs for x in mine]:
             return type(fault)(fault.sentence, *fault.details, f"Cause: {text}")
     return fault
 

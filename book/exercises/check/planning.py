@@ -50,11 +50,19 @@ class Planning(Shown):
         return Verdict(self.name, "correct", self.praise)
 
     def _judged(self, program: Callable[..., Any], given: Any, case: tuple[Any, ...]) -> None:
+        right = self.oracle(*case)
         try:
-            self.judge(given, self.oracle(*case), *case)
+            self.judge(given, right, *case)
         except Fault as fault:
             cause = self._cause(program)
             raise Fault(fault.sentence, *fault.details, *[f"Cause: {cause}"] * bool(cause)) from None
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"  # no judge foresees all that can be returned
+            raise Fault(
+                f"is wrong for {self.told(case)}.", f"something in it is not what was asked for: {why}"
+            ) from None
 
     def _cause(self, program: Callable[..., Any]) -> str | None:
         """The slip that gives the same in every case: one that fits a single case only may be another."""

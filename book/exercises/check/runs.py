@@ -157,12 +157,16 @@ def is_right(task: Task, program: Program, trial: Trial) -> bool:
     return all(close(a, b) for mine, right in zip(given, placed, strict=True) for a, b in zip(mine, right, strict=True))
 
 
-def spent(outcome: Outcome) -> list[Spent]:
-    """What every device called, by rank."""
+def spent_forward(task: Task, program: Program, trial: Trial) -> list[Spent]:
+    """What every device called in the forward, by rank."""
+    return _spent(run(task, program, trial))
+
+
+def _spent(outcome: Outcome) -> list[Spent]:
     return [Spent.of(outcome.meters, rank) for rank in range(outcome.meters.size)]
 
 
 def spent_backward(task: Task, program: Program, trial: Trial) -> list[Spent]:
     """What every device called in the backward alone, by rank."""
-    before, (both, _) = spent(run(task, program, trial)), both_ways(task, program, trial)
-    return [b - a for a, b in zip(before, spent(both), strict=True)]
+    before, (both, _) = spent_forward(task, program, trial), both_ways(task, program, trial)
+    return [b - a for a, b in zip(before, _spent(both), strict=True)]

@@ -95,6 +95,51 @@ def test_its_cell_ran_and_printed_its_numbers(box):
     assert said(box.fact) | said(box.options["cost"]) <= there | given
 
 
+# "half" and "three quarters", "twice", "eight times", "two to three times", "a factor of four": no digit is in them.
+MANY = {word: n for n, word in enumerate("two three four five six seven eight nine ten".split(), 2)}
+PART = {word: 1 / n for n, word in enumerate("half third quarter fifth sixth seventh eighth".split(), 2)}
+AMOUNT = re.compile(
+    rf"\b(?:(?P<to>{'|'.join(MANY)}) to )?(?P<times>{'|'.join(MANY)}) times|\bfactor of (?P<factor>{'|'.join(MANY)})|"
+    rf"\b(?P<twice>twice|double[sd]?)|\b(?:(?P<some>{'|'.join(MANY)}) )?(?P<part>{'|'.join(PART)}|halves)s?\b"
+)
+
+
+def amounts(text: str) -> list[float]:
+    """What is said in words: 8 for "eight times", 0.75 for "three quarters"."""
+    result = []
+    for found in AMOUNT.finditer(text.lower()):
+        many = MANY.get(found["times"] or found["factor"] or found["some"] or "", 2 if found["twice"] else 1)
+        low = MANY.get(found["to"] or "", many)
+        result.append((low + many) / 2 * PART.get(found["part"] or "", 0.5 if found["part"] else 1))
+    return result
+
+
+def shown_by(text: str) -> set[float]:
+    """Percents as they are and what is missing to 100; of two other numbers, how many times, how much less, how much
+    more the one is."""
+    percents = {float(p) / 100 for p in re.findall(r"([\d.]+)(?= ?%| to [\d.]+ ?%)", text)}
+    numbers = said(text) - {100 * p for p in percents} | {n for word, n in MANY.items() if word in text.lower()} | {1}
+    pairs = [(a, b) for a in numbers for b in numbers if a != b and b]
+    return percents | {1 - p for p in percents} | {x for a, b in pairs for x in (a / b, 1 - a / b, a / b - 1)}
+
+
+@each_box
+def test_what_it_costs_in_words_follows_from_its_numbers_or_is_what_it_claims(box):
+    known = shown_by(" ".join([box.claim, box.options["number"], box.fact.split("\n\n")[0]])) | set(amounts(box.claim))
+    for amount in amounts(box.options["cost"]):
+        assert any(abs(x - amount) < 0.15 * amount for x in known), (
+            f"{box.options['cost']}: {amount} of {sorted(known)}"
+        )
+
+
+def test_amounts_in_words():
+    told = "Nearly a third, twice and more; two to three times, three quarters by a factor of four. One of two."
+    assert amounts(told) == [1 / 3, 2, 2.5, 0.75, 4]
+    assert amounts("halves, half") == [0.5, 0.5]
+    assert {0.25, 0.75, 4 / 3, 0.12, 0.88} <= shown_by("three against 4, or 12 %")
+    assert {0.37, 0.4} <= shown_by("37.0 to 40%")
+
+
 @each_box
 def test_its_topic_is_on_the_page(box):
     assert f"{{folklore-list}} {box.options['topic']}\n" in (ROOT / "folklore_checked.md").read_text("utf-8")

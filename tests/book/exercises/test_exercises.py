@@ -1,12 +1,16 @@
 """The checker itself: what it shows, when it waits, and what it can judge beyond the exercises of one chapter."""
 
+import ast
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import exercise_checks as checks
 import pytest
 import torch
 
-from book.exercises import gpt, pipeline
+from book.exercises import for_real, gpt, pipeline, zero
 from book.exercises import sharding as tasks
 from book.exercises.check.cost import Spent, Talk, check_bytes
 from book.exercises.check.exercise import exercise
@@ -126,6 +130,46 @@ def test_too_few_bytes_are_refused_and_a_single_number_may_be_small():
         check_bytes("", [tensor, number], trial, spent(9))
 
 
+def by_gather(group, g):
+    every = group.all_gather(g.square().sum()[None])
+    return g * (4 / every.sum().sqrt()).clamp(max=1)
+
+
+def step_by_gather(group, w, g):
+    every = group.all_gather(g.abs().max()[None])
+    return w if every.max() > 1.7 else w - 0.1 * g
+
+
+def columns_by_ring(group, x, w):
+    pieces = [x @ shard(w, group, 1)]
+    for _ in range(group.size - 1):
+        group.send(pieces[0], (group.rank + 1) % group.size)
+        pieces.insert(0, group.recv((group.rank - 1) % group.size))
+    return torch.cat([pieces[(i - group.rank - 1) % group.size] for i in range(group.size)], 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "program", "sent"),
+    [
+        (zero.clip_pieces, None, "Sent: one all_reduce of a single number."),
+        (
+            zero.clip_pieces,
+            by_gather,
+            "Sent: rank 0 called 1 all_gather. Enough is: one all_reduce of a single number.",
+        ),
+        (for_real.step_together, step_by_gather, "Sent: rank 0 called 1 all_gather. Enough is: one all_reduce"),
+        (
+            tasks.column_forward,
+            None,
+            "Sent: (P-1)/P · N bytes per device, as one ring all_gather of (batch, out) sends.",
+        ),
+        (tasks.column_forward, columns_by_ring, "Sent: rank 0 called 3 recv, 3 send. Enough is: (P-1)/P · N bytes"),
+    ],
+)
+def test_a_right_answer_is_told_what_it_called_and_not_what_another_would(task, program, sent):
+    assert sent in str(task.check(program or task.solution, required=True))
+
+
 def test_a_verdict_reads_the_same_as_text_and_html():
     verdict = Verdict("f", "wrong", "is <wrong>.", ("a & b", "one\ntwo"))
     assert str(verdict) == "✗ Not yet. f is <wrong>.\n  a & b\n  one\n  two"
@@ -181,7 +225,7 @@ def test_a_mask_that_is_made_by_a_logarithm_is_not_blamed():
     checks.rejects(tasks.column_forward, masks_by_log, "the softmax of a row that is -inf throughout")
 
 
-@pytest.mark.parametrize("task", [pipeline.gpipe, gpt.synchronizations])
+@pytest.mark.parametrize("task", [pipeline.gpipe_lists, gpt.synchronizations])
 def test_a_forgotten_return_is_no_empty_stub(task):
     def forgets(*case):
         task.solution(*case)
@@ -194,3 +238,38 @@ def test_a_forgotten_return_is_no_empty_stub(task):
     assert "Cause: is a return missing?" in str(task.check(forgets))
     assert task.check(half_written).state == "waiting"
     assert task.check(lambda *case: None).state == "waiting"
+
+
+CHAPTERS = sorted((Path(__file__).parents[3] / "chapters").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_the_text_of_an_exercise_writes_shapes_as_its_hints_and_its_solution_do(chapter):
+    texts = ["".join(cell["source"]) for cell in json.loads(chapter.read_text("utf-8"))["cells"]]
+    exercises = [text for text in texts if text.startswith("### Exercise")]
+    assert [re.findall(r"[`$]\[[\w/]+(?:, [\w/]+)*\][`$]", text) for text in exercises] == [[]] * len(exercises)
+
+
+def bound_in(tree):
+    """The names that a cell binds: by an import, a definition or an assignment."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_whoever_goes_back_after_an_exercise_finds_the_names_of_the_chapter_as_they_were(chapter):
+    cells = [cell for cell in json.loads(chapter.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    trees = [ast.parse("".join(line for line in cell["source"] if not line.startswith("%"))) for cell in cells]
+    checked = {
+        name: i for i, cell in enumerate(cells) for name in re.findall(r"\.check\((\w+)", "".join(cell["source"]))
+    }
+    for name, at in checked.items():
+        binds = [i for i, tree in enumerate(trees) if i != at and name in bound_in(tree)]
+        uses = [i for i, tree in enumerate(trees) for node in ast.walk(tree) if getattr(node, "id", None) == name]
+        others = set(uses) - {at, *binds}
+        assert not (binds and others), f"{name}: an exercise, and what cells {binds} mean by it in cells {others}"

@@ -8,7 +8,7 @@ import torch
 from book.exercises import context as tasks
 from lib import CutTokens
 
-EVERY = [tasks.merge, tasks.ring_forward, tasks.ring_backward, tasks.balanced]
+EVERY = [tasks.merge_parts, tasks.ring_forward, tasks.ring_backward, tasks.balanced]
 SENTENCES = dict.fromkeys(("ring_forward", "ring_backward"), "is right on 1, 2 and 3 devices")
 
 # ---- merge ----
@@ -366,10 +366,10 @@ def balanced_neighbors(group, x):
 
 
 RIGHT = [
-    (tasks.merge, merge_by_einsum),
-    (tasks.merge, merge_by_diagonals),
-    (tasks.merge, merge_with_the_larger_taken_out),
-    (tasks.merge, merge_by_sigmoid),
+    (tasks.merge_parts, merge_by_einsum),
+    (tasks.merge_parts, merge_by_diagonals),
+    (tasks.merge_parts, merge_with_the_larger_taken_out),
+    (tasks.merge_parts, merge_by_sigmoid),
     (tasks.ring_forward, ring_by_running_maximum),
     (tasks.ring_forward, ring_the_other_way),
     (tasks.ring_backward, back_all_travel),
@@ -383,16 +383,16 @@ MORE = [
     (tasks.ring_backward, back_all_travel, "Right, but it sends more than it needs."),
 ]
 WRONG = [
-    (tasks.merge, merge_without_the_maximum, "is inf, as of all above 709"),
-    (tasks.merge, merge_average, "the outputs were averaged, as if both parts weighed the same"),
-    (tasks.merge, merge_sum, "the outputs were added: each is an average already"),
-    (tasks.merge, merge_lse_added, "Sums are added, not their logarithms"),
-    (tasks.merge, merge_lse_of_the_larger, "this is the larger of the two log-sum-exps"),
-    (tasks.merge, merge_weights_that_do_not_add_up, "weights relative to the larger one do not add up to 1"),
-    (tasks.merge, merge_exchanged, "each output got the weight of the other"),
-    (tasks.merge, merge_weights_in_the_wrong_domain, "the weights are the log-sum-exps themselves"),
-    (tasks.merge, merge_of_the_mean, "the mean of the two denominators"),
-    (tasks.merge, merge_lse_averaged, "the two log-sum-exps were averaged"),
+    (tasks.merge_parts, merge_without_the_maximum, "is inf, as of all above 709"),
+    (tasks.merge_parts, merge_average, "the outputs were averaged, as if both parts weighed the same"),
+    (tasks.merge_parts, merge_sum, "the outputs were added: each is an average already"),
+    (tasks.merge_parts, merge_lse_added, "Sums are added, not their logarithms"),
+    (tasks.merge_parts, merge_lse_of_the_larger, "this is the larger of the two log-sum-exps"),
+    (tasks.merge_parts, merge_weights_that_do_not_add_up, "weights relative to the larger one do not add up to 1"),
+    (tasks.merge_parts, merge_exchanged, "each output got the weight of the other"),
+    (tasks.merge_parts, merge_weights_in_the_wrong_domain, "the weights are the log-sum-exps themselves"),
+    (tasks.merge_parts, merge_of_the_mean, "the mean of the two denominators"),
+    (tasks.merge_parts, merge_lse_averaged, "the two log-sum-exps were averaged"),
     (tasks.ring_forward, ring_from_zero, "lse began at 0"),
     (tasks.ring_forward, ring_average_of_blocks, "the results of the blocks were averaged"),
     (tasks.ring_forward, ring_last_block, "the result of the last block alone"),

@@ -6,7 +6,7 @@ import torch
 from book.exercises import pipeline as tasks
 from lib import Backward, BackwardInput, Forward, Recv, Send, zb_h1
 
-EVERY = [tasks.gpipe, tasks.one_f_one_b, tasks.halves, tasks.place, tasks.mend]
+EVERY = [tasks.gpipe_lists, tasks.one_f_one_b_lists, tasks.in_halves, tasks.place, tasks.mend]
 GPIPE, ONE_F_ONE_B = tasks.lists_of(tasks.schedules.gpipe), tasks.lists_of(tasks.schedules.one_f_one_b)
 NAIVE = tasks.lists_of(tasks.schedules.naive)
 
@@ -150,34 +150,34 @@ test_the_stub_waits = checks.stubs_wait(EVERY)
 test_right_answers_pass = checks.right_answers_pass(
     EVERY,
     [
-        (tasks.gpipe, gpipe_backwards_in_another_order),
-        (tasks.one_f_one_b, one_f_one_b_that_counts),
-        (tasks.halves, halves_by_einsum),
+        (tasks.gpipe_lists, gpipe_backwards_in_another_order),
+        (tasks.one_f_one_b_lists, one_f_one_b_that_counts),
+        (tasks.in_halves, halves_by_einsum),
         (tasks.mend, mend_all_receives_first),
     ],
     {task.name: task.praise for task in EVERY},
 )
 test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
     [
-        (tasks.gpipe, NAIVE, "nobody ever works beside another"),
-        (tasks.gpipe, ONE_F_ONE_B, "has a forward behind a backward"),
-        (tasks.gpipe, gpipe_without_backwards, "0 backwards (B)"),
-        (tasks.gpipe, gpipe_all_stages_everywhere, "needs the gradient of micro-batch 0 from stage 1"),
-        (tasks.gpipe, gpipe_one_micro_batch_less, "it has 2 micro-batches"),
-        (tasks.gpipe, gpipe_one_list, "expected 1 list(s) of steps, one for each device, given a list of 6"),
-        (tasks.gpipe, gpipe_with_text, "expected steps Forward and Backward, given 'F'"),
-        (tasks.gpipe, gpipe_that_stops, "TypeError"),
-        (tasks.one_f_one_b, GPIPE, "this is GPipe"),
-        (tasks.one_f_one_b, NAIVE, "each device waits for its own gradient"),
-        (tasks.one_f_one_b, tasks.same_warm_up, "all devices go equally far ahead"),
-        (tasks.one_f_one_b, tasks.no_cool_down, "what went ahead still needs its backwards"),
-        (tasks.one_f_one_b, two_more_ahead, "holds too much for"),
-        (tasks.one_f_one_b, zero_bubble, f"given {BackwardInput(0, 0)!r}"),
-        (tasks.halves, halves_at_once, "does all at once"),
-        (tasks.halves, halves_swapped, "dx must be of shape (5, 3), given (4, 3)"),
-        (tasks.halves, halves_transposed, "dw must be of shape (4, 3), given (3, 4)"),
-        (tasks.halves, halves_doubled, "dx is not the gradient of one device"),
-        (tasks.halves, halves_not_a_function, "expected dx and a function that gives dw"),
+        (tasks.gpipe_lists, NAIVE, "nobody ever works beside another"),
+        (tasks.gpipe_lists, ONE_F_ONE_B, "has a forward behind a backward"),
+        (tasks.gpipe_lists, gpipe_without_backwards, "0 backwards (B)"),
+        (tasks.gpipe_lists, gpipe_all_stages_everywhere, "needs the gradient of micro-batch 0 from stage 1"),
+        (tasks.gpipe_lists, gpipe_one_micro_batch_less, "it has 2 micro-batches"),
+        (tasks.gpipe_lists, gpipe_one_list, "expected 1 list(s) of steps, one for each device, given a list of 6"),
+        (tasks.gpipe_lists, gpipe_with_text, "expected steps Forward and Backward, given 'F'"),
+        (tasks.gpipe_lists, gpipe_that_stops, "TypeError"),
+        (tasks.one_f_one_b_lists, GPIPE, "this is GPipe"),
+        (tasks.one_f_one_b_lists, NAIVE, "each device waits for its own gradient"),
+        (tasks.one_f_one_b_lists, tasks.same_warm_up, "all devices go equally far ahead"),
+        (tasks.one_f_one_b_lists, tasks.no_cool_down, "what went ahead still needs its backwards"),
+        (tasks.one_f_one_b_lists, two_more_ahead, "holds too much for"),
+        (tasks.one_f_one_b_lists, zero_bubble, f"given {BackwardInput(0, 0)!r}"),
+        (tasks.in_halves, halves_at_once, "does all at once"),
+        (tasks.in_halves, halves_swapped, "dx must be of shape (5, 3), given (4, 3)"),
+        (tasks.in_halves, halves_transposed, "dw must be of shape (4, 3), given (3, 4)"),
+        (tasks.in_halves, halves_doubled, "dx is not the gradient of one device"),
+        (tasks.in_halves, halves_not_a_function, "expected dx and a function that gives dw"),
         (tasks.place, tasks.equal_numbers, "their times are not"),
         (tasks.place, place_head_alone, "can be faster"),
         (tasks.place, place_more_layers_than_there_are, "104 layers are placed, but there are 26"),

@@ -12,7 +12,7 @@ from book.exercises.check.trials import trials
 from lib import all_gather, copy_to, gather_from, reduce_from, reduce_scatter, shard
 
 JUDGED = [tasks.zero_one, tasks.gather_and_use, tasks.clip_pieces]
-EVERY = [*JUDGED, tasks.sent_per_step]
+EVERY = [*JUDGED, tasks.elements_sent]
 
 
 def all_reduced(group, w, g, m):
@@ -356,7 +356,7 @@ def clip_square_factor(group, g):
     return g * (16 / group.all_reduce(g.square().sum())).clamp(max=1)
 
 
-# ---- sent_per_step ----
+# ---- elements_sent ----
 
 
 def sent_in_floats(parameters, devices, stage, micro_batches):
@@ -453,20 +453,20 @@ test_a_right_answer_is_told_what_nobody_asked_for = checks.right_but(REMARKED)
 test_a_wrong_answer_is_rejected_by_name = checks.wrong_answers_are_rejected(WRONG)
 test_each_gradient_is_asked_for = checks.each_gradient_is_asked_for([(tasks.gather_and_use, "x w")])
 test_the_solution_can_be_copied_from_the_page = checks.solutions_can_be_copied(
-    EVERY, {tasks.sent_per_step.name: ""}, shard=shard, all_gather=all_gather
+    EVERY, {tasks.elements_sent.name: ""}, shard=shard, all_gather=all_gather
 )
 test_the_page_shows_the_task_and_three_hints = checks.pages_show_task_and_hints(EVERY)
 
 
 @pytest.mark.parametrize("program", [sent_in_floats, sent_by_stages, sent_as_a_list])
 def test_a_right_formula_passes(program):
-    verdict = tasks.sent_per_step.verdict(program)
+    verdict = tasks.elements_sent.verdict(program)
     assert verdict.passed, verdict
 
 
-@pytest.mark.parametrize(("sentence", "slip"), list(tasks.sent_per_step.slips["elements sent"].items()))
+@pytest.mark.parametrize(("sentence", "slip"), list(tasks.elements_sent.slips["elements sent"].items()))
 def test_a_wrong_formula_is_rejected_by_name(sentence, slip):
-    verdict = tasks.sent_per_step.verdict(slip)
+    verdict = tasks.elements_sent.verdict(slip)
     assert not verdict.passed
     assert sentence in str(verdict), verdict
 
