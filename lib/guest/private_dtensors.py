@@ -1,9 +1,13 @@
 """The part of `private.py` for DTensor: what it keeps once for a process."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+
+import torch
 
 from lib.guest.private import take
 
@@ -40,3 +44,23 @@ class Keeper:
         """From now on it keeps this."""
         self._dispatcher._custom_op_handlers = kept.handlers
         self._module.update(_planner_cache=kept.planners, _gen_transform_infos=kept.plan)
+
+
+def _propagator() -> Any:
+    return take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
+
+
+@contextmanager
+def shardings_of(**rules: Callable) -> Iterator[None]:
+    """While entered, DTensor shards operations of `torch.ops.aten` by `rules`, as `register_sharding` takes them."""
+    operations = {getattr(torch.ops.aten, name).default: rule for name, rule in rules.items()}
+    propagator = _propagator()
+    before = [(kept, dict(kept)) for kept in (propagator.op_strategy_funcs, propagator.op_to_schema_info)]
+    for operation, rule in operations.items():
+        take("torch.distributed.tensor.experimental", "register_sharding")(operation)(rule)
+    try:
+        yield
+    finally:
+        for kept, content in before:
+            for operation in operations.keys() - content.keys():
+                kept.pop(operation, None)

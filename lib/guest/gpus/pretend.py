@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lib.guest.gpus.attention import sharded_attention
 from lib.guest.gpus.cuda import Cuda
 from lib.guest.gpus.names import patches_of
 from lib.guest.patches import Patches
@@ -34,7 +35,8 @@ def pretended(per_node: int) -> Iterator[Cuda]:
     restore = (0, lambda storage: None, lambda storage, place: storage if place.startswith("cuda") else None)
     restorers().insert(0, restore)  # torch.load: what was saved on a GPU, or is wanted on one
     try:
-        yield cuda
+        with sharded_attention():
+            yield cuda
     finally:
         restorers().remove(restore)
         patches.undo()
