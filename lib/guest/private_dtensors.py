@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -46,21 +45,17 @@ class Keeper:
         self._module.update(_planner_cache=kept.planners, _gen_transform_infos=kept.plan)
 
 
-def _propagator() -> Any:
-    return take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
-
-
 @contextmanager
 def shardings_of(**rules: Callable) -> Iterator[None]:
     """While entered, DTensor shards operations of `torch.ops.aten` by `rules`, as `register_sharding` takes them."""
-    operations = {getattr(torch.ops.aten, name).default: rule for name, rule in rules.items()}
-    propagator = _propagator()
-    before = [(kept, dict(kept)) for kept in (propagator.op_strategy_funcs, propagator.op_to_schema_info)]
-    for operation, rule in operations.items():
-        take("torch.distributed.tensor.experimental", "register_sharding")(operation)(rule)
+    propagator = take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
+    kept = propagator.op_strategy_funcs, propagator.op_to_schema_info
+    before = [dict(content) for content in kept]
+    for name, rule in rules.items():
+        take("torch.distributed.tensor.experimental", "register_sharding")(getattr(torch.ops.aten, name).default)(rule)
     try:
         yield
     finally:
-        for kept, content in before:
-            for operation in operations.keys() - content.keys():
-                kept.pop(operation, None)
+        for content, old in zip(kept, before, strict=True):
+            content.clear()
+            content.update(old)

@@ -87,8 +87,8 @@ class GuestGroup(Meeting):
         for name, t, lengths in (("input", x, sent), ("output", output, expected)):
             if sum(lengths) != t.numel():
                 raise ValueError(
-                    f"rank {self.group.me}: the {name} of all_to_all_single has {t.numel()} elements, and they are split "
-                    f"into {lengths}. Let the splits add up to its rows, or without splits {parts} divide them"
+                    f"rank {self.group.me}: the {name} of all_to_all_single has {t.numel()} elements, and is split into "
+                    f"{lengths}. Let the splits add up to its rows, or without splits {parts} divide them"
                 )
         return self._exchange(flat(x), sent, expected, lambda got: self._copy(output, got), output, opts)
 
