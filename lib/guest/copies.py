@@ -2,52 +2,63 @@
 
 import io
 import pickle
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 
+Own = Callable[[Any], Any] | None  # from a function or class to what the device has imported under its name
 
-def own_copy(thing: Any) -> Any:
+
+def own_copy(thing: Any, own: Own = None) -> Any:
     """A copy of a tuple, list or dict of arguments. Each tensor in it is another tensor with the same memory: what one
-    process writes there, all see; gradients are each its own. What cannot be copied (locks, queues) is shared."""
+    process writes there, all see; gradients are each its own. Functions and classes are the device's own with `own`.
+    What cannot be copied (locks, queues) is shared."""
     if isinstance(thing, tuple | list):
-        return type(thing)(map(own_copy, thing)) if type(thing) in (tuple, list) else _copied(thing)
+        return type(thing)(own_copy(x, own) for x in thing) if type(thing) in (tuple, list) else _copied(thing, own)
     if type(thing) is dict:
-        return {key: own_copy(value) for key, value in thing.items()}
-    return _copied(thing)
+        return {key: own_copy(value, own) for key, value in thing.items()}
+    return _copied(thing, own)
 
 
-def _copied(thing: Any) -> Any:
-    file, tensors = io.BytesIO(), []
+def _copied(thing: Any, own: Own) -> Any:
+    file, outside = io.BytesIO(), []
     try:
-        _Out(file, tensors).dump(thing)
+        _Out(file, outside, own).dump(thing)
     except Exception:  # pickle raises whatever the things in question raise
         return thing
     file.seek(0)
-    return _In(file, tensors).load()
+    return _In(file, outside).load()
 
 
 class _Out(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, tensors: list[torch.Tensor]):
+    """What is not copied by pickle, it puts into `outside`."""
+
+    def __init__(self, file: io.BytesIO, outside: list, own: Own):
         super().__init__(file)
-        self._tensors, self._numbers = tensors, {}
+        self._outside, self._numbers, self._own = outside, {}, own
 
     def persistent_id(self, thing: Any) -> int | None:
-        if not isinstance(thing, torch.Tensor):
+        if isinstance(thing, torch.Tensor):
+            make = _same_memory
+        elif self._own and isinstance(thing, FunctionType | type) and "<" not in thing.__qualname__:
+            make = self._own  # by its name: in pickle's eyes, one that another device has imported is another thing
+        else:
             return None
         if id(thing) not in self._numbers:
-            self._numbers[id(thing)] = len(self._tensors)
-            self._tensors.append(thing)
+            self._numbers[id(thing)] = len(self._outside)
+            self._outside.append(make(thing))
         return self._numbers[id(thing)]
 
 
 class _In(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, tensors: list[torch.Tensor]):
+    def __init__(self, file: io.BytesIO, outside: list):
         super().__init__(file)
-        self._tensors = [_same_memory(x) for x in tensors]
+        self._outside = outside
 
-    def persistent_load(self, number: int) -> torch.Tensor:
-        return self._tensors[number]
+    def persistent_load(self, number: int) -> Any:
+        return self._outside[number]
 
 
 def _same_memory(x: torch.Tensor) -> torch.Tensor:

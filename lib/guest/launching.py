@@ -4,9 +4,9 @@ What is started runs when somebody waits for it (`join`, `is_alive`, a queue), o
 as many devices as were started, numbered in that order.
 """
 
-import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,28 +44,21 @@ class Call:
     run: Callable = lambda function, *args, **kwargs: function(*args, **kwargs)  # noqa: E731
 
     def __post_init__(self) -> None:
-        self.name = getattr(self.function, "__qualname__", "<")
-        self.module = getattr(self.function, "__module__", None) or ""
-        module = sys.modules.get(self.module)
-        self.file = getattr(module, "__file__", None) or "<"
-        if self.module == "__main__" and getattr(module, "__spec__", None):
-            self.module = module.__spec__.name  # it runs by its name, as `-m package.train`
+        self._main = modules.main_of(sys.modules.get("__main__"))
+        self._spawned = self.anew
+        name = getattr(self.function, "__qualname__", "<")
+        file = getattr(sys.modules.get(getattr(self.function, "__module__", None) or ""), "__file__", None) or "<"
         bound = hasattr(self.function, "__self__")
-        self.anew = self.anew and not bound and "<" not in self.name + self.file and is_a_guests(self.file)
+        self.anew = self.anew and not bound and "<" not in name + file and is_a_guests(file)
 
     def __call__(self) -> Any:
-        function = self._imported() if self.anew else self.function
-        return self.run(function, *own_copy(self.args), **own_copy(self.kwargs))
+        function = self._own(self.function) if self.anew else self.function
+        own = self._own if self._spawned else None
+        return self.run(function, *own_copy(self.args, own), **own_copy(self.kwargs, own))
 
-    def _imported(self) -> Callable:
-        if self.module in ("__main__", "__mp_main__"):
-            found: Any = modules.run_as(self.file, "__mp_main__")
-            sys.modules["__main__"] = found
-        else:
-            found = importlib.import_module(self.module)
-        for name in self.name.split("."):
-            found = getattr(found, name)
-        return found
+    def _own(self, thing: Any) -> Any:
+        """The function or class `thing`, as this device imports it."""
+        return modules.found(thing.__module__, thing.__qualname__, self._main)
 
 
 def _play(calls: list[Call]) -> Any:
@@ -131,7 +124,7 @@ def launching(child: Callable[[Callable[[], Any], Callable], Any], start: Start 
     calls `main()`, and so `function`."""
 
     def run_on(calls: list[Call]) -> None:
-        with private.unwatched():
+        with private.unwatched(), _warned_as_a_new_process():
             start(len(calls), child(partial(_play, calls), calls[0].function))
 
     def start_processes(fn: Callable, args: tuple = (), nprocs: int = 1, join: bool = True, daemon: bool = False,
@@ -164,4 +157,17 @@ def launching(child: Callable[[Callable[[], Any], Callable], Any], start: Start 
                 _elsewhere.clear()
 
 
+@contextmanager
+def _warned_as_a_new_process() -> Iterator[None]:
+    """What the caller has made of warnings (a test, errors) is not inherited; what the command line says is."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.resetwarnings()
+            for category in QUIET:
+                warnings.simplefilter("ignore", category)
+        yield
+
+
+# What Python does not show unless it is asked to.
+QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 _FEW = "Where it is the number of GPUs, as torch.cuda.device_count() gives it, --gpus 4 pretends some"

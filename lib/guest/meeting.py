@@ -127,6 +127,15 @@ class Meeting(dist.ProcessGroup):
             )
         return bare(x).detach()
 
+    def _check_contiguous(self, verb: str, *tensors: Tensor) -> None:
+        """ValueError for what neither gloo nor NCCL takes, though it could be sent here."""
+        for x in tensors:
+            if not (x.is_contiguous() or x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+                raise ValueError(
+                    f"rank {self.group.me}: {verb} of a tensor of shape {tuple(x.shape)} and strides {x.stride()}, and "
+                    "real processes refuse what is not contiguous. Send x.contiguous(), or receive into a new tensor"
+                )
+
     def _check_op(self, verb: Collective, x: Tensor | None) -> None:
         if x is not None and getattr(verb, "op", "sum") != "sum" and not can_combine(x.dtype, verb.op):
             raise TypeError(

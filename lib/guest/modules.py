@@ -3,15 +3,18 @@
 Scripts keep their process groups in globals. Two devices in one module would overwrite each other's.
 """
 
+import importlib
 import sys
 import types
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from lib.devices.engine.wording import is_the_readers
 from lib.guest import private_python
+from lib.guest.callers import is_a_guests
 
 # Packages that keep one state for the process in their modules. Each device imports them anew.
 SINGLETONS = ("hydra", "tqdm", "absl", "accelerate", "fire", "tyro", "draccus")
@@ -89,6 +92,38 @@ def run_as(path: str, name: str) -> types.ModuleType:
     module.__file__ = path
     exec(compile(source, path, "exec"), vars(module))
     return module
+
+
+@dataclass(frozen=True)
+class Main:
+    """What a program runs as `__main__`: the file, and the name of the module where it is run by its name (`-m`)."""
+
+    file: str
+    name: str | None
+
+
+def main_of(module: types.ModuleType | None) -> Main | None:
+    """That of a process whose `__main__` is `module`. None where it is no program of the reader's, as in a notebook."""
+    file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
+    return Main(file, spec and spec.name) if file and is_a_guests(file) else None
+
+
+def found(module: str, name: str, main: Main | None) -> Any:
+    """What a device finds under this name when it imports the module for itself, as a spawned process does: its
+    `__main__` is the caller's, `main`, run again under another name."""
+    if module not in ("__main__", "__mp_main__"):
+        place: Any = importlib.import_module(module)
+    elif main is None:
+        place = sys.modules["__main__"]
+    elif main.name:
+        place = importlib.import_module(main.name)  # it runs by its name, as `-m package.train`
+    elif "__mp_main__" in sys.modules:
+        place = sys.modules["__mp_main__"]
+    else:
+        place = sys.modules["__main__"] = run_as(main.file, "__mp_main__")
+    for part in name.split("."):
+        place = getattr(place, part)
+    return place
 
 
 def _file(module: types.ModuleType) -> str:

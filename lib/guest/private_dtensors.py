@@ -1,9 +1,12 @@
 """The part of `private.py` for DTensor: what it keeps once for a process."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+
+import torch
 
 from lib.guest.private import take
 
@@ -40,3 +43,19 @@ class Keeper:
         """From now on it keeps this."""
         self._dispatcher._custom_op_handlers = kept.handlers
         self._module.update(_planner_cache=kept.planners, _gen_transform_infos=kept.plan)
+
+
+@contextmanager
+def shardings_of(**rules: Callable) -> Iterator[None]:
+    """While entered, DTensor shards operations of `torch.ops.aten` by `rules`, as `register_sharding` takes them."""
+    propagator = take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
+    kept = propagator.op_strategy_funcs, propagator.op_to_schema_info
+    before = [dict(content) for content in kept]
+    for name, rule in rules.items():
+        take("torch.distributed.tensor.experimental", "register_sharding")(getattr(torch.ops.aten, name).default)(rule)
+    try:
+        yield
+    finally:
+        for content, old in zip(kept, before, strict=True):
+            content.clear()
+            content.update(old)

@@ -16,10 +16,11 @@ from lib.devices import rooted
 from lib.guest.bare import flat
 from lib.guest.meeting import Meeting
 from lib.guest.operations import reduction
+from lib.guest.uneven import KnownAllGather, KnownGather, expecting
 from lib.guest.work import Work
 
 # Made once: that the same object is the same call is seen at a glance.
-AllReduce, AllGather, ReduceScatter = map(cache, (c.AllReduce, c.AllGather, c.ReduceScatter))
+AllReduce, AllGather, ReduceScatter = map(cache, (c.AllReduce, KnownAllGather, c.ReduceScatter))
 Broadcast, Reduce, Barrier = map(cache, (rooted.Broadcast, rooted.Reduce, rooted.Barrier))
 
 
@@ -37,13 +38,14 @@ class GuestGroup(Meeting):
     allreduce_coalesced = allreduce
 
     def all_gather_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
-        return self._meet(AllGather(0), flat(x), lambda got: self._copy(output, got), output, opts)
+        flat_x = expecting(flat(x), [x] * self.size())
+        return self._meet(AllGather(0), flat_x, lambda got: self._copy(output, got), output, opts)
 
     _allgather_base = all_gather_single
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:
         (outs,), (x,) = outputs, inputs
-        return self._meet(AllGather(0), flat(x), lambda got: self._deal(outs, got), outputs, opts)
+        return self._meet(AllGather(0), expecting(flat(x), outs), lambda got: self._deal(outs, got), outputs, opts)
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
         works = [self.all_gather_single(out, x, opts) for out, x in zip(outputs, inputs, strict=True)]
@@ -77,10 +79,17 @@ class GuestGroup(Meeting):
     def all_to_all_single(
         self, output: Tensor, x: Tensor, output_splits: list[int], input_splits: list[int], opts: Any = None
     ) -> Work:
+        self._check_contiguous("all_to_all_single", x, output)
         parts = self.size()
         row, row_out = (t[0].numel() if t.ndim and len(t) else 1 for t in (x, output))
         sent = [n * row for n in input_splits] or [x.numel() // parts] * parts
         expected = [n * row_out for n in output_splits] or [output.numel() // parts] * parts
+        for name, t, lengths in (("input", x, sent), ("output", output, expected)):
+            if sum(lengths) != t.numel():
+                raise ValueError(
+                    f"rank {self.group.me}: the {name} of all_to_all_single has {t.numel()} elements, and is split into "
+                    f"{lengths}. Let the splits add up to its rows, or without splits {parts} divide them"
+                )
         return self._exchange(flat(x), sent, expected, lambda got: self._copy(output, got), output, opts)
 
     alltoall_base = all_to_all_single
@@ -104,9 +113,16 @@ class GuestGroup(Meeting):
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> Work:
         write = lambda got: got is not None and self._deal(outputs[0], got)  # noqa: E731
-        return self._meet(rooted.Gather(opts.rootRank, 0), flat(inputs[0]), write, outputs, opts)
+        x = expecting(flat(inputs[0]), outputs[0] if outputs else [])
+        return self._meet(KnownGather(opts.rootRank, 0), x, write, outputs, opts)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> Work:
+        lengths = [piece.numel() for piece in inputs[0]] if inputs else []
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"rank {self.group.me} scatters pieces of {lengths} elements, and they must be equally long. Pad them, "
+                "or send each one"
+            )
         x = _joined(inputs[0]) if inputs else None
         write = lambda got: self._copy(outputs[0], got)  # noqa: E731
         return self._meet(rooted.Scatter(opts.rootRank, 0), x, write, outputs, opts)
@@ -121,10 +137,12 @@ class GuestGroup(Meeting):
 
     def send(self, tensors: list[Tensor], dst: int, tag: int = 0) -> Work:
         self._check_thread("send")
+        self._check_contiguous("send", *tensors)
         return self._messages.send(tensors[0], dst, tag)
 
     def recv(self, tensors: list[Tensor], src: int, tag: int = 0) -> Work:
         self._check_thread("recv")
+        self._check_contiguous("recv", *tensors)
         return self._messages.recv(tensors[0], src, tag)
 
     def recv_anysource(self, tensors: list[Tensor], tag: int = 0) -> Work:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.rpc as rpc
 import torch.profiler
 from torch.autograd.profiler_util import EventList
 
@@ -57,11 +58,16 @@ def refusals(size: int) -> Iterator[None]:
         "monitored_barrier looks for a process that hangs, which is named here without it",
         "Call dist.barrier() in its place",
     )
+    remote = refused(
+        "init_rpc lets other processes call functions here, in threads that have no turn among simulated devices",
+        "Run the program with real processes (torchrun), or let the devices talk by send, recv and collectives",
+    )
     with (
         compiler_left_out(size),
         saved_at_once(size),
         private.patched(torch.profiler, profile=QuietProfiler),
         private.patched(dist, monitored_barrier=for_devices(dist.monitored_barrier, monitored)),
+        private.patched(rpc, init_rpc=for_devices(rpc.init_rpc, remote)),
     ):
         yield
 

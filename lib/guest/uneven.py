@@ -1,14 +1,51 @@
-"""The all-to-all of `torch.distributed`: each device knows the lengths of its own pieces, and of those that it gets."""
+"""Collectives of `torch.distributed` in which a device says how long the pieces are that it gets: what comes is joined,
+and pieces of other lengths would be cut in the wrong places without a word."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lib.devices.collectives import Collective
+from lib.devices.collectives import AllGather, Collective
 from lib.devices.errors import MismatchError
+from lib.devices.rooted import Gather
 from lib.devices.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class KnownAllGather(AllGather):
+    """Of flat tensors, which carry the lengths of what their devices `expect` (`expecting`)."""
+
+    def results(self, tensors):
+        _check(self.name, tensors)
+        return super().results(tensors)
+
+
+@dataclass(frozen=True)
+class KnownGather(Gather):
+    """The same, to one device, which alone expects something."""
+
+    def results(self, tensors):
+        _check(self.name, tensors)
+        return super().results(tensors)
+
+
+def expecting(x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """The flat tensor `x`, whose device gets `outputs`: none where it gets nothing."""
+    x.expected = [out.numel() for out in outputs]
+    return x
+
+
+def _check(verb: str, tensors: Sequence[Tensor]) -> None:
+    lengths = [x.numel() for x in tensors]
+    for rank, x in enumerate(tensors):
+        if x.expected and x.expected != lengths:
+            raise MismatchError(
+                f"{verb}: device {rank} of the group has room for pieces of {x.expected} elements, and pieces of "
+                f"{lengths} come. Let each output be as long as what that device brings"
+            )
 
 
 @dataclass(frozen=True)

@@ -257,11 +257,38 @@ def test_pinned_batches_of_workers(cuda, workers):
     assert torch.zeros(2, pin_memory=True).pin_memory().tolist() == [0, 0]
 
 
+def test_the_generator_of_a_gpu_is_set_by_hand(cuda):
+    """As Megatron does, for random numbers that all devices of a group share."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.get_state()
+    x = torch.rand(3, device="cuda")
+    generator.set_state(before)
+    assert torch.equal(torch.rand(3, device="cuda"), x)
+    assert len(torch.cuda.default_generators) == 4
+
+
+def test_what_is_scripted_runs_as_it_is(cuda):
+    @torch.jit.script
+    def padded(x, n: int):
+        return torch.cat([x, torch.zeros(n, device=x.device)])
+
+    assert padded(torch.ones(1, device="cuda"), 2).tolist() == [1, 0, 0]
+
+
 def test_older_ways_to_say_it(cuda):
     assert torch.cuda.FloatTensor([1.0]).tolist() == [1.0]
     assert torch.ones(1).type("torch.cuda.HalfTensor").half()
     layer = nn.DataParallel(nn.Linear(2, 3)).cuda()
     assert layer(torch.ones(4, 2).cuda()).shape == (4, 3)
+
+
+def test_what_needs_a_gpu_may_be_named_in_annotations(cuda):
+    def pooled(pool: torch.cuda.MemPool | None = None, graph: "torch.accelerator.Graph | None" = None):
+        return isinstance(pool, torch.cuda.MemPool)
+
+    assert not pooled()
+    with pytest.raises(NotImplementedError, match="torch.cuda.MemPool needs a GPU"):
+        torch.cuda.MemPool()
 
 
 def test_what_needs_a_gpu_is_refused_with_the_reason(cuda):

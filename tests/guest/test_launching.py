@@ -17,6 +17,7 @@ from torch.distributed.elastic.agent.server import local_elastic_agent as agent
 from lib import Cluster
 from lib.devices.errors import DeadlockError
 from lib.guest import asking
+from lib.guest.command import main
 from lib.guest.copies import own_copy
 from lib.guest.own_time import OwnTime
 from lib.guest.private_python import default_context
@@ -260,6 +261,42 @@ def test_without_any_run_around_it():
         with pytest.raises(ValueError, match="nprocs=0.* starts no process.*--gpus 4"):
             mp.spawn(train, nprocs=torch.cuda.device_count() * 0)
     assert RANK is None
+
+
+OF_THE_MAIN_MODULE = """
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from launcher import launch
+
+RANK = None
+
+
+class Plan:
+    rank = None
+
+
+def train(rank, plan):
+    global RANK
+    assert (RANK, Plan.rank, type(plan)) == (None, None, Plan)
+    RANK = Plan.rank = rank
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:23456", rank=rank, world_size=3)
+    dist.barrier()
+    assert (RANK, plan.rank) == (rank, rank)
+
+
+if __name__ == "__main__":
+    mp.spawn(launch, args=(train, Plan()), nprocs=3)
+    assert RANK is Plan.rank is None
+    print("done")
+"""
+
+
+def test_functions_and_classes_among_the_arguments_are_each_processs_own(tmp_path, capsys):
+    """Started by a function of another module, as many a library does."""
+    (tmp_path / "launcher.py").write_text("def launch(rank, function, *args):\n    function(rank, *args)\n")
+    (tmp_path / "train.py").write_text(OF_THE_MAIN_MODULE)
+    assert main([str(tmp_path / "train.py")]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out == "done\n"
 
 
 def test_all_variables_of_torchrun():

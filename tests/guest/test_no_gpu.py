@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel import distributed as ddp_module
 
@@ -87,6 +88,27 @@ def test_dtensors_on_a_mesh_of_gpus():
 
     outputs, _ = run(program)
     assert outputs == [([2.0 * r, 2.0 * r + 1], [1.0] * 2 * P) for r in range(P)]
+
+
+def test_attention_of_sharded_heads_is_that_of_all_heads():
+    """By heads, as tensor parallelism has them, and by the samples of a batch."""
+    x = [torch.randn(P, P, 3, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+
+    def program(place):
+        dist.init_process_group("nccl")
+        mesh = init_device_mesh("cuda", (dist.get_world_size(),))
+        parts = [distribute_tensor(part.clone(), mesh, [place]).requires_grad_() for part in x]
+        y = scaled_dot_product_attention(*parts, is_causal=True)
+        assert y.placements == (place,)
+        y.square().sum().backward()
+        return [y.full_tensor().detach()] + [part.grad.full_tensor() for part in parts]
+
+    dense = [part.clone().requires_grad_() for part in x]
+    y = scaled_dot_product_attention(*dense, is_causal=True)
+    y.square().sum().backward()
+    for place in (Shard(0), Shard(1), Replicate()):
+        for output in run(program, place)[0]:
+            torch.testing.assert_close(output, [y.detach()] + [part.grad for part in dense], rtol=1e-12, atol=1e-12)
 
 
 def test_synced_batch_norm_is_the_batch_norm_of_the_whole_batch():

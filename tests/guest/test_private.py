@@ -143,3 +143,13 @@ def test_modes_and_hooks_are_laid_aside_and_come_back():
         (torch.ones(2, 2) @ torch.ones(2, 2), x * x)
         assert packed
         assert counter.get_total_flops() == 16
+
+
+def test_rules_of_sharding_come_and_go():
+    operation = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    propagator = private_dtensors.take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
+    kept = propagator.op_strategy_funcs, propagator.op_to_schema_info
+    before = [dict(content) for content in kept]
+    with private_dtensors.shardings_of(_scaled_dot_product_flash_attention_for_cpu=lambda *args: []):
+        assert all(operation in content for content in kept)
+    assert list(kept) == before

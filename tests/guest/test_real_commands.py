@@ -40,5 +40,5 @@ def test_a_test_suite_of_others(capsys, monkeypatch):
     words = ["-q", "-p", "lib.guest.pytest_plugin", "-p", "no:cacheprovider", "--noconftest", "--rootdir=."]
     assert pytest.main([*words, "suite_of_others.py"]) == 0  # in this process: to start one takes seconds
     said = capsys.readouterr().out
-    assert "4 passed" in said
-    assert "simulated instead of started: 2 x 2, 1 x 4 (runs x devices)" in said
+    assert "5 passed" in said
+    assert "simulated instead of started: 2 x 2, 1 x 3, 1 x 4 (runs x devices)" in said

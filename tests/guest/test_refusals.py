@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
+import torch.distributed.rpc as rpc
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from lib.devices import Cluster
@@ -38,3 +39,11 @@ def test_a_checkpoint_is_not_saved_by_a_process_of_its_own(tmp_path):
         RuntimeError, match=r"rank \d: async_save in a process of its own.*AsyncCheckpointerType.THREAD"
     ):
         Cluster(2).run(guest(program))
+
+
+def test_functions_of_other_processes_are_not_called():
+    """They would wait for each other for ever."""
+    before = rpc.init_rpc
+    with pytest.raises(RuntimeError, match=r"rank \d: init_rpc lets .* no turn.* with real processes"):
+        Cluster(2).run(guest(lambda: rpc.init_rpc("worker", rank=0, world_size=2)))
+    assert rpc.init_rpc is before

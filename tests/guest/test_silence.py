@@ -118,6 +118,22 @@ def wrong_lengths(rank):
     dist.all_to_all_single(torch.zeros(4), torch.ones(4), [2, 2], [1, 3])
 
 
+def the_lengths_of_another_order(rank):
+    dist.all_gather([torch.empty(2 + rank), torch.empty(3 - rank)], torch.ones(2 + rank))  # 2 and 3 elements come
+
+
+def lengths_that_add_up(rank):
+    dist.all_gather([torch.empty(3), torch.empty(3)], torch.ones(2 + 2 * rank))
+
+
+def one_length_for_all(rank):
+    dist.all_gather_single(torch.empty(6), torch.ones(2 + 2 * rank))
+
+
+def gathered_lengths(rank):
+    dist.gather(torch.ones(2 + 2 * rank), None if rank else [torch.empty(3), torch.empty(3)])
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -127,6 +143,10 @@ def wrong_lengths(rank):
         (shorter_message, r"rank 1 receives from rank 0 .* float32 \(2,\), but what was sent is of float32 \(3,\)"),
         (message_of_another_dtype, r"into a tensor of float64 \(3,\), but what was sent is of float32"),
         (nobody_receives, "rank 0 sent to rank 1 .* what nobody received"),
+        (the_lengths_of_another_order, r"device 1 .* room for pieces of \[3, 2\] elements, and .* of \[2, 3\] come"),
+        (lengths_that_add_up, r"all_gather: device 0 .* room for pieces of \[3, 3\] elements, and .* of \[2, 4\] come"),
+        (one_length_for_all, r"all_gather: device 0 .* room for pieces of \[2, 2\] elements, and .* of \[2, 4\] come"),
+        (gathered_lengths, r"gather: device 0 .* room for pieces of \[3, 3\] elements, and .* of \[2, 4\] come"),
         (wrong_lengths, r"expects pieces of \[2, 2\] elements from the others, who send it"),
     ],
 )
@@ -148,6 +168,30 @@ def bits_of_fractions(rank):
 
 def with_gaps(rank):
     dist.all_reduce(torch.arange(6.0)[::2])
+
+
+def scatters_other_lengths(rank):
+    dist.scatter(torch.empty(3), None if rank else [torch.ones(2), torch.ones(4)])
+
+
+def splits_too_little(rank):
+    dist.all_to_all_single(torch.empty(4), torch.ones(5), [2, 2], [2, 2])
+
+
+def does_not_divide(rank):
+    dist.all_to_all_single(torch.empty(5), torch.ones(4))
+
+
+def sends_a_column(rank):
+    dist.send(torch.ones(3, 2)[:, 0], 1 - rank)
+
+
+def receives_a_turned_matrix(rank):
+    dist.irecv(torch.ones(3, 2).T, 1 - rank)
+
+
+def exchanges_a_turned_matrix(rank):
+    dist.all_to_all_single(torch.ones(2, 2), torch.ones(2, 2).T)
 
 
 def from_anyone(rank):
@@ -177,6 +221,12 @@ def group_in_a_thread(rank):
         (gathers_into_too_little, ValueError, r"rank 1 of .*: 4 elements come, .* has 3, shape \(3,\)"),
         (bits_of_fractions, TypeError, "rank 0: torch.float32 cannot be combined by 'band'"),
         (with_gaps, ValueError, r"lies with gaps in memory.* call x.copy_\(y\)"),
+        (scatters_other_lengths, ValueError, r"rank 0 scatters pieces of \[2, 4\] elements.* Pad them"),
+        (splits_too_little, ValueError, r"the input of all_to_all_single has 5 elements, and is split into \[2, 2\]"),
+        (does_not_divide, ValueError, r"the output of all_to_all_single has 5 elements, .* without splits 2 divide"),
+        (sends_a_column, ValueError, r"rank \d: send of a tensor of shape \(3,\).* Send x.contiguous\(\)"),
+        (receives_a_turned_matrix, ValueError, r"rank \d: recv of .* receive into a new tensor"),
+        (exchanges_a_turned_matrix, ValueError, r"rank \d: all_to_all_single of .*real processes refuse"),
         (from_anyone, NotImplementedError, r"Name it: recv\(x, src=...\)"),
         (monitored, Exception, "dist.barrier"),
         (in_a_thread, RuntimeError, "called all_reduce in a thread of its own"),

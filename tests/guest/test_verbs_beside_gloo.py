@@ -25,6 +25,9 @@ def more_than_gloo():
     dist.reduce_scatter_tensor(down, torch.arange(2.0 * size).view(size, 2), dist.ReduceOp.AVG)
     outs = [torch.empty(1 + rank + j) for j in range(size)]
     dist.all_to_all(outs, [torch.full((1 + rank + j,), 10.0 * rank + j) for j in range(size)])
+    everything = [torch.empty(1 + j) for j in range(size)]
+    dist.all_gather(everything, torch.full((1 + rank,), 1.0 * rank))
+    outs += everything
     pair = dist.new_group([rank - rank % 2, rank - rank % 2 + 1], use_local_synchronization=True)
     x = torch.tensor([1.0 * rank])
     dist.all_reduce(x, group=pair)
@@ -38,5 +41,6 @@ def test_what_nccl_has_and_gloo_has_not():
         assert weighed.tolist() == [10.0, 10.0]
         assert stacked.tolist() == [[r, -r] for r in range(size)]
         assert down.tolist() == [2 * rank, 2 * rank + 1]
-        assert outs == [[10 * r + rank] * (1 + rank + r) for r in range(size)]
+        assert outs[:size] == [[10 * r + rank] * (1 + rank + r) for r in range(size)]
+        assert outs[size:] == [[r] * (1 + r) for r in range(size)]
         assert x == [1, 5][rank // 2]

@@ -30,6 +30,10 @@ def patches_of(cuda: Cuda) -> Iterator[Patch]:
     # A script asks both for their versions before it turns bf16 on.
     yield torch.version, "cuda", "12.8"
     yield torch.cuda.nccl, "version", lambda: (2, 27, 5)
+    # Megatron's own streams of random numbers change the state of a GPU's generator by hand.
+    yield torch.cuda, "default_generators", (torch.default_generator,) * cuda.device_count()
+    # It reads the source of what it compiles, and what stands here in place of torch.zeros has none that it knows.
+    yield torch.jit, "script", lambda obj, *args, **kwargs: obj
 
 
 def _tensors(entries: Entries) -> Iterator[Patch]:

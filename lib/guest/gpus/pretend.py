@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lib.guest.gpus.attention import sharded_attention
 from lib.guest.gpus.cuda import Cuda
 from lib.guest.gpus.names import patches_of
 from lib.guest.patches import Patches
@@ -34,7 +35,8 @@ def pretended(per_node: int) -> Iterator[Cuda]:
     restore = (0, lambda storage: None, lambda storage, place: storage if place.startswith("cuda") else None)
     restorers().insert(0, restore)  # torch.load: what was saved on a GPU, or is wanted on one
     try:
-        yield cuda
+        with sharded_attention():
+            yield cuda
     finally:
         restorers().remove(restore)
         patches.undo()
@@ -68,18 +70,19 @@ def _accelerator(pretend: dict[str, Any]) -> Iterator[tuple[ModuleType, str, Any
                 yield module, name, pretend[same]
     yield torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
     yield torch.accelerator, "empty_host_cache", _nothing
-    yield torch.accelerator, "Graph", _refused("Graph")
+    yield torch.accelerator, "Graph", _refused("Graph", torch.accelerator)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Marks for a profiler of GPUs: nobody reads them."""
 
 
-def _refused(name: str) -> Callable:
+def _refused(name: str, module: ModuleType = torch.cuda) -> Callable:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f"torch.cuda.{name} needs a GPU: GPUs are only pretended here, and everything runs on the CPU. "
+            f"{module.__name__}.{name} needs a GPU: GPUs are only pretended here, and everything runs on the CPU. "
             "Run the program without this call, which most programs have an option for"
         )
 
-    return refuse
+    is_class = isinstance(getattr(module, name, None), type)  # programs write its name in annotations, too
+    return type(name, (), {"__new__": refuse}) if is_class else refuse

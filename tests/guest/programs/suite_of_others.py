@@ -1,5 +1,7 @@
 """Tests as other people write them: each spawns processes. Run by tests/guest/test_real_commands.py."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -28,6 +30,19 @@ def test_sum(size):
     out = torch.zeros(size).share_memory_()
     spawn(worker, args=(size, 29501, out), nprocs=size, join=True)
     assert out.tolist() == [sum(range(size))] * size
+    assert not WORLD
+
+
+def launch(rank, function, *args):
+    warnings.warn("an error in the test, and a word in a process that it starts", FutureWarning, stacklevel=1)
+    function(rank, *args)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sum_of_a_function_that_is_handed_on():
+    out = torch.zeros(3).share_memory_()
+    mp.spawn(launch, args=(worker, 3, 29502, out), nprocs=3)
+    assert out.tolist() == [3, 3, 3]
     assert not WORLD
 
 
