@@ -10,13 +10,15 @@ from lib.devices.tensors import tensors_in
 
 @dataclass(frozen=True)
 class Origin:
-    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`."""
+    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`.
+    `cut`: that is no whole one, but what a layer that is split over other devices holds of it."""
 
     name: str
     shape: torch.Size
     where: range
     rank: int
     devices: int
+    cut: bool = False
 
 
 unasked = torch._C.DisableTorchFunctionSubclass  # `with unasked()`: for who only looks, at many tensors

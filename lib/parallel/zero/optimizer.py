@@ -32,6 +32,7 @@ from lib.devices import Group, Handle
 from lib.parallel.data.average import check_same_parameters
 from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, plan_buckets
+from lib.parallel.sharding.dense import cut_parameters
 from lib.parallel.sharding.named import named
 from lib.parallel.zero.bucket import Bucket, take
 from lib.parallel.zero.piece import Piece
@@ -56,7 +57,7 @@ class ShardedOptimizer(Wrapped):
         bucket_bytes: float = BUCKET_BYTES,
     ):
         self.module, self.group = module, group
-        named = trainable(module, self._who("ShardedOptimizer"))
+        named = trainable(module, group, self._who("ShardedOptimizer"))
         for name, p in named.items():
             if isinstance(p, Piece):
                 raise ValueError(
@@ -65,7 +66,9 @@ class ShardedOptimizer(Wrapped):
                 )
         check_same_parameters(module, group)
         self._names = {p: name for name, p in named.items()}
-        self._buckets = [Bucket(bucket, self._names, group) for bucket in plan_buckets(named.values(), bucket_bytes)]
+        cut = cut_parameters(module)
+        buckets = plan_buckets(named.values(), bucket_bytes)
+        self._buckets = [Bucket(bucket, self._names, group, cut) for bucket in buckets]
         piece_of = {p: piece for bucket in self._buckets for p, piece in bucket.pieces.items()}
         self.pieces = [piece_of[p] for p in self._names]  # each (n_i,)  Shard(0) of the flat bucket
         super().__init__(make_optimizer(self.pieces))

@@ -49,10 +49,10 @@ class ShardedLayer:
                 one.flat.put(tensors)
             self._whole_now = True
             stack.callback(setattr, self, "_whole_now", False)
-            versions = [x._version for x in placed]
+            versions = [_version(x) for x in placed]
             yield
             for x, version, origin in zip(placed, versions, (o for one in held for o in one.flat.origins), strict=True):
-                if x._version != version:
+                if _version(x) != version:
                     raise RuntimeError(
                         f"FullySharded on rank {origin.rank} of {origin.devices}: {origin.name} {tuple(origin.shape)} "
                         "was changed in place while it was whole, and would be forgotten. Change the pieces instead, "
@@ -139,3 +139,7 @@ def _give(kept: tuple[Tensor, int]) -> Tensor:
     if x._version != version:  # PyTorch does not check this behind hooks
         raise RuntimeError(f"a tensor of shape {tuple(x.shape)} that the backward needs was changed in place since")
     return x
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # in inference mode nobody counts the changes
