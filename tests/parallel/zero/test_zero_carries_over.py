@@ -169,3 +169,39 @@ def test_gradients_of_pieces_may_be_compared():
         torch.testing.assert_close(model[0].bias.grad, model[0].bias.grad.clone())
 
     Cluster(2).run(program)
+
+
+READ_AS = {
+    "conjugate": lambda x, w: (x.to(w.dtype) @ w.conj()).abs(),
+    "real numbers": lambda x, w: (x[:, :, None, None] * torch.view_as_real(w)).sum((1, 3)),
+    "imaginary part": lambda x, w: x @ w.imag,
+    "negative": lambda x, w: x @ w.conj().imag,
+    "transpose": lambda x, w: (w.T.conj() @ x.T.to(w.dtype)).abs(),
+}
+
+
+@pytest.mark.parametrize("read", READ_AS.values(), ids=READ_AS)
+def test_complex_weights_however_they_are_read(read):
+    """A conjugate is a view, of the same memory: the backward must read it as the forward did."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = net()[:1]
+            self.weight = nn.Parameter(torch.randn(5, 2, dtype=torch.complex128))
+
+        def forward(self, x):
+            return read(self.first(x), self.weight)
+
+    def program(group, shards):
+        torch.manual_seed(0)
+        model = Net()
+        if shards:
+            FullySharded(model, group)
+        model(shard_batch(X, group)).square().sum(1 if read is not READ_AS["transpose"] else 0).mean().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        return whole_parameters(model)
+
+    right = Cluster(1).run(program, False)[0]
+    for found in Cluster(2).run(program, True):
+        assert all(torch.allclose(found[name], p, rtol=0, atol=1e-12) for name, p in right.items())
