@@ -72,10 +72,10 @@ def used_anywhere(here: dict[str, bool], group: Group, device: torch.device, all
     return set(here)
 
 
-def trainable(module: nn.Module, group: Group, who: str) -> dict[str, nn.Parameter]:
+def trainable(module: nn.Module, group: Group, who: str, may_be_pieces: bool = False) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient, by name. Raises ValueError when there are none, or `group` has devices
     with other pieces of one."""
-    check_copies(module, group, who)
+    check_copies(module, group, who, may_be_pieces)
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not named:
         count = len(list(module.parameters()))
@@ -86,15 +86,18 @@ def trainable(module: nn.Module, group: Group, who: str) -> dict[str, nn.Paramet
     return named
 
 
-def check_copies(module: nn.Module, group: Group, who: str) -> None:
-    """Raises ValueError when devices of `group` hold other pieces of a parameter, not copies: they would be mixed."""
-    for name, groups in cut_parameters(module).items():
-        ranks = next((cut.ranks for cut in groups if len({*cut.ranks} & {*group.ranks}) > 1), None)
-        if ranks is not None:
+def check_copies(module: nn.Module, group: Group, who: str, may_be_pieces: bool = False) -> None:
+    """Raises ValueError when devices of `group` hold other pieces of a parameter, not copies: they would be mixed.
+    Those of FullySharded are looked at unless they `may_be_pieces`."""
+    found = [(name, cut.ranks) for name, groups in cut_parameters(module).items() for cut in groups]
+    if not may_be_pieces:
+        found += [(name, p.origin.ranks) for name, p in module.named_parameters() if hasattr(p, "origin")]
+    for name, ranks in found:
+        if len({*ranks} & {*group.ranks}) > 1:
             raise ValueError(
                 f"{who}: {name} is cut over the devices {short_ranks(ranks)}, and this group has several of them: "
-                "their pieces would be mixed. Pass the group of those that hold the same pieces, such as mesh.dp; "
-                "where experts are cut, use sum_gradients(model, grid)"
+                "their pieces would be mixed. Pass the group of those that hold the same pieces, such as mesh.dp; where "
+                "experts are cut, use sum_gradients(model, grid); gradients of FullySharded are means already"
             )
 
 

@@ -33,8 +33,9 @@ def gradient_norm(
     `parameters` is a module whose layers are split over `group`: then their layouts say which parameters are sharded,
     and which parts of them are copies. Or it is a list: then pieces (of `ShardedOptimizer` and `FullySharded`) are
     known, and `sharded` are those others of which each device holds a part of its own. All else is replicated.
-    With any sharded, one all-reduce of 8 bytes. Gradients must be averaged already. Raises ValueError where it is known
-    that other devices than those of `group` hold parts too: those parameters want a norm of their own.
+    With any sharded, one all-reduce of 8 bytes. Gradients must be averaged already. Raises ValueError when a module has
+    no gradients, and where it is known that other devices than those of `group` hold parts too: those parameters want
+    a norm of their own.
     `norm_type` is the p of `(sum |g|^p)^(1/p)`, above 0; `math.inf` gives the largest `|g|`.
     """
     everything, layouts = _with_layouts(parameters)
@@ -122,18 +123,27 @@ def _check(everything: list[nn.Parameter], pieces: set[nn.Parameter], group: Gro
 
 
 def _check_group(parameters: nn.Module | Iterable[nn.Parameter], unsaid: list[nn.Parameter], group: Group) -> None:
-    """ValueError when layers are split over other devices than those of `group`."""
-    elsewhere = [p.origin.name for p in unsaid if hasattr(p, "origin") and p.origin.cut]  # over two groups
+    """ValueError when parts are held by other devices than those of `group`, or gradients by something else than the
+    module."""
+    who = f"gradient_norm on rank {group.rank} of {group.size}"
+    pieces = [p.origin for p in unsaid if hasattr(p, "origin") and p.origin.devices > 1]
+    elsewhere = [of.name for of in pieces if of.cut or {*of.ranks} != {*group.ranks}]
     if isinstance(parameters, nn.Module):
         named = dict(parameters.named_parameters(remove_duplicate=False))
+        if all(p.grad is None for p in named.values()):
+            raise ValueError(
+                f"{who}: none of the {len(named)} parameters has a gradient. Call backward() first; where a "
+                "ShardedOptimizer has them, pass its `pieces`"
+            )
+        here = set(unsaid)
         for name, groups in cut_parameters(parameters).items():
             inside = all({*cut.ranks} <= {*group.ranks} for cut in groups)
-            if named[name] in set(unsaid) and not (inside and prod(cut.size for cut in groups) == group.size):
+            if named[name] in here and not (inside and prod(cut.size for cut in groups) == group.size):
                 elsewhere.append(name)
     if elsewhere:
         names = list(dict.fromkeys(elsewhere))
         raise ValueError(
-            f"gradient_norm on rank {group.rank} of {group.size}: {', '.join(names[:3])}{' ...' * (len(names) > 3)} "
+            f"{who}: {', '.join(names[:3])}{' ...' * (len(names) > 3)} "
             f"{'are' if len(names) > 1 else 'is'} not cut over the devices {short_ranks(group.ranks)} of this group "
             "alone, and would be counted too often or too seldom. Take the norm of those parameters as `sharded`, over "
             "all devices that hold a part of them, that of the others over their group, and add the squares of both"

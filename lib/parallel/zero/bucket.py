@@ -26,7 +26,7 @@ class Bucket:
         self.mine = shard(self.flat, group, dim=0)  # (n/P,)  Shard(0), a view: stepping a piece writes into `flat`
         mine = zip(parameters, self.layout.pieces(self.mine), self.layout.ranges, strict=True)
         self.pieces = {
-            p: Piece.make(x, Origin(names[p], p.shape, where, group.rank, group.size, names[p] in cut), of=p)
+            p: Piece.make(x, Origin(names[p], p.shape, where, group.rank, group.ranks, names[p] in cut), of=p)
             for p, x, where in mine
         }
 

@@ -48,7 +48,7 @@ class FullySharded:
 
     def __init__(self, module: nn.Module, group: Group, layers: Iterable[nn.Module] = (), allow_unused: bool = False):
         who = f"FullySharded on rank {group.rank} of {group.size}"
-        trainable(module, group, who)
+        trainable(module, group, who, may_be_pieces=True)
         self.module, layers = module, list(layers)
         found = _members(module, who)
         check_same_tensors({one.name: one.parameter for one in found} | dict(module.named_buffers()), group)

@@ -35,7 +35,7 @@ class ShardedFlat:
         self.group = group
         self.layout = FlatLayout([one.parameter.shape for one in members], group)
         self.origins = [
-            Origin(one.name, one.parameter.shape, where, group.rank, group.size, bool(cut_over(*one.places[0])))
+            Origin(one.name, one.parameter.shape, where, group.rank, group.ranks, bool(cut_over(*one.places[0])))
             for one, where in zip(members, self.layout.ranges, strict=True)
         ]
         whole = torch.cat([one.parameter.detach().flatten() for one in members])  # (n,)  Replicate

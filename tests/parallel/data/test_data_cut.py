@@ -9,7 +9,9 @@ from torch import nn
 
 from lib import (
     ColumnParallelLinear,
+    ExpertGrid,
     FullySharded,
+    HybridSharded,
     Mesh,
     MixtureOfExperts,
     RoutingRule,
@@ -21,6 +23,7 @@ from lib import (
     check_same_parameters,
     gradient_norm,
     shard_batch,
+    sum_gradients,
 )
 from lib.devices import Cluster
 
@@ -104,7 +107,7 @@ def test_the_norm_over_another_group_than_that_of_the_layers(how, as_list, over)
         mesh, model, pieces = after_backward(group, how)
         gradient_norm(pieces if as_list else model, getattr(mesh, over))
 
-    with pytest.raises(ValueError, match=r"on rank \d of \d: up.weight, up.bias, down.weight are not cut"):
+    with pytest.raises(ValueError, match=r"on rank \d of \d: up.weight, up.bias, down.weight( ...)? are not cut"):
         Cluster(4).run(program)
 
 
@@ -124,3 +127,62 @@ def test_the_way_out_that_the_message_names(how):
 
     right = Cluster(1).run(dense)[0]
     assert Cluster(4).run(program) == [pytest.approx(right, rel=1e-12)] * 4
+
+
+@pytest.mark.parametrize("mix", [average_gradients, in_averaging, broadcast_parameters, check_same_parameters])
+def test_pieces_of_fully_sharded_are_not_mixed(mix):
+    """They may be equally long, and then nothing else would tell."""
+
+    def program(group):
+        model = nn.Linear(4, 2, bias=False)
+        FullySharded(model, group)
+        model(torch.ones(1, 4)).sum().backward()
+        mix(model, group)
+
+    with pytest.raises(ValueError, match=r"weight is cut over the devices \(0, 1\).* FullySharded are means already"):
+        Cluster(2).run(program)
+    Cluster(1).run(program)
+
+
+def test_experts_beside_fully_sharded_layers():
+    def program(group):
+        grid = ExpertGrid.over(group, 1)
+        model = nn.Sequential(MixtureOfExperts(4, 6, RoutingRule(4, 2), grid), nn.Linear(4, 2))
+        FullySharded(model[1], group)
+        model(torch.randn(3, 4)).sum().backward()
+        sum_gradients(model, grid)
+
+    with pytest.raises(ValueError, match="sum_gradients on rank . of 2: 1.weight, 1.bias was cut by FullySharded"):
+        Cluster(2).run(program)
+
+
+def test_the_norm_of_hybrid_pieces_over_all_devices():
+    """Each piece is there once in each node: it would count as often as there are nodes."""
+
+    def program(group, over):
+        mesh = Mesh(group, replicas=2, shards=2)
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        HybridSharded(model, mesh.shards, mesh.replicas)
+        model(torch.ones(1, 4)).square().sum().backward()
+        return float(gradient_norm(model, getattr(mesh, over)))
+
+    found = Cluster(4).run(program, "shards")
+    assert found == [found[0]] * 4
+    with pytest.raises(ValueError, match=r"weight, bias are not cut over the devices \(0, 1, 2, 3\) of this group"):
+        Cluster(4).run(program, "group")
+
+
+def test_a_norm_of_no_gradients_is_refused():
+    """After reduce_gradients, ZeRO's pieces have them, and the module has none: nothing would be clipped."""
+
+    def program(group):
+        model = nn.Linear(4, 2)
+        optimizer = zero(model, group)
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.reduce_gradients()
+        assert gradient_norm(optimizer.pieces, group) > 0
+        gradient_norm(model, group)
+
+    with pytest.raises(ValueError, match="none of the 2 parameters has a gradient.* ShardedOptimizer .* `pieces`"):
+        Cluster(2).run(program)

@@ -205,3 +205,39 @@ def test_complex_weights_however_they_are_read(read):
     right = Cluster(1).run(program, False)[0]
     for found in Cluster(2).run(program, True):
         assert all(torch.allclose(found[name], p, rtol=0, atol=1e-12) for name, p in right.items())
+
+
+@pytest.mark.parametrize("again", ["reduce_gradients", "reducing"])
+def test_gradients_of_the_last_step_are_not_added_to(again):
+    """zero_grad() of the module, as one is used to, does not know the pieces."""
+
+    def program(group, whose):
+        model = net()
+        zero = ShardedOptimizer(model, group, lambda p: torch.optim.SGD(p, lr=0.1))
+        for _ in range(2):
+            (zero if whose == "optimizer" else model).zero_grad()
+            if again == "reducing":
+                with zero.reducing():
+                    model(X).square().mean().backward()
+            else:
+                model(X).square().mean().backward()
+                model(X).square().mean().backward()  # micro-batches add up
+                zero.reduce_gradients()
+            zero.step()
+
+    Cluster(2).run(program, "optimizer")
+    with pytest.raises(ValueError, match=r"on rank \d of 2: the pieces have the gradients of the last step"):
+        Cluster(2).run(program, "module")
+
+
+def test_a_step_with_gradients_that_nobody_has_reduced():
+    """It would leave all parameters where they are, and say nothing."""
+
+    def program(group):
+        model = net()
+        zero = ShardedOptimizer(model, group, lambda p: torch.optim.SGD(p, lr=0.1))
+        model(X).square().mean().backward()
+        zero.step()
+
+    with pytest.raises(ValueError, match="0.weight, 0.bias, 2.weight still has its whole .* Call reduce_gradients()"):
+        Cluster(2).run(program)
