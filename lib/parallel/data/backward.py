@@ -96,7 +96,7 @@ def check_copies(module: nn.Module, group: Group, who: str, may_be_pieces: bool 
         if len({*ranks} & {*group.ranks}) > 1:
             raise ValueError(
                 f"{who}: {name} is cut over the devices {short_ranks(ranks)}, and this group has several of them: "
-                "their pieces would be mixed. Pass the group of those that hold the same pieces, such as mesh.dp; where "
+                "their pieces would be mixed. Pass the group of those with the same pieces, such as mesh.dp; where "
                 "experts are cut, use sum_gradients(model, grid); gradients of FullySharded are means already"
             )
 
