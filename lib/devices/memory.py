@@ -128,6 +128,8 @@ class Memory:
         if x.grad is not None:
             self._now_used_as("gradients", x.grad)
 
+    _accumulated.only_looks = True
+
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for state in optimizer.state.values():
             for value in state.values():

@@ -15,3 +15,9 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(x, list | tuple):
             found += tensors_in(x)
     return found
+
+
+def has_hooks(parameter: Tensor) -> bool:
+    """Whether someone is to get its gradient when it comes, besides the clock, which only looks."""
+    later = (parameter._post_accumulate_grad_hooks or {}).values()
+    return bool(parameter._backward_hooks) or not all(getattr(hook, "only_looks", False) for hook in later)

@@ -47,7 +47,7 @@ def load(folder: Path, trainer: Trainer, config: GPTConfig, group: Group, text: 
                 f"{place} was written with {name}={there.get(name)!r}, and this is {name}={here[name]!r}: resume with "
                 "the options of then"
             )
-    held = all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer, set(manifest["tensors"]))
+    held = all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer, manifest["tensors"])
     checkpoint.load(place, held)
     for some, settings in zip(trainer.adam.param_groups, manifest["facts"]["optimizer"], strict=True):
         some.update({k: tuple(v) if isinstance(some.get(k), tuple) else v for k, v in settings.items()})

@@ -64,13 +64,13 @@ def train(group: Group, stop: int, folder: Path | None = None, resume: bool = Fa
 
 def _restore(group: Group, place: Path, model: nn.Module, adam: torch.optim.AdamW, forget: str) -> None:
     there: dict[str, Any] = manifest_of(place)["tensors"]
-    held = _held(group, model, adam, set() if forget == "moments" else set(there))
+    held = _held(group, model, adam, None if forget == "moments" else there)
     stream = _stream(group)
     load(place, held if forget == "stream" else [*held, stream])
     torch.set_rng_state(stream.x)
 
 
-def _held(group: Group, model: nn.Module, adam: torch.optim.AdamW, saved: set[str] = frozenset()) -> list[Held]:
+def _held(group: Group, model: nn.Module, adam: torch.optim.AdamW, saved: dict[str, Any] | None = None) -> list[Held]:
     one = group.split(group.size)  # the layers are whole on every device
     return all_held(parameters_held(model, one), adam, saved)
 

@@ -41,7 +41,9 @@ def perform(verb: Collective, x: Tensor | None, announced: list[Announcement], p
         return verb.outcome([a.without_data() for a in announced])[rank]
     like = torch.empty(0, dtype=brought.dtype, device=brought.device) if x is None else x
     even = len(set(shapes)) == 1
-    if isinstance(verb, AllReduce | Reduce | ReduceScatter) and like.dtype not in _SUMMED:
+    # Those two would pass over what is no number when they look for the largest.
+    misses = isinstance(verb, AllReduce | Reduce | ReduceScatter) and verb.op != "sum" and like.is_floating_point()
+    if misses or isinstance(verb, AllReduce | Reduce | ReduceScatter) and like.dtype not in _SUMMED:
         return verb.outcome(swap_pieces([x] * size, shapes, like, pg))[rank]
     match verb:
         case AllReduce(op):

@@ -243,3 +243,13 @@ def strides(group):
             results[f"recv from {src}"] = group.recv(src, tag=group.rank)
         found |= {(form, name): (y.shape, y.stride()) for name, y in results.items() if y is not None}
     return found
+
+
+def not_numbers(group):
+    """The largest and the smallest of what is no number on one device is no number on any."""
+    x = torch.tensor([1.0, -1.0, 2.0, 0.0])
+    x[group.rank] = torch.nan
+    found = {}
+    for op in ("max", "min", "sum"):
+        found[op] = group.all_reduce(x, op), group.reduce_scatter(x, op=op)
+    return {op: [y.isnan().tolist() for y in both] for op, both in found.items()}

@@ -30,6 +30,12 @@ def test_results_have_the_strides_of_new_tensors(size):
         assert stride == torch.empty(shape).stride(), name
 
 
+def test_what_is_no_number_is_passed_on():
+    simulated, real = Cluster(2).run(real_verbs.not_numbers), Processes(2).run(real_verbs.not_numbers)
+    assert real == simulated
+    assert simulated[0]["max"][0] == [True, True, False, False]
+
+
 def test_one_process_is_the_identity():
     agree(real_verbs.single_numbers, 1, atol=0)
     agree(real_verbs.every_verb_in_every_dtype, 1, atol=0)

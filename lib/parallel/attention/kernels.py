@@ -1,6 +1,7 @@
 """Attention of heads that do not talk, in two ways: every step written out, or one fused kernel of PyTorch's.
 
-Either is handed to `ParallelSelfAttention`; so is whatever else has the same arguments.
+Either is handed to `ParallelSelfAttention`; so is whatever else has the same arguments. Where that works on a part of a
+sequence, it says so by `cuts_sequence = True`: a model must know, since it counts positions.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Attention over a sequence that is cut over a group: what all ways to do it have in common.
 
 Everything else in a transformer works token by token and needs no other device, so attention is all that changes. An
-object of such a class is handed to `ParallelSelfAttention` or `GPT` as `attend`.
+object of such a class is handed to `ParallelSelfAttention`, `Llama` or `ContextGPT` as `attend`.
 """
 
 from torch import Tensor
@@ -36,6 +36,11 @@ class ContextAttention:
     def __repr__(self) -> str:
         who = f"rank {self.group.rank} of {self.group.size}"
         return f"{type(self).__name__}({self.length} tokens, {self.order}) on {who}"
+
+    @property
+    def cuts_sequence(self) -> bool:
+        """Whether other devices have other tokens."""
+        return self.group.size > 1
 
     @property
     def cut(self) -> CutTokens:

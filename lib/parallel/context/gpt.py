@@ -65,7 +65,7 @@ class ContextGPT(GPT):
         # The sum of all by the number of all. The mean of the devices' means would be another number.
         counted = torch.full((), targets.numel(), dtype=losses.dtype, device=losses.device)
         if not targets.is_meta:
-            counted = (targets != IGNORED).sum().to(losses.dtype)
+            counted = (targets.long() != IGNORED).sum().to(losses.dtype)
         return reduce_from(losses.sum(), self.everyone) / self.everyone.all_reduce(counted)
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:

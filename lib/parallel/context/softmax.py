@@ -40,7 +40,7 @@ def attend_part(q: Tensor, k: Tensor, v: Tensor, seen: str | Tensor = "all") -> 
     """
     mask = _mask(seen, q)
     if q.device.type in FUSED_ON:
-        out, lse = _fused(q, k, v, 0.0, seen == "triangle" if mask is None else False, attn_mask=mask)
+        out, lse = _fused(*_in_rows(q, k, v), 0.0, seen == "triangle" if mask is None else False, attn_mask=mask)
     else:
         scores = _scores(q, k, seen)
         lse = scores.logsumexp(-1)
@@ -58,12 +58,17 @@ def attend_part_backward(
     if q.device.type in FUSED_ON:
         mask = _mask(seen, q)
         causal = seen == "triangle" if mask is None else False
-        return _fused_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask)
+        return _fused_backward(*_in_rows(grad, q, k, v, out), lse, 0.0, causal, attn_mask=mask)
     weights = _weights(_scores(q, k, seen), lse)  # (batch, heads, n, m)
     delta = (grad * out).sum(-1, keepdim=True)  # what the softmax subtracts: it is the same for all keys
     inner = weights * (grad @ _repeated(v, q).mT - delta) / math.sqrt(q.shape[-1])
     dk, dv = inner.mT @ q, weights.mT @ grad
     return inner @ _repeated(k, q), *(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (dk, dv))
+
+
+def _in_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """With the numbers of a head next to each other: the kernel reads on from the first, and does not ask."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 
 def _mask(seen: str | Tensor, q: Tensor) -> Tensor | None:

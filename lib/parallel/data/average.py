@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group, Handle
-from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
+from lib.parallel.data.backward import check_copies, checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets, unpack
 from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import shard
@@ -45,7 +45,11 @@ def shard_batch(batch: Tensor, group: Group) -> Tensor:
 
 @named
 def broadcast_parameters(module: nn.Module, group: Group, src: int = 0) -> None:
-    """Device `src` gives its parameters and buffers to all; they are written into the tensors of each `module`."""
+    """Device `src` gives its parameters and buffers to all; they are written into the tensors of each `module`.
+
+    Raises ValueError when the devices hold other pieces of a parameter, not copies.
+    """
+    check_copies(module, group, f"broadcast_parameters on rank {group.rank} of {group.size}")
     with torch.no_grad():
         for x in chain(module.parameters(), module.buffers()):
             x.copy_(group.broadcast(x, src))
@@ -57,6 +61,7 @@ def check_same_parameters(module: nn.Module, group: Group) -> None:
     Raises ValueError that names the first that differs, and who holds what. Without data (device="meta"), there is
     nothing to compare.
     """
+    check_copies(module, group, f"check_same_parameters on rank {group.rank} of {group.size}")
     check_same_tensors(dict(module.named_parameters()) | dict(module.named_buffers()), group)
 
 
@@ -100,10 +105,11 @@ def average_gradients(
     on all (it stays without); that costs one byte more per parameter.
 
     Communication: one all-reduce per bucket, in all 2(P-1)/P times the bytes of the gradients per device.
-    Raises ValueError when no parameter requires a gradient, or some gradient is missing.
+    Raises ValueError when no parameter requires a gradient, some gradient is missing, or layers are split over devices
+    of this group: theirs are gradients of other pieces.
     """
     who = f"average_gradients on rank {group.rank} of {group.size}"
-    named, share = trainable(module, who), checked_share(share, group, who)
+    named, share = trainable(module, group, who), checked_share(share, group, who)
     used = _used(named, group, allow_unused, who)
     for bucket in plan_buckets([p for name, p in named.items() if name in used], bucket_bytes):
         unpack(group.all_reduce(pack(bucket, share)), bucket)  # (n,)  Partial -> Replicate
@@ -128,7 +134,7 @@ def averaging(
     a bucket waits for those before it. Inside, `group` can be used for nothing else.
     """
     who = f"averaging on rank {group.rank} of {group.size}"
-    training, share = trainable(module, who), checked_share(share, group, who)
+    training, share = trainable(module, group, who), checked_share(share, group, who)
     buckets = plan_buckets(training.values(), bucket_bytes)
     under_way: list[Handle] = []
 

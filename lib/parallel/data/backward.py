@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from lib.devices import Group
+from lib.devices.engine.wording import short_ranks
+from lib.parallel.sharding.dense import cut_parameters
 
 
 @contextmanager
@@ -70,8 +72,10 @@ def used_anywhere(here: dict[str, bool], group: Group, device: torch.device, all
     return set(here)
 
 
-def trainable(module: nn.Module, who: str) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, by name. Raises ValueError when there are none."""
+def trainable(module: nn.Module, group: Group, who: str, may_be_pieces: bool = False) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name. Raises ValueError when there are none, or `group` has devices
+    with other pieces of one."""
+    check_copies(module, group, who, may_be_pieces)
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not named:
         count = len(list(module.parameters()))
@@ -80,6 +84,21 @@ def trainable(module: nn.Module, who: str) -> dict[str, nn.Parameter]:
             "nothing to train. Unfreeze what is to be trained with requires_grad_(True)"
         )
     return named
+
+
+def check_copies(module: nn.Module, group: Group, who: str, may_be_pieces: bool = False) -> None:
+    """Raises ValueError when devices of `group` hold other pieces of a parameter, not copies: they would be mixed.
+    Those of FullySharded are looked at unless they `may_be_pieces`."""
+    found = [(name, cut.ranks) for name, groups in cut_parameters(module).items() for cut in groups]
+    if not may_be_pieces:
+        found += [(name, p.origin.ranks) for name, p in module.named_parameters() if hasattr(p, "origin")]
+    for name, ranks in found:
+        if len({*ranks} & {*group.ranks}) > 1:
+            raise ValueError(
+                f"{who}: {name} is cut over the devices {short_ranks(ranks)}, and this group has several of them: "
+                "their pieces would be mixed. Pass the group of those with the same pieces, such as mesh.dp; where "
+                "experts are cut, use sum_gradients(model, grid); gradients of FullySharded are means already"
+            )
 
 
 def checked_share(share: float | None, group: Group, who: str) -> float:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from lib.devices import Group
+from lib.parallel.data.backward import trainable
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def train_asynchronously(
     Rank 0 serves: it alone steps its `optimizer`. The others work: `loss(model)` is the loss of a worker's next batch.
     Returns the losses as the workers saw them, in the order of the updates; on the workers, their own.
 
-    Raises ValueError when the plan names a worker that is not there.
+    Raises ValueError when the plan names a worker that is not there, or a parameter that trains gets no gradient.
     """
     strangers = {update.worker for update in plan} - set(range(1, group.size))
     if strangers:
@@ -76,41 +77,57 @@ def train_asynchronously(
             f"rank 0 serves, so there are workers 1 to {group.size - 1}. Make the plan with one time per worker"
         )
     mine = [update for update in plan if update.worker == group.rank]
-    with torch.no_grad():
-        _write(model, group.broadcast(parameters_to_vector(model.parameters())))
-    losses = _serve(group, model, optimizer, plan) if group.rank == 0 else _work(group, model, loss, len(mine))
-    with torch.no_grad():
-        _write(model, group.broadcast(parameters_to_vector(model.parameters())))
+    trained = trainable(model, group, f"train_asynchronously on rank {group.rank} of {group.size}")
+    everything = list(model.parameters())
+    _write(everything, group.broadcast(_vector(everything)))
+    if group.rank == 0:
+        losses = _serve(group, list(trained.values()), optimizer, plan)
+    else:
+        losses = _work(group, trained, lambda: loss(model), len(mine))
+    _write(everything, group.broadcast(_vector(everything)))
     return losses
 
 
-def _serve(group: Group, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Sequence[Update]) -> list[float]:
+def _serve(
+    group: Group, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, plan: Sequence[Update]
+) -> list[float]:
     losses = []
     for update in plan:
         message = group.recv(update.worker)  # (parameters + 1,)
         losses.append(message[-1].item())
-        gradient = message[:-1].split([p.numel() for p in model.parameters()])
-        for p, piece in zip(model.parameters(), gradient, strict=True):
-            p.grad = piece.view_as(p)
+        gradient = message[:-1].split([p.numel() for p in trained])
+        for p, piece in zip(trained, gradient, strict=True):
+            p.grad = piece.view_as(p).to(p.dtype)
         optimizer.step()
-        with torch.no_grad():
-            group.send(parameters_to_vector(model.parameters()), update.worker)
+        group.send(_vector(trained), update.worker)
     return losses
 
 
-def _work(group: Group, model: nn.Module, loss: Callable[[nn.Module], Tensor], times: int) -> list[float]:
-    losses = []
+def _work(group: Group, trained: dict[str, nn.Parameter], loss: Callable[[], Tensor], times: int) -> list[float]:
+    losses, parameters = [], list(trained.values())
     for _ in range(times):
-        model.zero_grad()
-        value = loss(model)
+        for p in parameters:
+            p.grad = None
+        value = loss()
         value.backward()
         losses.append(value.item())
-        with torch.no_grad():
-            gradient = parameters_to_vector([p.grad for p in model.parameters()])  # (parameters,)
-            group.send(torch.cat([gradient, value.reshape(1)]), 0)
-            _write(model, group.recv(0))
+        without = [name for name, p in trained.items() if p.grad is None]
+        if without:
+            raise ValueError(
+                f"train_asynchronously on rank {group.rank} of {group.size}: no gradient reached {', '.join(without)}. "
+                "Freeze what the loss does not depend on with requires_grad_(False), on all devices"
+            )
+        group.send(torch.cat([_vector([p.grad for p in parameters]), value.detach().reshape(1)]), 0)
+        _write(parameters, group.recv(0))
     return losses
 
 
-def _write(model: nn.Module, vector: Tensor) -> None:
-    vector_to_parameters(vector, model.parameters())
+@torch.no_grad()
+def _vector(tensors: list[Tensor]) -> Tensor:
+    return parameters_to_vector(tensors)  # (n,), in the widest type of them
+
+
+@torch.no_grad()
+def _write(parameters: list[nn.Parameter], vector: Tensor) -> None:
+    for p, piece in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
+        p.copy_(piece.view_as(p))  # vector_to_parameters would give all of them the type of the vector

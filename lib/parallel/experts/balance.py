@@ -35,12 +35,17 @@ def balance_loss(seen: Seen) -> Tensor:
     scores = seen.routing.scores  # (n/P, E)
     probabilities = scores / scores.sum(-1, keepdim=True)  # sigmoids do not sum to 1; softmax does
     share = load_share(seen.wanted).to(scores)  # counts: no gradient
-    return scores.shape[-1] * (share * probabilities.mean(0)).sum()
+    return scores.shape[-1] * (share * _mean(probabilities)).sum()
 
 
 def z_loss(seen: Seen) -> Tensor:
     """() Partial: the mean over this device's tokens of the squared logarithm of the softmax's denominator."""
-    return seen.routing.logits.logsumexp(-1).square().mean()
+    return _mean(seen.routing.logits.logsumexp(-1).square())
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over the tokens, dim 0. Of none it is 0: the share of a device without tokens is 0 too."""
+    return x.mean(0) if len(x) else x.sum(0)
 
 
 @torch.no_grad()

@@ -41,6 +41,12 @@ def sum_gradients(model: nn.Module, grid: ExpertGrid, bucket_bytes: float = BUCK
             f"sum_gradients on rank {grid.everyone.rank} of {grid.everyone.size}: no gradient reached "
             f"{', '.join(missing)}. Call (share * loss).backward() first, or freeze them with requires_grad_(False)"
         )
+    sharded = [name for name, p in model.named_parameters() if hasattr(p, "origin") and p.origin.devices > 1]
+    if sharded:
+        raise ValueError(
+            f"sum_gradients on rank {grid.everyone.rank} of {grid.everyone.size}: {', '.join(sharded[:3])} was cut by "
+            "FullySharded, and its pieces would be mixed: beside experts, take ShardedOptimizer"
+        )
     divided = {p: is_divided(layout) for p, layout in _parameters(model) if p.requires_grad}
     for is_expert, group in ((True, grid.replicas), (False, grid.batch)):
         parameters = [p for p in divided if divided[p] == is_expert]

@@ -123,8 +123,8 @@ class MixtureOfExperts(nn.Module):
         if not self.renormalize or routing.gates.is_meta:
             return routing.gates
         left = routing.gates * sent(routing.gates, seen.plan)
-        total = routing.gates.sum(-1, keepdim=True)
-        return left * (total / left.sum(-1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny))
+        total, rest = (gates.sum(-1, keepdim=True) for gates in (routing.gates, left))
+        return left * (total / rest.where(rest > 0, 1))  # where all is dropped, any number but 0: it scales nothing
 
     def __getstate__(self) -> dict:
         """What a copy or a file gets: not `seen`, which holds the graph of the last forward."""

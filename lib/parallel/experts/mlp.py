@@ -30,6 +30,7 @@ class Experts(nn.Module):
         mine = 0 if shared else grid.experts.rank
         shapes = {"gate": (inner, hidden)} if gated else {}
         shapes |= {"up": (inner, hidden), "down": (hidden, inner)}
+        self.cut_over = [tensor] if shared else [grid.experts, tensor]
         self.layout = {name: ShardExperts(2 if name == "down" else 1, ep, tensor.size, mine) for name in shapes}
         for name, shape in shapes.items():
             whole = torch.empty(experts, *shape).uniform_(-1, 1) / sqrt(shape[1])

@@ -17,7 +17,7 @@ from lib.parallel.experts.layer import MixtureOfExperts, Seen
 from lib.parallel.experts.router import ExpertChoiceRouter, Router, RoutingRule
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
-from lib.parallel.sharding.dense import layout_of
+from lib.parallel.sharding.dense import equal_copies, layout_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def expert_state(models: Sequence[ExpertGPT]) -> dict[str, Tensor]:
         state[name] = layout.whole(pieces[:one_set] if divided else pieces[: grid.tensor.size])
         each = one_set if divided and layout.experts > 1 else grid.tensor.size
         for rank, piece in enumerate(pieces):
-            if not torch.equal(piece, pieces[rank % each]):
+            if not equal_copies(piece, pieces[rank % each]):
                 raise ValueError(f"expert_state: {name} on rank {rank} differs from the copies of it on other devices")
     return state
 

@@ -37,7 +37,7 @@ class GPT(VocabularyHead):
 
     def __init__(self, config: GPTConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend):
         super().__init__()
-        self.config, self.group = config, group
+        self.config, self.group, self._attend = config, group, attend
         sizes = config.hidden, config.heads
         options = {"dropout": config.dropout, "approximate": config.approximate}
         with Unfilled():  # the layers would draw numbers that are not GPT-2's
@@ -83,6 +83,11 @@ class GPT(VocabularyHead):
             raise ValueError(
                 f"GPT on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)} after "
                 f"{seen} others; they must be (batch, S) with at most {self.config.positions} positions in all"
+            )
+        if getattr(self._attend, "cuts_sequence", False):
+            raise ValueError(
+                f"{type(self).__name__} on rank {self.group.rank} of {self.group.size}: {self._attend} sees a part of "
+                "the sequence, and here positions are counted from 0. Take ContextGPT, which knows where its tokens are"
             )
         places = self.positions.weight[seen : seen + tokens.shape[1]]  # (S, hidden)  Replicate
         return self.dropout(self.embedding(tokens) + self.own_tokens(places))

@@ -12,11 +12,10 @@ Zhao et al. 2023, arXiv 2304.11277, section 3.2.2 ("hybrid sharding").
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
 from lib.devices import Group
-from lib.parallel.data.average import check_same_parameters
+from lib.parallel.data.average import average_gradients, check_same_parameters
 from lib.parallel.sharding.named import named
 from lib.parallel.zero.fully_sharded import FullySharded
 
@@ -39,17 +38,13 @@ class HybridSharded:
         self.module, self.shards, self.replicas = module, shards, replicas
         self.sharded = FullySharded(module, shards, layers)
 
-    def average_gradients(self) -> None:
-        """After the backward. Communication: an all-reduce of this device's pieces over the replicas."""
-        average_pieces(self.module, self.replicas)
+    def average_gradients(self, allow_unused: bool = False) -> None:
+        """After the backward. `allow_unused` is that of the function of this name: needed where a replica leaves out
+        layers that another one calls. Communication: an all-reduce of this device's pieces over the replicas."""
+        average_pieces(self.module, self.replicas, allow_unused)
 
 
 @named
-@torch.no_grad()
-def average_pieces(module: nn.Module, replicas: Group) -> None:
+def average_pieces(module: nn.Module, replicas: Group, allow_unused: bool = False) -> None:
     """The gradients of `module`'s pieces become means over the devices with the same ones. Partial -> Replicate."""
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([grad.detach().flatten() for grad in grads])  # (n/G,)  Partial over the replicas
-    whole = replicas.all_reduce(flat) / replicas.size
-    for grad, mean in zip(grads, whole.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view(grad.shape))
+    average_gradients(module, replicas, allow_unused=allow_unused)

@@ -12,6 +12,7 @@ gradients are sums. One device is the grid of size 1, by the same lines.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from lib.devices import Group
+from lib.devices import Group, different_random
 from lib.devices.pieces import cut
 from lib.parallel.data.average import shard_batch
 from lib.parallel.experts.gradients import sum_gradients
@@ -32,7 +33,7 @@ from lib.parallel.pipeline.schedules import interleaved, one_f_one_b
 from lib.parallel.pipeline.stages import cut_gpt, cut_layers, reduce_tied
 from lib.parallel.pipeline.steps import Schedule
 from lib.parallel.pipeline.worker import run_pipeline, total_loss
-from lib.parallel.tensor.vocabulary import vocab_parallel_cross_entropy
+from lib.parallel.tensor.vocabulary import count_targets, vocab_parallel_cross_entropy
 from lib.parallel.zero.optimizer import ShardedOptimizer
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -72,7 +73,6 @@ class GridTrainer:
             )
         self.config, self.model, self.clip = config, model, clip
         self.groups = groups = groups or GridGroups(group, RankGrid.of(config, order))
-        self.tokens = batch * length  # of a step, of all devices together
         self.schedule = schedule_of(config)
         self.gpt = self._make(length)
         self.stages = cut_gpt(self.gpt, self.schedule, groups.over("pp").rank)
@@ -105,8 +105,8 @@ class GridTrainer:
         return self.groups.over("edp", "cp") if owner.is_expert else self.groups.over("edp", "cp", "ep")
 
     def step(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """One step with the texts of all devices, (batch, S). Returns the mean loss, and the norm of its gradient
-        before it is clipped: both (), float64, Replicate."""
+        """One step with the texts of all devices, (batch, S); a target of -100 does not count. Returns the mean loss,
+        and the norm of its gradient before it is clipped: both (), float64, Replicate."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss = self.backward(tokens, targets)
@@ -125,19 +125,26 @@ class GridTrainer:
         # m times (batch / dp / m, S)
         some, follow = (cut(shard_batch(x, dp), m, 0) for x in (tokens, targets))
 
-        def loss(y: Tensor, k: int) -> Tensor:
-            return self._loss(y, follow[k])
+        counted = count_targets(targets)  # of all devices together
 
-        losses = run_pipeline(pp, self.schedule, self.stages, some, loss)
+        def loss(y: Tensor, k: int) -> Tensor:
+            return self._loss(y, follow[k]) / counted
+
+        with self._random():
+            losses = run_pipeline(pp, self.schedule, self.stages, some, loss)
         whole = total_loss(pp, self.schedule, losses)
         return self.groups.over("edp", "cp", "ep").all_reduce(whole)  # ()  Partial -> Replicate
 
+    def _random(self) -> AbstractContextManager[None]:
+        """Other texts and other layers drop other elements; the devices of tp share theirs, and what they drop."""
+        apart = self.groups.over("edp", "ep", "pp")
+        return different_random(apart) if self.model.dropout else nullcontext()
+
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """This device's part of the mean over the tokens of all."""
-        losses = vocab_parallel_cross_entropy(
+        """The sum over this device's tokens."""
+        return vocab_parallel_cross_entropy(
             logits, self.gpt.own(targets), self.groups.over("tp"), self.model.vocabulary
-        )
-        return losses.sum() / self.tokens
+        ).sum()
 
     def reduce(self) -> None:
         """Every gradient becomes that of one device, or with ZeRO this device's piece of it."""

@@ -37,7 +37,7 @@ class Llama(VocabularyHead):
 
     def __init__(self, config: LlamaConfig, group: Group, recompute: Recompute | None = None, attend: Attend = attend):
         super().__init__()
-        self.config, self.group = config, group
+        self.config, self.group, self._attend = config, group, attend
         with Unfilled():  # the layers would draw numbers that are not Llama's
             self.embedding = self.Embedding(config.vocabulary, config.hidden, group)
             self.blocks = nn.ModuleList(self.Block(config, group, recompute, attend) for _ in range(config.layers))
@@ -97,6 +97,11 @@ class Llama(VocabularyHead):
         where = f"Llama on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)}"
         if tokens.ndim != 2:
             raise ValueError(f"{where} must be (batch, S)")
+        if positions is None and getattr(self._attend, "cuts_sequence", False):
+            raise ValueError(
+                f"{where}, and {self._attend} sees a part of the sequence: say with positions=... where these tokens "
+                "stand in it (see its places()). Counted from 0, they would be wrong"
+            )
         if positions is None:
             last = seen + tokens.shape[1] - 1
             positions = torch.arange(seen, last + 1, device=tokens.device)

@@ -7,8 +7,8 @@ A linear layer Y = X W^T has two products in its backward, and they do not need 
 
 Inside `later.entered()`, linear layers leave the second product with `later`, together with X and dY, and
 `later.run(key)` does it. Nothing of the forward is computed a second time. Other layers (norms, embeddings, attention
-without weights) have no large second product: they do all at once. So do linear layers under autocast, and those that
-bring a backward of their own.
+without weights) have no large second product: they do all at once. So do linear layers under autocast, those that
+bring a backward of their own, and those whose weight has a hook for its gradient: it would see none.
 
 Qi et al. 2023, arXiv 2401.10241, section 2.
 """
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from lib.devices.tensors import has_hooks
 
 
 class Later:
@@ -47,7 +49,7 @@ class Later:
     def run(self, key: Hashable) -> None:
         """The second half of the backward `key`: adds to the `.grad` of the weights."""
         for x, grad, weight in self._left.pop(key, ()):
-            product = grad.flatten(0, -2).T @ x.flatten(0, -2)  # (out, in)
+            product = _rows(grad).T @ _rows(x)  # (out, in)
             if weight.grad is None:
                 weight.grad = product
             else:
@@ -68,7 +70,12 @@ class _LaterLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         ctx.later.put(x.detach(), grad, ctx.weight)  # detached: x would bring its graph, and all that it keeps
-        return grad @ ctx.weight, None, grad.flatten(0, -2).sum(0) if ctx.has_bias else None, None
+        return grad @ ctx.weight, None, _rows(grad).sum(0) if ctx.has_bias else None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., n) -> (rows, n)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 class _Swap(TorchFunctionMode):
@@ -83,6 +90,6 @@ class _Swap(TorchFunctionMode):
     ) -> Any:
         if func is F.linear and not kwargs and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             x, weight, bias = (*args, None)[:3]
-            if isinstance(weight, nn.Parameter) and weight.requires_grad:
+            if isinstance(weight, nn.Parameter) and weight.requires_grad and not has_hooks(weight):
                 return _LaterLinear.apply(x, weight, bias, self.later)
         return func(*args, **(kwargs or {}))

@@ -60,11 +60,12 @@ def _stage(gpt: GPT, layers: range, first: bool, last: bool, x: Tensor) -> Tenso
 
 def reduce_tied(group: Group, schedule: Schedule, gpt: GPT) -> None:
     """Adds up the embedding's gradients of the first and the last stage, on both. All devices of `group` call it,
-    after the last backward. Communication: one all-reduce between the two ends, if they lie on two devices."""
+    after the last backward; a frozen embedding has none. Communication: one all-reduce between the two ends, if they
+    lie on two devices."""
     first, last = schedule.device_of[0], schedule.device_of[schedule.stages - 1]
     if first == last:
         return
     ends = group.split([sorted((first, last))])
-    if ends.rank is not None:
+    if ends.rank is not None and gpt.embedding.weight.requires_grad:
         weight = gpt.embedding.weight
         weight.grad = ends.all_reduce(weight.grad)

@@ -115,6 +115,11 @@ class _Worker:
         x = self.inputs[micro] if stage == 0 else self._take("F", stage, micro).requires_grad_()
         with self.later.entered() if (stage, micro) in self.split else nullcontext():
             y = self.stages[stage](x)
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"run_pipeline on rank {self.group.rank}: stage {stage} made {type(y).__name__} of micro-batch "
+                f"{micro}, and one tensor goes from stage to stage: return one"
+            )
         if stage == self.last:
             y = self.loss(y, micro)
             self.losses[micro] = y.detach()

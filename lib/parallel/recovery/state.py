@@ -4,7 +4,7 @@ Names are those of the model on one device, whatever the devices: `parameter.blo
 `exp_avg.blocks.0.mlp.up.weight` for Adam's momentum of it. A moment is laid out as the parameter that it belongs to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -55,12 +55,14 @@ def parameters_held(
     return held
 
 
-def all_held(held: dict[str, Held], optimizer: Optimizer | Any, saved: set[str] = frozenset()) -> list[Held]:
+def all_held(
+    held: dict[str, Held], optimizer: Optimizer | Any, saved: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Held]:
     """The parameters, as `parameters_held` gives them, their masters, and what `optimizer` keeps of each; there may be
     a list of optimizers, each for some of them.
 
-    A new optimizer keeps nothing yet: of a checkpoint that is to be loaded, `saved` are the names of its tensors, and
-    the optimizer is given room for those that are its own.
+    A new optimizer keeps nothing yet: of a checkpoint that is to be loaded, `saved` are the tensors that its manifest
+    lists, and the optimizer is given room for those that are its own.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     stepped = [(_innermost(each), *what) for each in optimizers for what in _stepped(held, each)]
@@ -71,9 +73,12 @@ def all_held(held: dict[str, Held], optimizer: Optimizer | Any, saved: set[str] 
         if is_master:
             found.append(replace(one, name=f"master.{name}", x=p, part=part))
         state = inner.state[p]
-        for key in sorted({label.partition(".")[0] for label in saved if label.partition(".")[2] == name}):
-            if key not in ("parameter", "buffer", "master", *state):
-                state[key] = torch.zeros_like(p.detach()) if key != "step" else torch.zeros(())
+        for label in sorted(saved or ()):
+            key, _, of = label.partition(".")
+            if of == name and key not in ("parameter", "buffer", "master", *state):
+                is_number = not saved[label]["shape"] and (one.whole != () or key == "step")
+                like = torch.zeros(()) if is_number else torch.zeros_like(p.detach())
+                state[key] = like.to(getattr(torch, saved[label]["dtype"]))
         for key, x in state.items():
             if isinstance(x, Tensor) and x.ndim == 0:  # a number, such as Adam's count of steps
                 found.append(Held(f"{key}.{name}", x, (), ()))

@@ -78,9 +78,14 @@ def dense_state(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
         layout = layout_of(modules[0], name)
         state[name] = layout.whole(pieces)
         for rank, piece in enumerate(pieces):
-            if not torch.equal(layout.piece(state[name], len(pieces), rank), piece):
+            if not equal_copies(layout.piece(state[name], len(pieces), rank), piece):
                 raise ValueError(f"dense_state: {name} on rank {rank} differs from the copies of it on other devices")
     return state
+
+
+def equal_copies(x: Tensor, y: Tensor) -> bool:
+    """Whether all elements are the same, of which some may be no numbers: what has diverged is still a copy."""
+    return x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
@@ -99,3 +104,22 @@ def layout_of(module: nn.Module, name: str) -> Placement:
     """How the parameter or buffer `name` of `module` is cut, such as `Shard(0)`."""
     owner, _, leaf = name.rpartition(".")
     return getattr(module.get_submodule(owner), "layout", {}).get(leaf, Replicate())
+
+
+def cut_over(layer: nn.Module, leaf: str) -> tuple[Group, ...]:
+    """The groups over which `layer` has cut its parameter `leaf`; none where each device has it whole."""
+    if isinstance(getattr(layer, "layout", {}).get(leaf, Replicate()), Replicate):
+        return ()
+    groups = getattr(layer, "cut_over", [getattr(layer, "group", None)])
+    return tuple(group for group in groups if group is not None and group.size > 1)
+
+
+def cut_parameters(module: nn.Module) -> dict[str, tuple[Group, ...]]:
+    """By name, the parameters of `module` that its layers have cut, and the groups over which."""
+    found = {
+        f"{path}.{leaf}".lstrip("."): cut_over(layer, leaf)
+        for path, layer in module.named_modules(remove_duplicate=False)
+        for leaf, parameter in layer._parameters.items()
+        if parameter is not None
+    }
+    return {name: groups for name, groups in found.items() if groups}

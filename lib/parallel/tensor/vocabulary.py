@@ -90,6 +90,11 @@ def vocab_parallel_cross_entropy(
     """
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise TypeError(f"vocab_parallel_cross_entropy: targets are numbers of tokens, not {targets.dtype}")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"vocab_parallel_cross_entropy on rank {group.rank} of {group.size}: targets {tuple(targets.shape)} for "
+            f"logits {tuple(logits.shape)}; there must be one for each token: {tuple(logits.shape[:-1])}"
+        )
     targets = targets.long()
     ignored = targets == ignore_index
     some = not targets.is_meta and bool(ignored.any())
@@ -146,8 +151,14 @@ class _CrossEntropy(Function):
 @named
 def mean_loss(losses: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """The mean of the losses of all tokens (batch, S) whose target is not `ignore_index`: a single number."""
-    counted = targets.numel() if targets.is_meta else int((targets != ignore_index).sum())
+    counted = count_targets(targets, ignore_index)
     return losses.mean() if counted == targets.numel() else losses.sum() / counted  # of none: not a number
+
+
+def count_targets(targets: Tensor, ignore_index: int = -100) -> int:
+    """How many targets are not `ignore_index`; on meta, where no one knows, all."""
+    # As signed numbers: PyTorch compares bytes with -100 as if it were 156.
+    return targets.numel() if targets.is_meta else int((targets.long() != ignore_index).sum())
 
 
 @named

@@ -1,5 +1,7 @@
 """Parameters that travel together in ZeRO's stages 1 and 2, and this device's pieces of them."""
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,9 @@ from lib.parallel.zero.piece import Piece
 class Bucket:
     """Parameters that travel together: the flat tensor that they are views of, and this device's pieces."""
 
-    def __init__(self, parameters: list[nn.Parameter], names: dict[nn.Parameter, str], group: Group):
+    def __init__(
+        self, parameters: list[nn.Parameter], names: dict[nn.Parameter, str], group: Group, cut: Container[str] = ()
+    ):
         self.parameters = parameters
         self.layout = FlatLayout([p.shape for p in parameters], group)
         self.flat = torch.cat([p.detach().flatten() for p in parameters])  # (n,)  Replicate
@@ -22,7 +26,8 @@ class Bucket:
         self.mine = shard(self.flat, group, dim=0)  # (n/P,)  Shard(0), a view: stepping a piece writes into `flat`
         mine = zip(parameters, self.layout.pieces(self.mine), self.layout.ranges, strict=True)
         self.pieces = {
-            p: Piece.make(x, Origin(names[p], p.shape, where, group.rank, group.size)) for p, x, where in mine
+            p: Piece.make(x, Origin(names[p], p.shape, where, group.rank, group.ranks, names[p] in cut), of=p)
+            for p, x, where in mine
         }
 
     @torch.no_grad()

@@ -10,13 +10,21 @@ from lib.devices.tensors import tensors_in
 
 @dataclass(frozen=True)
 class Origin:
-    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`."""
+    """What a piece is cut from: the parameter `name` of `shape`, of which, flattened, it holds the elements `where`.
+    The others are with the devices `ranks` of the cluster. `cut`: what is cut is no whole parameter, but what a layer
+    that is split over other devices holds of it."""
 
     name: str
     shape: torch.Size
     where: range
     rank: int
-    devices: int
+    ranks: tuple[int, ...]
+    cut: bool = False
+
+    @property
+    def devices(self) -> int:
+        """How many share the parameter."""
+        return len(self.ranks)
 
 
 unasked = torch._C.DisableTorchFunctionSubclass  # `with unasked()`: for who only looks, at many tensors

@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lib.devices import Group
+from lib.devices.tensors import has_hooks
 from lib.parallel.data.average import check_same_tensors
 from lib.parallel.data.backward import trainable
 from lib.parallel.zero.piece import Former, Piece
@@ -34,19 +35,20 @@ class FullySharded:
 
     A parameter that only one of `layers` uses is gathered for that layer's time, any other (also one that two layers
     share) for the time of the whole `module`. Layers may be sharded first, each by itself, and then the model around
-    them: what is sharded stays as it is. All devices must call the same layers in the same order.
+    them: what is sharded stays as it is. What computes a layer again in the backward must stand around it, not inside:
+    checkpoint(layer, x). All devices must call the same layers in the same order.
     Gradients are means over the devices. Where samples are spread unevenly, let each device's loss carry the weight:
     loss * P * samples here / samples in all. `allow_unused` is that of `average_gradients`.
 
     Communication: for n elements, (P-1)/P n per device in each forward, and 2 (P-1)/P n in each backward (a layer whose
     backward does not need its parameters, such as a first linear one, is not gathered again).
-    All devices must begin with the same parameters: raises ValueError that names the first that differs, and when no
-    parameter requires a gradient.
+    All devices must begin with the same parameters: raises ValueError that names the first that differs, when a
+    parameter has a hook already, and when none requires a gradient.
     """
 
     def __init__(self, module: nn.Module, group: Group, layers: Iterable[nn.Module] = (), allow_unused: bool = False):
         who = f"FullySharded on rank {group.rank} of {group.size}"
-        trainable(module, who)
+        trainable(module, group, who, may_be_pieces=True)
         self.module, layers = module, list(layers)
         found = _members(module, who)
         check_same_tensors({one.name: one.parameter for one in found} | dict(module.named_buffers()), group)
@@ -119,6 +121,11 @@ def _members(module: nn.Module, who: str) -> list[Member]:
             raise ValueError(
                 f"{who}: {name} is one parameter with {p.origin.name} of a layer that was sharded before, by itself. "
                 "Let one call shard all that share it: FullySharded(model, group, layers=[...])"
+            )
+        if has_hooks(p):
+            raise ValueError(
+                f"{who}: {name} {tuple(p.shape)} has a hook for its gradient, which no device will have whole. "
+                "Register the hook after sharding: it gets the gradient of this device's piece"
             )
     return list(members.values())
 

@@ -49,8 +49,10 @@ class MasterWeights(Wrapped):
     @named
     @torch.no_grad()
     def step(self) -> None:
-        """Steps the masters, and rounds them into the parameters."""
+        """Steps the masters, and rounds them into the parameters. What was loaded or written into these since counts,
+        as without masters."""
         for p, master in zip(self.parameters, self.masters, strict=True):
+            master.copy_(torch.where(p.detach() == master.detach().to(p.dtype), master.detach(), p.detach()))
             master.grad = None if p.grad is None else p.grad.to(master.dtype)
         self.optimizer.step()
         for p, master in zip(self.parameters, self.masters, strict=True):
@@ -80,4 +82,6 @@ class MasterWeights(Wrapped):
 
 def _master(p: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     x = p.detach().to(dtype)
-    return Piece.make(x, p.origin) if isinstance(p, Piece) else nn.Parameter(x)
+    master = Piece.make(x, p.origin) if isinstance(p, Piece) else nn.Parameter(x)
+    vars(master).update(vars(p))  # what is noted on it, such as p.no_decay
+    return master

@@ -32,6 +32,7 @@ from lib.devices import Group, Handle
 from lib.parallel.data.average import check_same_parameters
 from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, plan_buckets
+from lib.parallel.sharding.dense import cut_parameters
 from lib.parallel.sharding.named import named
 from lib.parallel.zero.bucket import Bucket, take
 from lib.parallel.zero.piece import Piece
@@ -46,6 +47,9 @@ class ShardedOptimizer(Wrapped):
     parameters become views of flat buckets of about `bucket_bytes`; what is loaded or assigned to them later
     (`p.data = ...`, another memory format) counts. All devices must begin with the same ones: raises ValueError that
     names the first that differs, and when no parameter requires a gradient.
+
+    Between two steps, call its own `zero_grad()`: ValueError where gradients would be added to those of the last step,
+    or a step would leave out gradients that nobody has reduced.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class ShardedOptimizer(Wrapped):
         bucket_bytes: float = BUCKET_BYTES,
     ):
         self.module, self.group = module, group
-        named = trainable(module, self._who("ShardedOptimizer"))
+        named = trainable(module, group, self._who("ShardedOptimizer"), may_be_pieces=True)
         for name, p in named.items():
             if isinstance(p, Piece):
                 raise ValueError(
@@ -65,9 +69,12 @@ class ShardedOptimizer(Wrapped):
                 )
         check_same_parameters(module, group)
         self._names = {p: name for name, p in named.items()}
-        self._buckets = [Bucket(bucket, self._names, group) for bucket in plan_buckets(named.values(), bucket_bytes)]
+        cut = cut_parameters(module)
+        buckets = plan_buckets(named.values(), bucket_bytes)
+        self._buckets = [Bucket(bucket, self._names, group, cut) for bucket in buckets]
         piece_of = {p: piece for bucket in self._buckets for p, piece in bucket.pieces.items()}
         self.pieces = [piece_of[p] for p in self._names]  # each (n_i,)  Shard(0) of the flat bucket
+        self._used_up = False  # whether the gradients of the pieces are those of a step that was made
         super().__init__(make_optimizer(self.pieces))
 
     @property
@@ -85,6 +92,7 @@ class ShardedOptimizer(Wrapped):
         who = self._who("reduce_gradients")
         share = checked_share(share, self.group, who)
         self._check_module(who)
+        self._check_gradients(who)
         here = {name: p.grad is not None for p, name in self._names.items() if p.requires_grad}
         used = self._used(here, allow_unused, who)
         for bucket in self._buckets:
@@ -103,6 +111,7 @@ class ShardedOptimizer(Wrapped):
         who = self._who("reducing")
         share = checked_share(share, self.group, who)
         self._check_module(who)
+        self._check_gradients(who)
         here: dict[str, bool] = {}
         arrived: list[Tensor] = []
         under_way: list[Handle] = []
@@ -131,7 +140,14 @@ class ShardedOptimizer(Wrapped):
     def step(self) -> None:
         """Each device steps its pieces, and all get all of them, Shard(0) -> Replicate: one all-gather per bucket."""
         self._check_module(self._who("step"))
+        whole = [name for p, name in self._names.items() if p.grad is not None]
+        if whole:
+            raise ValueError(
+                f"{self._who('step')}: {', '.join(whole[:3])} still has its whole gradient, of which the pieces know "
+                "nothing. Call reduce_gradients() after backward(), or put it inside `with zero.reducing():`"
+            )
         self.optimizer.step()
+        self._used_up = True
         for bucket in self._buckets:
             whole = self.group.all_gather(bucket.mine)  # (n/P,) Shard(0) -> (n,) Replicate
             for p, x in zip(bucket.parameters, bucket.layout.tensors(whole), strict=True):
@@ -139,6 +155,7 @@ class ShardedOptimizer(Wrapped):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Frees the gradients, the whole ones and those of the pieces."""
+        self._used_up = False
         for p in (*self._names, *self.pieces):
             p.grad = None
 
@@ -170,6 +187,14 @@ class ShardedOptimizer(Wrapped):
                 )
         for bucket in self._buckets:
             bucket.hold(self._names, who)
+
+    def _check_gradients(self, who: str) -> None:
+        """ValueError where new gradients would be added to those of the last step."""
+        if self._used_up and any(piece.grad is not None for piece in self.pieces):
+            raise ValueError(
+                f"{who}: the pieces have the gradients of the last step. Call zero_grad() of this optimizer before the "
+                "next one; that of the module does not know the pieces"
+            )
 
     def _used(self, here: dict[str, bool], allow_unused: bool, who: str) -> set[nn.Parameter]:
         used = used_anywhere(here, self.group, self.pieces[0].device, allow_unused, who)

@@ -34,7 +34,8 @@ _IN_PLACE = set(
 _WITH_ANOTHER = set("__add__ __mul__ __rsub__ __sub__ __truediv__ add div lerp mul rsub sub".split())
 _TURNING = {".T", ".H", ".mT", ".mH", ".real", ".imag"}  # attributes that compute
 _OVER_ALL = set(
-    "_foreach_max _foreach_norm dot linalg_norm linalg_vector_norm mean norm std sum var vector_norm".split()
+    "_foreach_max _foreach_norm all amax amin aminmax any count_nonzero dot linalg_norm linalg_vector_norm logsumexp "
+    "max mean median min nanmean nansum norm prod quantile std sum var vector_norm".split()
 )
 _SCALER = "_amp_foreach_non_finite_check_and_unscale_"
 _OF_ALL_DEVICES = _OVER_ALL | {_SCALER}
@@ -47,9 +48,11 @@ class Piece(Careful):
     _is_param = True  # how PyTorch marks parameters that have a class of their own
 
     @staticmethod
-    def make(x: Tensor, origin: Origin, requires_grad: bool = True) -> "Piece":
-        """A piece in the memory of `x` (n_i,)."""
+    def make(x: Tensor, origin: Origin, requires_grad: bool = True, of: Tensor | None = None) -> "Piece":
+        """A piece in the memory of `x` (n_i,), with what is noted on the parameter `of`, such as `p.no_decay`."""
         piece = Tensor._make_subclass(Piece, x.detach(), requires_grad)
+        if of is not None:
+            vars(piece).update(vars(of))
         piece.origin = origin
         return piece
 
@@ -86,7 +89,8 @@ class Piece(Careful):
         """What to do, for a message."""
         return (
             "The whole is there while the module that was sharded is called, and inside `with sharded.gathered():`. "
-            "Initialize, and apply weight_norm and the like, before sharding. piece.detach() is the plain piece"
+            "Initialize, and apply weight_norm and the like, before sharding; put checkpoint() around sharded layers, "
+            "not inside; optimizers must treat each element by itself. piece.detach() is the plain piece"
         )
 
 
@@ -95,11 +99,13 @@ class PieceGradient(Careful):
 
     def may(self, called: str, others: list[Tensor]) -> bool:
         """Whether `called` needs no other device's elements."""
-        return self.origin.devices == 1 or called not in _OF_ALL_DEVICES
+        of_two = called in ("max", "min") and bool(others)  # of each element by itself
+        return self.origin.devices == 1 or called not in _OF_ALL_DEVICES or of_two
 
     def like(self, called: str, result: Tensor) -> Tensor:
-        """A square or the like is a piece's too."""
-        same = called != "detach" and result.shape == self.shape and result.is_floating_point()
+        """A square or the like is a piece's too; so is where it is finite."""
+        kept = result.is_floating_point() or result.is_complex() or called in ("isfinite", "isinf", "isnan")
+        same = called != "detach" and result.shape == self.shape and kept
         return _become(result, PieceGradient, self.origin) if same else result
 
     def what(self) -> str:
@@ -110,7 +116,10 @@ class PieceGradient(Careful):
         """What to do, for a message."""
         if called == _SCALER:
             return "An infinity elsewhere would go unnoticed: use ShardedGradScaler(group) in place of GradScaler()"
-        return "Of all devices' pieces together: gradient_norm(pieces, group), clip_gradients(pieces, group, max_norm)"
+        return (
+            "Of all devices' pieces together: gradient_norm(pieces, group), clip_gradients(pieces, group, max_norm). "
+            "norm_type=math.inf gives the largest, and the norm is not finite where an element is not"
+        )
 
 
 class Former(Careful):

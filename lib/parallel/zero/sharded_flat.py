@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lib.devices import Group
 from lib.parallel.data.backward import used_anywhere
+from lib.parallel.sharding.dense import cut_over
 from lib.parallel.sharding.shards import shard
 from lib.parallel.zero.careful import Origin, unasked
 from lib.parallel.zero.flat import FlatLayout
@@ -34,14 +35,14 @@ class ShardedFlat:
         self.group = group
         self.layout = FlatLayout([one.parameter.shape for one in members], group)
         self.origins = [
-            Origin(name, shape, where, group.rank, group.size)
-            for name, shape, where in zip(self.names, self.layout.shapes, self.layout.ranges, strict=True)
+            Origin(one.name, one.parameter.shape, where, group.rank, group.ranks, bool(cut_over(*one.places[0])))
+            for one, where in zip(members, self.layout.ranges, strict=True)
         ]
         whole = torch.cat([one.parameter.detach().flatten() for one in members])  # (n,)  Replicate
         pieces = []
         for one, x, origin in zip(members, self.layout.pieces(shard(whole, group, dim=0)), self.origins, strict=True):
             # A copy, since a view would keep the whole alive.
-            pieces.append(Piece.make(x.clone(), origin, one.parameter.requires_grad))
+            pieces.append(Piece.make(x.clone(), origin, one.parameter.requires_grad, of=one.parameter))
             become_former(one.parameter, origin)
         self.put(pieces)
 

@@ -49,10 +49,10 @@ class ShardedLayer:
                 one.flat.put(tensors)
             self._whole_now = True
             stack.callback(setattr, self, "_whole_now", False)
-            versions = [x._version for x in placed]
+            versions = [_version(x) for x in placed]
             yield
             for x, version, origin in zip(placed, versions, (o for one in held for o in one.flat.origins), strict=True):
-                if x._version != version:
+                if _version(x) != version:
                     raise RuntimeError(
                         f"FullySharded on rank {origin.rank} of {origin.devices}: {origin.name} {tuple(origin.shape)} "
                         "was changed in place while it was whole, and would be forgotten. Change the pieces instead, "
@@ -67,12 +67,12 @@ class ShardedLayer:
 
         def pack(x: Tensor) -> Any:
             if x.untyped_storage()._cdata == storage:
-                return Cut(held, x.shape, x.stride(), x.storage_offset())
+                return Cut.of(x, held)
             return keep(x)
 
         def unpack(kept: Any) -> Tensor:
             if isinstance(kept, Cut) and kept.held is held:
-                return self.whole(held).as_strided(kept.shape, kept.stride, kept.offset)
+                return kept.out_of(self.whole(held))
             return give(kept)
 
         return saved_tensors_hooks(pack, unpack)
@@ -122,12 +122,26 @@ class _Gather(Function):
 
 
 class Cut(NamedTuple):
-    """Where a tensor lies in what was gathered: what is saved instead of it."""
+    """Where a tensor lies in what was gathered, and how it reads what is there: what is saved instead of it."""
 
     held: Held
+    dtype: torch.dtype  # a complex number may be read as two real ones
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int
+    is_conj: bool
+    is_neg: bool
+
+    @staticmethod
+    def of(x: Tensor, held: Held) -> "Cut":
+        """That of `x`."""
+        return Cut(held, x.dtype, x.shape, x.stride(), x.storage_offset(), x.is_conj(), x.is_neg())
+
+    def out_of(self, whole: Tensor) -> Tensor:
+        """(n,), what was gathered again -> the tensor that was saved: a view."""
+        x = whole.view(self.dtype).as_strided(self.shape, self.stride, self.offset)
+        x = x.conj() if self.is_conj else x
+        return torch._neg_view(x) if self.is_neg else x
 
 
 def _keep(x: Tensor) -> tuple[Tensor, int]:
@@ -139,3 +153,7 @@ def _give(kept: tuple[Tensor, int]) -> Tensor:
     if x._version != version:  # PyTorch does not check this behind hooks
         raise RuntimeError(f"a tensor of shape {tuple(x.shape)} that the backward needs was changed in place since")
     return x
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # in inference mode nobody counts the changes

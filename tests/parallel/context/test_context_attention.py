@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lib import equal_to_one_device
 from lib.devices import Cluster, Hardware, Link
 from lib.parallel.attention.attention import ParallelSelfAttention
+from lib.parallel.attention.kernels import attend
 from lib.parallel.context.cut import CutTokens
 from lib.parallel.context.gathered import GatheredAttention
 from lib.parallel.context.ring import RingAttention
@@ -264,3 +265,26 @@ Q = torch.zeros(1, 4, 4, 2)
 )  # fmt: skip
 def test_refused_before_anything_is_sent(words, call):
     refuses(words, call)
+
+
+@pytest.mark.parametrize("make", [RingAttention, GatheredAttention, UlyssesAttention])
+@pytest.mark.parametrize("size", [1, 2])
+def test_heads_whose_numbers_do_not_lie_next_to_each_other(make, size):
+    """As rotary positions leave them: PyTorch's kernel would read other numbers, and give other gradients."""
+    qkv = torch.randn(3, 1, 2, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    above = torch.randn(1, 2, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def outcome(attend, own):
+        q, k, v = (own(x).mT.contiguous().mT.requires_grad_() for x in qkv)
+        y = attend(q, k, v)
+        y.backward(own(above).mT.contiguous().mT)
+        return y.detach(), q.grad, k.grad, v.grad
+
+    right = outcome(attend, lambda x: x)
+
+    def program(group):
+        cut = make(group, 8)
+        found = outcome(cut, lambda x: cut.own(x, 2))
+        return max(float((mine - cut.own(whole, 2)).abs().max()) for mine, whole in zip(found, right, strict=True))
+
+    assert max(Cluster(size).run(program)) < 1e-12

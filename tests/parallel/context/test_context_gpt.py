@@ -7,7 +7,7 @@ import torch
 from parallel.dense_transformer import double, refuses  # noqa: F401
 from parallel.small_gpt import alone, build, dense_weights, tokens_of
 
-from lib import GPTConfig, Mesh, load_dense, mean_loss, vocab_parallel_cross_entropy
+from lib import GPT, GPTConfig, Mesh, load_dense, mean_loss, vocab_parallel_cross_entropy
 from lib.devices import Cluster
 from lib.parallel.context.gathered import GatheredAttention
 from lib.parallel.context.gpt import ContextGPT, sum_context_gradients
@@ -153,3 +153,27 @@ def test_the_next_token_comes_from_the_device_that_has_the_last():
 )
 def test_refused(words, call):
     refuses(words, call)
+
+
+def test_targets_that_are_bytes():
+    config = GPTConfig(layers=1, hidden=12, heads=2, vocabulary=256, positions=16)
+    tokens, targets = tokens_of(2, LENGTH), tokens_of(2, LENGTH) + 100
+    targets[0] = 156  # what -100 is as a byte
+
+    def program(group, targets):
+        torch.manual_seed(0)
+        return ContextGPT(config, group.split(group.size), RingAttention(group, LENGTH))(tokens, targets).detach()
+
+    right = Cluster(1).run(program, targets)[0]
+    for found in Cluster(2).run(program, targets.to(torch.uint8)):
+        torch.testing.assert_close(found, right)
+
+
+def test_a_gpt_that_would_count_positions_anew_is_refused():
+    def program(group):
+        ring = RingAttention(group, LENGTH)
+        return GPT(CONFIG, group.split(group.size), attend=ring)(ring.own(TOKENS))
+
+    with pytest.raises(ValueError, match=r"GPT on rank 0 of 1: RingAttention.* positions .* from 0. Take ContextGPT"):
+        Cluster(2).run(program)
+    Cluster(1).run(program)  # which has the whole sequence

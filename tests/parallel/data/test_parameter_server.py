@@ -140,3 +140,43 @@ def test_bad_input():
 
     with pytest.raises(ValueError, match=r"rank 0 of 2: the plan names workers \[2\].* workers 1 to 1"):
         Cluster(2).run(program)
+
+
+class Mixed(nn.Module):
+    """Parameters of two types, some frozen; `unused` gets a gradient only if it is used."""
+
+    def __init__(self, use):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1).double()
+        self.frozen, self.unused = nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3)
+        self.use = use
+
+    def forward(self, x):
+        x = self.frozen(x.float())
+        return self.last(self.first(self.unused(x) if self.use else x).double())
+
+
+def train_mixed(group, use):
+    model = Mixed(use)
+    data = batches(group.rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    frozen = model.frozen.weight.clone()
+    losses = train_asynchronously(
+        group, model, optimizer, lambda model: model(next(data)[0]).square().mean(), plan_updates([1, 2], 6)
+    )
+    assert torch.equal(model.frozen.weight, frozen)
+    return losses, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_frozen_parameters_and_types_stay_as_they_are():
+    (losses, weights), *others = Cluster(3).run(train_mixed, True)
+    assert losses[-1] < losses[0]
+    assert weights["first.weight"].dtype == torch.float32
+    assert weights["last.weight"].dtype == torch.float64
+    assert all(torch.equal(theirs[name], p) for _, theirs in others for name, p in weights.items())
+
+
+def test_a_parameter_without_a_gradient_is_named():
+    with pytest.raises(ValueError, match=r"on rank [12] of 3: no gradient reached unused.weight, unused.bias. Freeze"):
+        Cluster(3).run(train_mixed, False)

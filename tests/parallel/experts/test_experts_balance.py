@@ -102,3 +102,21 @@ def test_the_bias_settles_the_loads_and_swings_when_too_large():
     assert torch.equal(*few)
     rough = Cluster(1).run(settle, x, 0.2, 100)[0][0]
     assert max(rough[-20:]) > 1.5
+
+
+def test_a_device_without_tokens_adds_nothing():
+    x, _ = inputs()
+
+    def program(group):
+        torch.manual_seed(0)
+        layer = MixtureOfExperts(HIDDEN, INNER, RULE, group).double()
+        mine = x if group.rank == 0 else x[:0]
+        layer(mine)
+        value = (balance_loss(layer.seen) + z_loss(layer.seen)) * (len(mine) / len(x))
+        value.backward()
+        return group.all_reduce(value.detach()), group.all_reduce(layer.router.weight.grad)
+
+    right = Cluster(1).run(program)[0]
+    for found in Cluster(3).run(program):
+        for a, b in zip(found, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

@@ -189,3 +189,23 @@ def test_a_layer_that_has_worked_is_copied_like_a_fresh_one():
         return torch.equal(copied(x), y)
 
     assert Cluster(2).run(program) == [True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_token_that_loses_all_its_choices_teaches_nothing(dtype):
+    """Its gates are scaled up to what they were: 0 over 0, and the router would be no number from then on."""
+    rule = RoutingRule(8, 4, score="sigmoid", normalize=False, scale=2.5)
+    x = torch.randn(24, HIDDEN, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+    def program(group):
+        torch.manual_seed(0)
+        layer = MixtureOfExperts(HIDDEN, INNER, rule, group, capacity_factor=0.05, renormalize=True).to(dtype)
+        y = layer(x.tensor_split(group.size)[group.rank])
+        y.square().sum().backward()
+        return y.detach(), group.all_reduce(layer.router.weight.grad)
+
+    for size in (1, 2):
+        for y, grad in Cluster(size).run(program):
+            assert (y == 0).all(1).any(), "some token has lost all"
+            assert grad.isfinite().all()
+            assert grad.abs().max() > 0

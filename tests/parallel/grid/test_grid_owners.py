@@ -4,8 +4,9 @@ import pytest
 import torch
 from parallel.grid.test_grid_trainer import BATCH, DENSE, EXPERTS, LENGTH, adam
 from parallel.small_model import one_thread  # noqa: F401
+from torch import nn
 
-from lib import GPT, Cluster, average_gradients, clip_gradients, load_dense, whole_parameters
+from lib import GPT, Cluster, average_gradients, clip_gradients, load_dense, shard_batch, whole_parameters
 from lib.devices import Mesh
 from lib.parallel.grid.config import ParallelConfig
 from lib.parallel.grid.hybrid import HybridSharded
@@ -89,3 +90,35 @@ def test_hybrid_sharding_is_one_device():
         assert found == pytest.approx(norms, abs=1e-12)
         assert max((theirs[name] - p).abs().max() for name, p in weights.items()) < 1e-9
         assert abs(held - whole / 2) < 0.01 * whole
+
+
+def test_hybrid_sharding_where_replicas_leave_out_layers():
+    """Stochastic depth: pieces of one layer must not be added to those of another, though they fit."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x, left_out):
+            x = x if left_out == 0 else x + self.a(x)
+            return self.last(x if left_out == 1 else x + self.b(x))
+
+    x = torch.linspace(-1, 1, 32).view(2, 4, 4).sin()
+
+    def program(group, **options):
+        mesh = Mesh(group, replicas=2, shards=2)
+        model = Two()
+        hybrid = HybridSharded(model, mesh.shards, mesh.replicas, layers=[model.a, model.b, model.last])
+        model(shard_batch(x[mesh.replicas.rank], mesh.shards), mesh.replicas.rank).square().sum(1).mean().backward()
+        hybrid.average_gradients(**options)
+        return torch.cat([mesh.shards.all_gather(p.grad.detach()) for p in model.parameters()])
+
+    dense = Two()
+    sum(dense(x[i], i).square().sum(1).mean() / 2 for i in range(2)).backward()
+    right = torch.cat([p.grad.flatten() for p in dense.parameters()])
+    for found in Cluster(4).run(program, allow_unused=True):
+        torch.testing.assert_close(found, right)
+    with pytest.raises(ValueError, match=r"no gradient reached [ab].weight, [ab].bias.* allow_unused=True"):
+        Cluster(4).run(program)

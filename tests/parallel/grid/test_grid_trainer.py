@@ -7,7 +7,7 @@ import pytest
 import torch
 from parallel.small_model import one_thread  # noqa: F401
 
-from lib import Cluster, ExpertGPTConfig, GPTConfig
+from lib import GPT, Cluster, ExpertGPTConfig, GPTConfig, gradient_norm
 from lib.parallel.grid.config import ParallelConfig, valid_configs
 from lib.parallel.grid.trainer import GridTrainer
 
@@ -119,3 +119,54 @@ def test_what_cannot_be_is_refused_before_anything_is_built():
         Cluster(2).run(train, ParallelConfig(dp=2, zero=3), DENSE)
     with pytest.raises(ValueError, match=r"order=\('dp', 'tp'\) must name pp, dp, cp, tp"):
         Cluster(2).run(train, ParallelConfig(dp=2), DENSE, order=("dp", "tp"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ParallelConfig(dp=2), ParallelConfig(tp=2), ParallelConfig(cp=2), ParallelConfig(pp=2, micro_batches=2)],
+    ids=str,
+)
+def test_targets_that_do_not_count(config):
+    """The mean is that over those that do, wherever they are: the loss of the GPT itself."""
+    texts = torch.randint(10, (2, BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens, targets = texts
+    targets[:2] = -100
+    targets[3, 2:] = -100
+
+    def program(group):
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        return GridTrainer(group, config, SMALL, BATCH, LENGTH, sgd).step(tokens, targets)
+
+    def alone(group):
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        gpt = GPT(SMALL, group)
+        loss = gpt(tokens, targets)
+        loss.backward()
+        return float(loss.detach()), float(gradient_norm(gpt, group))
+
+    right = Cluster(1).run(alone)[0]
+    for found in Cluster(config.devices).run(program):
+        assert [float(x) for x in found] == pytest.approx(right, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "alike"),
+    [(ParallelConfig(dp=2), False), (ParallelConfig(tp=2), True), (ParallelConfig(pp=2, micro_batches=2), False)],
+    ids=str,
+)
+def test_what_is_dropped(config, alike):
+    """Replicas and stages draw numbers of their own; devices with the same activations the same ones."""
+
+    def program(group):
+        trainer = GridTrainer(group, config, replace(SMALL, dropout=0.5), BATCH, LENGTH, sgd)
+        drawn = []
+        for block in trainer.gpt.blocks.values():
+            block.register_forward_pre_hook(lambda *_: drawn.append(torch.random.get_rng_state().sum()))
+        trainer.step(torch.ones(BATCH, LENGTH, dtype=torch.long), torch.ones(BATCH, LENGTH, dtype=torch.long))
+        return drawn
+
+    first, second = Cluster(2).run(program)
+    assert (first == second) == alike
+    assert alike or not set(map(int, first)) & set(map(int, second))

@@ -10,6 +10,7 @@ from parallel.small_llama import CONFIG, SHARED, build, dense_weights, one_threa
 from lib import dense_state, equal_to_one_device, fused_attend, gradient_norm, load_dense
 from lib.devices import Cluster, Mesh
 from lib.parallel.attention.cache import KVCache
+from lib.parallel.context.ring import RingAttention
 from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.layer import GatedMLP
 from lib.parallel.llama.model import Llama
@@ -263,3 +264,22 @@ def test_every_weight_has_a_shape_in_the_config():
         del state["norm.weight"]
         with pytest.raises(ValueError, match=r"missing in the state: norm\.weight"):
             Cluster(2).run(lambda group, c=config, s=state: load_dense(Llama(c, group), s, group))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_cut_sequence_wants_its_positions(size):
+    state, tokens = dense_weights(), tokens_of(2, 13)
+    right = Cluster(1).run(lambda group: build(group, state)(tokens).detach())[0]
+
+    def program(group, said):
+        ring = RingAttention(group, 13)
+        positions = torch.tensor([i for part in ring.places() for i in part]) if said else None
+        found = build(group.split(group.size), state, attend=ring)(ring.own(tokens), positions=positions)
+        return float((found.detach() - ring.own(right)).abs().max())
+
+    assert max(Cluster(size).run(program, True)) < 1e-11
+    if size == 1:
+        assert max(Cluster(size).run(program, False)) < 1e-11
+    else:
+        with pytest.raises(ValueError, match=r"RingAttention.* sees a part of the sequence: say with positions=..."):
+            Cluster(size).run(program, False)

@@ -15,6 +15,7 @@ from lib import (
     Mesh,
     Schedule,
     average_gradients,
+    averaging,
     check_shapes,
     cut_gpt,
     gpipe,
@@ -244,3 +245,85 @@ def test_forgetting_the_tie_gives_other_gradients():
 
     right = RIGHT[1]["embedding.weight"]
     assert min(float((grad - right).norm() / right.norm()) for grad in Cluster(2).run(untied)) > 0.01
+
+
+def linear_stages(group, schedule, inputs, hook=None, **options):
+    """The gradient of this device's layer, one of two."""
+    torch.manual_seed(0)
+    layer = [torch.nn.Linear(4, 4) for _ in range(2)][group.rank].double()
+    if hook:
+        hook(layer.weight)
+    run_pipeline(
+        group, schedule, {group.rank: lambda x: layer(x).tanh()}, inputs, lambda y, k: y.square().sum(), **options
+    )
+    return layer.weight.grad
+
+
+SAMPLES = torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4).sin()
+
+
+def halve(parameter):
+    parameter.grad.mul_(0.5)
+
+
+HOOKS = {
+    "changed": lambda weight: weight.register_hook(lambda grad: 0.5 * grad),
+    "looked at": lambda weight: weight.register_post_accumulate_grad_hook(halve),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
+def test_a_hook_of_a_weight_sees_its_gradient_in_a_split_backward_too(hook):
+    one = [SAMPLES]
+    right = Cluster(2).run(linear_stages, one_f_one_b(2, 1), one, hook)
+    for found, wanted in zip(Cluster(2).run(linear_stages, zb_h1(2, 1), one, hook), right, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+
+
+def test_the_clock_does_not_keep_a_backward_from_being_split():
+    cluster = Cluster(2, hardware="H100")
+    cluster.run(linear_stages, zb_h1(2, 2), [SAMPLES, SAMPLES])
+    done = [event.name for event in cluster.trace.events if event.rank == 1]
+    last_sent = max(i for i, name in enumerate(done) if name == "send to 0")
+    assert done[last_sent:].count("mm") == 2, "the weights' products wait until nobody waits for them"
+
+
+def test_micro_batches_of_one_sample_without_a_dim_for_it():
+    right = Cluster(2).run(linear_stages, one_f_one_b(2, 4), list(SAMPLES))
+    for found, wanted in zip(Cluster(2).run(linear_stages, zb_h1(2, 4), list(SAMPLES)), right, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+
+
+def test_gradients_averaged_around_a_split_backward():
+    """A bucket leaves when its last gradient has come, and those of a split backward come later."""
+
+    def program(group, schedule):
+        mesh = Mesh(group, data=2, pipeline=2)
+        torch.manual_seed(0)
+        layer = [torch.nn.Linear(4, 4) for _ in range(2)][mesh.pipeline.rank].double()
+        stages, mine = {mesh.pipeline.rank: lambda x: layer(x).tanh()}, [shard_batch(SAMPLES, mesh.data)]
+        with averaging(layer, mesh.data):
+            run_pipeline(mesh.pipeline, schedule, stages, mine, lambda y, k: y.square().sum())
+        return layer.weight.grad
+
+    right = Cluster(4).run(program, one_f_one_b(2, 1))
+    for found, wanted in zip(Cluster(4).run(program, zb_h1(2, 1)), right, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+
+
+def test_a_frozen_embedding_has_no_gradient_at_either_end():
+    def program(group):
+        gpt = build(group.split(group.size))
+        gpt.embedding.weight.requires_grad_(False)
+        schedule = one_f_one_b(2, 2)
+        stages = cut_gpt(gpt, schedule, group.rank)
+        run_pipeline(group, schedule, stages, TOKENS.chunk(2), loss_of(gpt, TARGETS.chunk(2), len(TOKENS)))
+        reduce_tied(group, schedule, gpt)
+        return gpt.embedding.weight.grad
+
+    assert Cluster(2).run(program) == [None, None]
+
+
+def test_a_stage_that_makes_two_tensors():
+    with pytest.raises(TypeError, match="on rank 0: stage 0 made tuple of micro-batch 0, and one tensor goes"):
+        Cluster(2).run(lambda group: run_pipeline(group, gpipe(2, 1), {group.rank: lambda x: (x, x)}, [SAMPLES], None))

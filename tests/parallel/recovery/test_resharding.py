@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib import ShardedOptimizer, shard_batch
 from lib.devices import Cluster
 from lib.examples import checkpoint
 from lib.examples.recipe import Recipe
@@ -13,6 +14,7 @@ from lib.examples.trainer import Trainer
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.recovery import checkpoint as files
 from lib.parallel.recovery.blocks import Block
+from lib.parallel.recovery.saving import save
 from lib.parallel.recovery.state import all_held, parameters_held
 
 TEXT = coded(alice_text()[:4000], Characters("".join(sorted(set(alice_text())))))
@@ -113,9 +115,45 @@ def test_a_device_reads_only_the_blocks_it_needs(saved):
 
     def program(group):
         trainer = Trainer(group, CONFIG, recipe_of((2, 2, 1, 3, False)))
-        there = set(files.manifest_of(place)["tensors"])
+        there = files.manifest_of(place)["tensors"]
         return files.load(place, all_held(parameters_held(trainer.model, trainer.mesh.tp), trainer.optimizer, there))
 
     read = Cluster(2).run(program)
     steps = sum(x.nbytes for x in tensors.values() if x.ndim == 0)
     assert sum(read) == sum(x.nbytes for x in tensors.values()) + steps  # each number once, but for Adam's counts
+
+
+OPTIMIZERS = {
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.1),  # beside its steps it counts a product
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=0.1),
+    "fused": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),  # counts in float32 whatever the default
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_any_optimizer_goes_on_where_it_was(make, tmp_path):
+    x = torch.linspace(-1, 1, 32, dtype=torch.float64).view(8, 4).sin()
+
+    def program(group, steps, resume=False):
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        zero = ShardedOptimizer(model, group, make)
+        if resume:
+            place = tmp_path / "step-000002"
+            there = files.manifest_of(place)["tensors"]
+            files.load(place, all_held(parameters_held(model, group), zero, there))
+        for step in range(steps):
+            if step == 2 and not resume:
+                save(tmp_path, 2, all_held(parameters_held(model, group), zero), {}, group)
+            zero.zero_grad()
+            model(shard_batch(x, group)).square().mean().backward()
+            zero.reduce_gradients()
+            zero.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    right = Cluster(2).run(program, 4)[0]
+    for found in Cluster(4).run(program, 2, True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-12)

@@ -24,7 +24,7 @@ def adam(parameters):
     return torch.optim.AdamW(parameters, lr=0.01)
 
 
-def held_by(trainer, saved=frozenset()):
+def held_by(trainer, saved=None):
     """Experts are cut over ep and tp, all else over tp."""
     tp, both = trainer.groups.over("tp"), trainer.groups.over("ep", "tp")
     parameters = parameters_held(trainer.gpt, tp, lambda layout: both if is_divided(layout) else tp)
@@ -38,7 +38,7 @@ def train(group, config, folder, stop, resume=False):
     done = 0
     if resume:
         place, _ = files.newest(folder, group)
-        files.load(place, held_by(trainer, set(files.manifest_of(place)["tensors"])))
+        files.load(place, held_by(trainer, files.manifest_of(place)["tensors"]))
         done = files.manifest_of(place)["step"]
     else:
         for name, x in trainer.gpt.named_buffers():  # as balancing moves the router's bias, a buffer

@@ -207,3 +207,16 @@ def test_copies_of_keys_or_values_that_came_apart(rows):
         modules[3].attention.qkv.weight[rows] += 1e-12
     with pytest.raises(ValueError, match="dense_state: attention.qkv.weight on rank 3 differs from the copies of it"):
         dense_state(modules)
+
+
+def test_what_has_diverged_is_still_a_copy():
+    def program(group):
+        layer = RowParallelLinear(4, 3, group)
+        layer.bias.data[1] = torch.nan if group.rank == 0 or not apart else torch.inf
+        return layer
+
+    apart = False
+    assert dense_state(Cluster(2).run(program))["bias"].isnan().tolist() == [False, True, False]
+    apart = True
+    with pytest.raises(ValueError, match="bias on rank 1 differs"):
+        dense_state(Cluster(2).run(program))

@@ -84,3 +84,16 @@ def test_the_loss_of_a_gpt(devices):
 
     for loss, logits in Cluster(devices).run(program):
         assert torch.allclose(loss, F.cross_entropy(logits.flatten(0, 1), TARGETS.flatten()), rtol=0, atol=1e-12)
+
+
+def test_targets_that_are_bytes():
+    """156 is what -100 is as a byte: PyTorch takes them for equal."""
+    targets = torch.tensor([[156, 3, 255, 156]])
+    losses = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert mean_loss(losses, targets.to(torch.uint8)) == mean_loss(losses, targets) == 2.5
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 5), (2, 1), (5,), (2, 5, 1)])
+def test_targets_of_another_shape_are_not_broadcast(shape):
+    with pytest.raises(ValueError, match=r"on rank \d of 2: targets \(.*\) for logits \(2, 5, 4\).* token: \(2, 5\)"):
+        Cluster(2).run(split, torch.ones(shape, dtype=torch.long))
