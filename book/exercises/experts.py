@@ -16,7 +16,7 @@ from lib.devices.collectives import AllGather, AllReduce, AllToAll
 from lib.devices.pieces import cut, shard_sizes
 from lib.devices.traffic import Traffic
 from lib.parallel.experts.capacity import count_rows, keep_first
-from lib.parallel.sharding.conjugates import all_to_all
+from lib.parallel.sharding.conjugates import all_gather, all_to_all
 from lib.parallel.sharding.placement import Replicate, Shard
 
 EP = 2  # by how many devices the experts of the last exercise are divided
@@ -175,6 +175,10 @@ def dispatched(
     backward=(Rows(AllToAll(0, 0), "tokens hidden"), Rows(AllToAll(0, 0), "tokens hidden", back=True)),
     limited=False,
     slips={
+        "the experts were gathered here, and the tokens stay. Real experts are far larger than the tokens: let tokens "
+        "travel to them, and the answers back.": lambda group, x, expert, gate, w, owner: by_loop(
+            x, expert, gate, all_gather(w, group, 0), owner
+        ),
         "the answers were not put back: they come by device, not by token. order says which choice each one answers.": (
             lambda group, *inputs: dispatched(group, *inputs, keeps_order=False)
         ),
@@ -219,8 +223,9 @@ def dispatch_and_combine(group: Group, x: Tensor, expert: Tensor, gate: Tensor, 
     """For each token the sum of gate * tanh(x * w[e]) over its two experts e, whose rows of w are on other devices.
 
     x (tokens/P, hidden), expert (tokens/P, 2), integers, and gate (tokens/P, 2) are of this device's tokens; w
-    (experts/P, hidden) are this device's experts. owner (experts,), the same everywhere, is the rank of each expert's
-    device, and experts lie in order. Return (tokens/P, hidden), with gradients of x, gate and w.
+    (experts/P, hidden) are this device's experts, which stay where they are. owner (experts,), the same everywhere, is
+    the rank of each expert's device, and experts lie in order. Return (tokens/P, hidden), with gradients of x, gate
+    and w.
     """
     flat = expert.flatten()  # choice c belongs to token c // 2
     order = owner[flat].argsort(stable=True)  # by device

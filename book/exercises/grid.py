@@ -44,8 +44,10 @@ def judge_group(given: Any, right: list[int], sizes: dict[str, int], axis: str, 
     """The same ranks in the same order."""
     grid = " x ".join(f"{name} {size}" for name, size in sizes.items())
     on = f"for rank {rank} along {axis}, in {grid}"
-    if not isinstance(given, list | tuple) or not all(isinstance(one, int) for one in given):
+    if not isinstance(given, list | tuple):
         raise Fault(f"is wrong {on}.", f"expected a list of ranks, given {kind(given)}")
+    if not all(isinstance(one, int) for one in given):
+        raise Fault(f"is wrong {on}.", f"ranks are whole numbers, given {given!r}")
     if list(given) != right:
         raise Fault(f"is wrong {on}.", f"expected {right}, given {list(given)}")
 
@@ -163,6 +165,12 @@ RULE_CASES = (
             lambda config, devices, batch: (
                 rules_by_lib(config, devices, batch) - {"batch"}
                 | ({"batch"} if batch % config.dp or batch % config.micro_batches else set())
+            )
+        ),
+        "only interleaving, with more than one chunk, needs rounds of pp micro-batches.": (
+            lambda config, devices, batch: (
+                rules_by_lib(config, devices, batch)
+                | ({"micro-batches"} if config.micro_batches % config.pp else set())
             )
         ),
         "it stops at the first broken rule. Who mends that one starts again, and meets the next.": one_by_one,
@@ -290,12 +298,14 @@ def same_batch(batch: int, texts: int, dp: int) -> int | str:
 def judge_micro(given: Any, right: int | str, batch: int, texts: int, dp: int) -> None:
     """The number, or "impossible"."""
     if given != right or isinstance(given, bool):
-        found = f"it gives {given!r}"
-        if right == "impossible":
-            found += f': {dp} x {texts} does not divide {batch}, so the answer is the word "impossible"'
+        found = [f"it gives {given!r}"]
         if isinstance(given, int):
-            found += f": then a step has {dp} x {given} x {texts} = {dp * given * texts} texts, not {batch}"
-        raise Fault(f"is wrong for a batch of {batch}, {texts} texts at a time, dp={dp}.", found)
+            found[0] += f": then a step has {dp} x {given} x {texts} = {dp * given * texts} texts, not {batch}"
+        if right == "impossible":
+            found.append(f'{dp} x {texts} does not divide {batch}, so the answer is the word "impossible"')
+        elif isinstance(given, str):
+            found.append(f"{dp} x {texts} divides {batch}")
+        raise Fault(f"is wrong for a batch of {batch}, {texts} texts at a time, dp={dp}.", *found)
 
 
 @planning(

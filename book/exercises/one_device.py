@@ -239,7 +239,7 @@ def _hours(flops: int, parameters: int, tokens: int, devices: int, teraflops: in
         (70, 1_400, 512, 400, 250),
         (1, 20, 8, 120, 100),
         (3, 24, 4, 100, 200),  # a whole number of hours: 300
-        (1, 20, 3, 125, 133),  # cents are left over
+        (1, 20, 3, 125, 134),  # cents are left over, more than half a dollar
     ),
     slips={
         "hours": {
@@ -260,6 +260,12 @@ def _hours(flops: int, parameters: int, tokens: int, devices: int, teraflops: in
             "these are days.": lambda p, t, d, f, c: -(-_hours(6, p, t, d, f) // 24),
         },
         "dollars": {
+            "what is left of a dollar is cut off, not rounded.": lambda p, t, d, f, c: round(
+                _hours(6, p, t, d, f) * d * c / 100
+            ),
+            "what is left of a dollar is cut off: whole dollars are asked for.": lambda p, t, d, f, c: (
+                _hours(6, p, t, d, f) * d * c / 100
+            ),
             "all devices are paid for, not one.": lambda p, t, d, f, c: _hours(6, p, t, d, f) * c // 100,
             "these are of the hours before they were rounded up.": (
                 lambda p, t, d, f, c: 6 * p * t * 10**6 * c // (f * 3600 * 100)

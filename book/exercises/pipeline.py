@@ -30,8 +30,8 @@ def judge_lists(given: Any, right: Lists, p: int, m: int) -> None:
     on = f"p={p}, m={m}"
     if not isinstance(given, list | tuple) or len(given) != p or not all(isinstance(x, list | tuple) for x in given):
         fix = " Return the lists, not the Schedule." if isinstance(given, Schedule) else ""
-        told = f"a list of {len(given)}" if isinstance(given, list | tuple) else kind(given)
-        raise Fault(f"is wrong for {on}.", f"expected {p} list(s) of steps, one for each device, given {told}.{fix}")
+        asked = f"expected {p} list(s) of steps, one for each device, given {kind(given)}."
+        raise Fault(f"is wrong for {on}.", f"{asked}{fix}")
     strange = [step for steps in given for step in steps if not isinstance(step, Forward | Backward)]
     if strange:
         raise Fault(f"is wrong for {on}.", f"expected steps Forward and Backward, given {strange[0]!r}")

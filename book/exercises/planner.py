@@ -92,6 +92,7 @@ def _by_events(backward: list[float], messages: list[float]) -> float:
         ([10.0, 10.0, 10.0, 10.0], [15.0, 15.0, 15.0, 15.0]),
         ([20.0, 2.0, 2.0, 2.0], [5.0, 5.0, 5.0, 9.0]),
         ([1.0, 30.0], [20.0, 3.0]),
+        ([10.0, 10.0, 10.0, 10.0], [15.0, 2.0, 2.0, 4.0]),
     ),
     praise="is right: where the link keeps up, where it does not, and where one long message holds up the others.",
     slips={
@@ -100,6 +101,14 @@ def _by_events(backward: list[float], messages: list[float]) -> float:
         ),
         "not all of the backward can hide something: the last gradients are there when it is over.": (
             lambda backward, messages: max(0.0, sum(messages) - sum(backward))
+        ),
+        "a late message may be caught up with: it holds up the next one only until the link is free again.": (
+            lambda backward, messages: (
+                sum(max(0.0, m - b) for b, m in zip(backward[1:], messages, strict=False)) + messages[-1]
+            )
+        ),
+        "this is when the last message ends. Asked for is by how much it sticks out behind the backward.": (
+            lambda backward, messages: _by_events(backward, messages) + sum(backward)
         ),
         "a message may have to wait: the link takes one at a time.": lambda backward, messages: messages[-1],
     },
@@ -140,7 +149,10 @@ def contest() -> dict[str, Run]:
 def judge_ranking(given: Any, right: list[str]) -> None:
     """Against the measured times; the planner's are told beside them."""
     if not isinstance(given, list | tuple) or sorted(map(str, given)) != sorted(right):
-        raise Fault("is no ranking.", f"expected the letters {', '.join(sorted(right))} in some order, given {given!r}")
+        raise Fault(
+            "is no ranking.",
+            f"expected a list of the letters {', '.join(sorted(right))} in some order, given {given!r}",
+        )
     runs = contest()
     for faster, slower in zip(given, list(given)[1:], strict=False):
         if runs[faster].seconds > runs[slower].seconds:

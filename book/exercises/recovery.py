@@ -127,6 +127,12 @@ def by_the_files(rows: int, before: int, after: int, rank: int) -> Reads:
         "this cuts by rounding down, and the last device gets the rest. The book cuts by shard_sizes.": (
             cut_otherwise(lambda rows, after: rows // after)
         ),
+        "stop is the first row that is NOT read: a file of 3 rows is read from 0 to 3.": (
+            lambda rows, before, after, rank: [(f, a, b - 1) for f, a, b in overlaps(rows, before, after, rank)]
+        ),
+        "the third number is where to stop, not how many rows to read.": (
+            lambda rows, before, after, rank: [(f, a, b - a) for f, a, b in overlaps(rows, before, after, rank)]
+        ),
         "this is the file of the same rank. With another number of devices, the pieces begin elsewhere.": by_the_files,
         "old and new are exchanged.": lambda rows, before, after, rank: (
             overlaps(rows, after, before, rank) if rank < before else []
@@ -317,8 +323,7 @@ def incidents() -> dict[str, list[float]]:
 def judge_reasons(given: Any, right: dict[str, str]) -> None:
     """Each incident by its cause."""
     if not isinstance(given, dict) or set(given) != set(right):
-        told = f"one with {', '.join(map(repr, given)) or 'none'}" if isinstance(given, dict) else kind(given)
-        raise Fault("is wrong.", f"expected a dict with the keys {', '.join(right)}, given {told}")
+        raise Fault("is wrong.", f"expected a dict with the keys {', '.join(map(repr, right))}, given {kind(given)}")
     for letter, reason in given.items():
         if reason not in REASONS:
             raise Fault("is wrong.", f"{letter}: {reason!r} is not one of {', '.join(REASONS)}")

@@ -11,7 +11,8 @@ from book.pictures.kit.blocks import label
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
 
-WIDTH, LEFT, TOP, BOTTOM = 480, 64, 44, 264
+# No wider than a phone shows: the names of the lines stand at the right end.
+WIDTH, LEFT, TOP, BOTTOM = 420, 64, 44, 264
 MOST_SPANS = 4  # nobody keeps more of them in mind
 LOOKS = ((0, None, 2.5), (5, "7 4", 2.5), (2, "2 4", 3), (3, "9 3 2 3", 2.5), (7, "4 2", 2), (1, None, 1.5))
 Points = Sequence[tuple[float, float]]

@@ -39,8 +39,8 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
 
 def plain(given: Any) -> Any:
     """What is as good as a list or a number, as that: an array or a number of NumPy, a tensor with one dim or none, a
-    range, a generator. A matrix of PyTorch stays one. Fault where a generator does not end."""
-    if isinstance(given, np.ndarray | np.generic) or isinstance(given, Tensor) and given.ndim < 2:
+    range, a generator. A matrix of PyTorch stays one, unless it counts. Fault where a generator does not end."""
+    if isinstance(given, np.ndarray | np.generic) or isinstance(given, Tensor) and _is_list(given):
         return given.tolist()
     if type(given) is dict:
         return {name: plain(value) for name, value in given.items()}
@@ -53,6 +53,10 @@ def plain(given: Any) -> Any:
     elif type(given) in (list, tuple):
         return type(given)(map(plain, given))
     return given
+
+
+def _is_list(given: Tensor) -> bool:
+    return given.ndim < 2 or not given.is_floating_point()
 
 
 def unfinished(program: Callable[..., Any]) -> bool:

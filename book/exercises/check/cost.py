@@ -115,7 +115,7 @@ def check_bytes(phase: str, talks: Sequence[Talk], trial: Trial, spent: Sequence
             f"gives the right numbers, but from too few bytes{phase}, on {trial}.",
             f"all devices together: {sum(sent):,} bytes sent, {least:,} are needed. Rank 0 called: {spent[0]}.",
             needed,
-            "Cause: each device computed from data that is not its own piece.",
+            "Cause: this is not the way that is asked for, or a device computed from data that is not its own piece.",
         )
     # Uneven pieces, and a broadcast, can travel in more than one fair way; then only the total of all devices counts.
     pairs = enumerate(zip(sent, allowed, strict=True))

@@ -132,8 +132,8 @@ def _bytes(
 ) -> None:
     try:
         check_bytes(phase, talks, trial, mine)
-    except Excess as excess:
-        raise _named(excess, task, trial, mine, look) from None
+    except Fault as fault:
+        raise _named(fault, task, trial, mine, look) from None
 
 
 def _named(fault: Fault, task: Task, trial: Trial, mine: list[Spent], look: Callable[..., list[Spent]]) -> Fault:
@@ -144,7 +144,8 @@ def _named(fault: Fault, task: Task, trial: Trial, mine: list[Spent], look: Call
     for text, slip in task.slips.items():
         right = all(_right(task, slip, each) for each in task.trials)
         if right and [x.verbs for x in look(slip, trial)] == [x.verbs for x in mine]:
-            return type(fault)(fault.sentence, *fault.details, f"Cause: {text}")
+            told = [detail for detail in fault.details if not detail.startswith("Cause:")]
+            return type(fault)(fault.sentence, *told, f"Cause: {text}")
     return fault
 
 

@@ -71,6 +71,7 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.broken_rules, rules_where(experts=lambda c, n, b: c.dp % c.ep), "this model has one expert"),
         (tasks.broken_rules, rules_where(batch=lambda c, n, b: b % c.dp or b % c.micro_batches), "is not enough"),
         (tasks.group_of, lambda sizes, axis, rank: rank, "expected a list of ranks"),
+        (tasks.group_of, lambda sizes, axis, rank: [rank / 1], "ranks are whole numbers, given [5.0]"),
         (tasks.group_of, lambda sizes, axis, rank: sizes["ep"], "KeyError"),
         (tasks.broken_rules, rules_all, "it names rules that hold: batch"),
         (tasks.broken_rules, rules_none, "it misses: "),
@@ -80,5 +81,6 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.axis_order, lambda *case: ("dp", "tp", "cp", "pp"), "the most goes to tp"),
         (tasks.micro_batches, lambda batch, texts, dp: 2, "it gives 2: then a step has 8 x 2 x 4 = 64 texts"),
         (tasks.micro_batches, lambda batch, texts, dp: batch / (dp * texts), "it gives"),
+        (tasks.micro_batches, lambda batch, texts, dp: "impossible", "8 x 4 divides 256"),
     ]
 )

@@ -177,6 +177,7 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.in_halves, halves_swapped, "dx must be of shape (5, 3), given (4, 3)"),
         (tasks.in_halves, halves_transposed, "dw must be of shape (4, 3), given (3, 4)"),
         (tasks.in_halves, halves_doubled, "dx is not the gradient of one device"),
+        (tasks.in_halves, lambda x, w, dy: (dy @ w, lambda one: dy.T @ x), "fails for the call of later()"),
         (tasks.in_halves, halves_not_a_function, "expected dx and a function that gives dw"),
         (tasks.place, tasks.equal_numbers, "their times are not"),
         (tasks.place, place_head_alone, "can be faster"),

@@ -43,6 +43,12 @@ def exposed_rest(backward, messages):
     return max(0.0, sum(messages) - sum(backward))
 
 
+def exposed_one_by_one(backward, messages):
+    """As if each message had only the next layer's backward to hide behind: what is late stays late."""
+    late = [max(0, message - layer) for message, layer in zip(messages, [*backward[1:], 0], strict=True)]
+    return sum(late)
+
+
 def exposed_last(backward, messages):
     return messages[-1]
 
@@ -81,9 +87,10 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.efficiencies, from_one_device, "need not begin with one device"),
         (tasks.exposed, exposed_all, "nothing is hidden then"),
         (tasks.exposed, exposed_rest, "not all of the backward can hide something"),
+        (tasks.exposed, exposed_one_by_one, "a late message may be caught up with"),
         (tasks.exposed, exposed_last, "a message may have to wait"),
         (tasks.exposed, exposed_in_words, "expected a number of seconds"),
         (tasks.ranking, whole_node_first, "A (TP 8 x DP 8, micro-batch 1): measured 4.05 s"),
-        (tasks.ranking, two_letters, "expected the letters A, B, C in some order"),
+        (tasks.ranking, two_letters, "expected a list of the letters A, B, C in some order"),
     ]
 )

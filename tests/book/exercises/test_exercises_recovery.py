@@ -102,8 +102,8 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.why_it_jumps, lambda: {"A": "stream", "B": "data", "C": "moments"}, "look at A again"),
         (tasks.why_it_jumps, lambda: {"A": "data", "B": "stream", "C": "rate"}, "'rate' is not one of moments, data"),
         (tasks.saved_bytes, lambda n, r, masters: n * (14 if masters else 12) // r, "nothing is divided"),
-        (tasks.why_it_jumps, lambda: {"A": "data"}, "given one with 'A'"),
-        (tasks.why_it_jumps, lambda: ["data", "stream", "moments"], "expected a dict with the keys A, B, C"),
+        (tasks.why_it_jumps, lambda: {"A": "data"}, "given a dict with the keys 'A'"),
+        (tasks.why_it_jumps, lambda: ["data", "stream", "moments"], "given a list of 3"),
     ]
 )
 test_solutions_can_be_copied = checks.solutions_can_be_copied(

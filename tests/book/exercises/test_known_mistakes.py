@@ -12,16 +12,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from book import exercises
 from book.exercises import attention, collectives, context, experts, llama, sharding, tensor
+from book.exercises.check.counting import Counting
 from book.exercises.check.exercise import Exercise
+from book.exercises.check.shown import Shown
 from lib import copy_to, reduce_from, shard
 
 ROOMS = [importlib.import_module(f"book.exercises.{room.name}") for room in pkgutil.iter_modules(exercises.__path__)]
-EVERY = [task for room in ROOMS for task in vars(room).values() if isinstance(task, Exercise)]
+TASKS = [task for room in ROOMS for task in vars(room).values() if isinstance(task, Shown)]
+EVERY = [task for task in TASKS if isinstance(task, Exercise)]
 
 
-@pytest.mark.parametrize("task", EVERY, ids=checks.name_of)
+def programs_of(task):
+    """(sentence, program): a known mistake of a count has the other counts right."""
+    if not isinstance(task, Counting):
+        yield from task.slips.items()
+        return
+    for at, name in enumerate(task.returns):
+        for sentence, slip in task.slips.get(name, {}).items():
+
+            def program(*case, at=at, slip=slip):
+                given = task.solution(*case)
+                numbers = list(given) if isinstance(given, tuple) else [given]
+                return [*numbers[:at], slip(*case), *numbers[at + 1 :]]
+
+            yield sentence, program
+
+
+@pytest.mark.parametrize("task", TASKS, ids=checks.name_of)
 def test_every_known_program_is_told_its_own_sentence(task):
-    for sentence, slip in task.slips.items():
+    for sentence, slip in programs_of(task):
         verdict = task.check(lambda *given, slip=slip: slip(*given))
         assert sentence in str(verdict), verdict
 

@@ -121,6 +121,7 @@ def test_plain():
         ((np.int64(1), [np.ones(2)]), (1, [[1.0, 1.0]])),
         (map(int, "12"), [1, 2]),
         (torch.tensor([1, 2]), [1, 2]),
+        (torch.tensor([[1], [2]]), [[1], [2]]),
         (torch.tensor(0.5, requires_grad=True), 0.5),
         ({"a": range(2)}, {"a": [0, 1]}),
         ({1, 2}, {1, 2}),

@@ -41,6 +41,14 @@ def test_points_on_logarithmic_axes():
     assert {"1 B", "10 B", "1 kB", "1 µs", "100 µs", "1 ms"} <= {node.text for node in texts(picture)}
 
 
+def test_a_phone_shows_the_names_at_the_right_end():
+    """A window of 390 has a column of 358, in which `_assets/book.js` shrinks no picture below 0.85."""
+    picture = draw_chart({"a name of a line": [(0, 1), (1, 2)]}, "T", "x", "y")
+    assert 0.85 * picture.width <= 358
+    (name,) = (node for node in texts(picture) if node.text == "a name of a line")
+    assert float(name.get("x")) + 6.7 * len(name.text) <= picture.width
+
+
 def test_names_of_lines_do_not_touch():
     picture = draw_chart({f"line {i}": [(0, 0), (1, 1 + i / 1000)] for i in range(6)}, "T", "x", "y")
     places = sorted(float(node.get("y")) for node in texts(picture) if node.text.startswith("line"))
