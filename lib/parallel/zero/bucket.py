@@ -58,5 +58,24 @@ def take(parameters: list[nn.Parameter], share: float) -> Tensor:
     return flat
 
 
+def check_reduced(names: dict[nn.Parameter, str], who: str) -> None:
+    """ValueError where a gradient is still whole, so that a step would leave it out."""
+    whole = [name for p, name in names.items() if p.grad is not None]
+    if whole:
+        raise ValueError(
+            f"{who}: {', '.join(whole[:3])} still has its whole gradient, of which the pieces know nothing. Call "
+            "reduce_gradients() after backward(), or put it inside `with zero.reducing():`"
+        )
+
+
+def check_cleared(used_up: list[nn.Parameter], who: str) -> None:
+    """ValueError where new gradients would be added to those of a step that was made, of these pieces."""
+    if any(piece.grad is not None for piece in used_up):
+        raise ValueError(
+            f"{who}: the pieces have the gradients of the last step. Call zero_grad() of this optimizer before the "
+            "next one; that of the module does not know the pieces"
+        )
+
+
 def _place(x: Tensor) -> tuple:
     return x.untyped_storage()._cdata, x.storage_offset(), x.stride()

@@ -34,7 +34,7 @@ from lib.parallel.data.backward import checked_share, leaving, trainable, used_a
 from lib.parallel.data.buckets import BUCKET_BYTES, plan_buckets
 from lib.parallel.sharding.dense import cut_parameters
 from lib.parallel.sharding.named import named
-from lib.parallel.zero.bucket import Bucket, take
+from lib.parallel.zero.bucket import Bucket, check_cleared, check_reduced, take
 from lib.parallel.zero.piece import Piece
 from lib.parallel.zero.state import load_optimizer_state
 from lib.parallel.zero.wrapped import Wrapped
@@ -92,7 +92,7 @@ class ShardedOptimizer(Wrapped):
         who = self._who("reduce_gradients")
         share = checked_share(share, self.group, who)
         self._check_module(who)
-        self._check_gradients(who)
+        check_cleared(self.pieces if self._used_up else [], who)
         here = {name: p.grad is not None for p, name in self._names.items() if p.requires_grad}
         used = self._used(here, allow_unused, who)
         for bucket in self._buckets:
@@ -111,7 +111,7 @@ class ShardedOptimizer(Wrapped):
         who = self._who("reducing")
         share = checked_share(share, self.group, who)
         self._check_module(who)
-        self._check_gradients(who)
+        check_cleared(self.pieces if self._used_up else [], who)
         here: dict[str, bool] = {}
         arrived: list[Tensor] = []
         under_way: list[Handle] = []
@@ -140,12 +140,7 @@ class ShardedOptimizer(Wrapped):
     def step(self) -> None:
         """Each device steps its pieces, and all get all of them, Shard(0) -> Replicate: one all-gather per bucket."""
         self._check_module(self._who("step"))
-        whole = [name for p, name in self._names.items() if p.grad is not None]
-        if whole:
-            raise ValueError(
-                f"{self._who('step')}: {', '.join(whole[:3])} still has its whole gradient, of which the pieces know "
-                "nothing. Call reduce_gradients() after backward(), or put it inside `with zero.reducing():`"
-            )
+        check_reduced(self._names, self._who("step"))
         self.optimizer.step()
         self._used_up = True
         for bucket in self._buckets:
@@ -187,14 +182,6 @@ class ShardedOptimizer(Wrapped):
                 )
         for bucket in self._buckets:
             bucket.hold(self._names, who)
-
-    def _check_gradients(self, who: str) -> None:
-        """ValueError where new gradients would be added to those of the last step."""
-        if self._used_up and any(piece.grad is not None for piece in self.pieces):
-            raise ValueError(
-                f"{who}: the pieces have the gradients of the last step. Call zero_grad() of this optimizer before the "
-                "next one; that of the module does not know the pieces"
-            )
 
     def _used(self, here: dict[str, bool], allow_unused: bool, who: str) -> set[nn.Parameter]:
         used = used_anywhere(here, self.group, self.pieces[0].device, allow_unused, who)
