@@ -87,7 +87,7 @@ class GuestGroup(Meeting):
         for name, t, lengths in (("input", x, sent), ("output", output, expected)):
             if sum(lengths) != t.numel():
                 raise ValueError(
-                    f"rank {self.group.me}: the {name} of all_to_all_single has {t.numel()} elements, and is split into "
+                    f"rank {self.group.me}: all_to_all_single: its {name} of {t.numel()} elements is split into "
                     f"{lengths}. Let the splits add up to its rows, or without splits {parts} divide them"
                 )
         return self._exchange(flat(x), sent, expected, lambda got: self._copy(output, got), output, opts)
