@@ -6,7 +6,8 @@ the virtual clock and the memory that it watches, where one runs.
 
 What differs from a real GPU: a tensor says that it lies on the CPU. Numbers are those of the CPU (autocast keeps to the
 CPU's list of operations; no tf32). That tensors of the CPU and of a GPU were mixed, or that two processes took the same
-GPU, is not found. CUDA and Triton kernels, CUDA graphs and the like are refused where they are called.
+GPU, is not found. GPU and CPU draw random numbers from one stream. `torch.jit.script` leaves functions as they are.
+CUDA and Triton kernels, CUDA graphs and the like are refused where they are called.
 """
 
 from collections.abc import Callable, Iterator
