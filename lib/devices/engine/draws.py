@@ -60,8 +60,8 @@ class OfTorch(Stream):
         """Those bytes; of a second number only if there is one, else chance decides what stands in its place."""
         if not self.parts:
             return super().mark()
-        head, following, *seconds = [part.raw for part in self.parts]
-        return [head, following, *(second for second in seconds if second[-1])]
+        head, following, single, double = [part.raw for part in self.parts]
+        return head, following, single[-1] and single, double[-1] and double
 
 
 class OfPython(Stream):
