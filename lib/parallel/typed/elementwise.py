@@ -46,6 +46,13 @@ def no_partial(name: str, *operands: Operand) -> None:
         raise PlacementError(f"{title(name)} of a partial sum is not the sum of the {many}: reduce it first")
 
 
+def sum_or_mean(how: str, *operands: Operand) -> None:
+    """Refuses a largest or smallest that is not yet taken over the devices: that of sums is not the sum of those."""
+    for x in operands:
+        if x.partial and x.value.op not in ("sum", "mean"):
+            raise PlacementError(f"a {written(x.value)} is {how}: reduce it first")
+
+
 def whole_together(operands: list[Operand], used: str = "used") -> Kind:
     """Of operands that are all Replicate: whole, entered or constant. Refuses a whole beside an entered one."""
     grads = {x.kind.grad for x in operands if x.kind.grad is not None}

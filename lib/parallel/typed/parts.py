@@ -5,13 +5,12 @@ from dataclasses import replace
 from numbers import Integral
 
 from lib.parallel.sharding.placement import Shard
-from lib.parallel.typed.elementwise import operands_in, shard_or_stay, together
+from lib.parallel.typed.elementwise import no_partial, operands_in, shard_or_stay, sum_or_mean, together
 from lib.parallel.typed.kinds import (
     Flat,
     Fused,
     Kind,
     Operand,
-    Own,
     PlacementError,
     Rows,
     dims_of,
@@ -104,40 +103,6 @@ def cat(tensors: list[Operand], dim: int = 0) -> Kind:
     return Kind(value, value)
 
 
-def indexed(x: Operand, index) -> Kind:
-    """x[index]: numbers, slices, ... and None; a cut dim can only be taken whole."""
-    index = index if isinstance(index, tuple) else (index,)
-    given = sum(i is not None and i is not Ellipsis for i in index)
-    old, new, to = 0, 0, None
-    if Ellipsis not in index:
-        index = (*index, Ellipsis)
-    for i in index:
-        if i is None:
-            new += 1
-            continue
-        if i is Ellipsis:
-            for _ in range(x.ndim - given):
-                to = new if old == x.dim else to
-                old, new = old + 1, new + 1
-            continue
-        if old == x.dim and i != slice(None):
-            raise PlacementError(
-                f"index {_told(i)} of the dim that is cut ({written(x.value)}): it is another element on each device. "
-                "Gather it first, or index another dim"
-            )
-        if isinstance(i, slice):
-            to = new if old == x.dim else to
-            new += 1
-        old += 1
-    if isinstance(x.value, Own):
-        return x.kind
-    return shard_or_stay(x.kind, to)
-
-
-def _told(i) -> str:
-    return f"{i.start or ''}:{i.stop or ''}" if isinstance(i, slice) else str(i)
-
-
 def repeat_interleave(x: Operand, repeats: int, dim: int | None = None) -> Kind:
     """Each element `repeats` times in a row."""
     if dim is None and x.dim is not None:
@@ -152,6 +117,25 @@ def along(name: str) -> Callable[..., Kind]:
         dims = kwargs.get("dims", kwargs.get("dim", args[-1] if args else None))
         if x.dim in dims_of(dims, x.ndim):
             raise PlacementError(f"{name} over the dim that is cut ({written(x.value)}): gather it first")
+        if name == "cumprod":
+            no_partial(name, x)
+        if name == "cumsum":
+            sum_or_mean("added", x)
+        return x.kind
+
+    return rule
+
+
+def triangle(name: str) -> Callable[..., Kind]:
+    """The rule of tril and triu: which elements are zero, rows and columns say."""
+
+    def rule(x: Operand, diagonal: int = 0) -> Kind:
+        no_partial(name, x)
+        if x.dim is not None and x.dim >= x.ndim - 2:
+            raise PlacementError(
+                f"{name} of rows or columns that are cut ({written(x.value)}): each device would count its own from 0 "
+                "on. Gather them first"
+            )
         return x.kind
 
     return rule

@@ -11,6 +11,7 @@ from lib.parallel.typed.elementwise import (
     no_partial,
     operands_in,
     shard_or_stay,
+    sum_or_mean,
     together,
     whole_together,
 )
@@ -82,6 +83,7 @@ def _of_partial(x: Operand, w: Operand) -> Kind:
     if other.dim is not None:
         raise PlacementError(f"a partial sum times a {written(other.value)}: reduce the sum first")
     must_have_entered(other, "a partial sum")
+    sum_or_mean("multiplied", partial)
     return partial.kind
 
 

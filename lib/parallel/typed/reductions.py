@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from numbers import Integral
 
-from lib.parallel.typed.elementwise import must_have_entered, no_partial, shard_or_stay, title, together
+from lib.parallel.typed.elementwise import must_have_entered, no_partial, shard_or_stay, sum_or_mean, title, together
 from lib.parallel.typed.kinds import (
     SUMMAND,
     WHOLE,
     Kind,
     Operand,
+    Own,
     PlacementError,
     dims_of,
     from_start,
@@ -20,15 +21,21 @@ LOSSES = ("mse_loss", "l1_loss", "cross_entropy", "nll_loss", "binary_cross_entr
 
 
 def summed(op: str) -> Callable[..., Kind]:
-    """The rule of a sum ("sum"), a mean ("mean": each device has that of its own part), or a largest ("max", "min")."""
+    """The rule of a sum ("sum"), a mean ("mean": each device has that of its own part), or a largest ("max", "min").
 
-    def rule(x: Operand, dim=None, keepdim: bool = False, **kwargs) -> Kind:
+    The mean of the means is that of all where the parts are equally long: types know the length of the own alone.
+    """
+
+    def rule(x: Operand, dim=None, keepdim: bool = False, **kwargs) -> Kind | list[Kind]:
         if x.partial:
             if op in ("max", "min"):
                 no_partial(op, x)
+            sum_or_mean("added", x)
             return x.kind
         gone = dims_of(dim, x.ndim)
         if x.dim in gone:
+            if op in ("max", "min"):
+                return [summand(op), Kind(Own("index"))]  # where it stands, it says for the own piece
             return SUMMAND if op == "sum" else summand(op)
         return shard_or_stay(x.kind, x.dim if x.dim is None or keepdim else x.dim - sum(d < x.dim for d in gone))
 
@@ -112,6 +119,12 @@ def loss(name: str) -> Callable[..., Kind]:
         kind = together(name, [x, target])
         if reduction == "none":
             return kind
+        weight = kwargs.get("weight", args[0] if args else None)
+        if weight is not None and name in ("cross_entropy", "nll_loss") and reduction == "mean" and x.dim is not None:
+            raise PlacementError(
+                f"{name} with a weight for each class divides by the weights of the own tokens ({written(x.value)}): "
+                "the mean of such means is not that of all. Take reduction='sum', and divide by the sum of all weights"
+            )
         return summed(reduction)(Operand(kind, x.shape, x.group_size))
 
     return rule

@@ -4,24 +4,27 @@ from collections.abc import Callable, Mapping
 
 from lib.parallel.typed import context, experts, lookup, moves, parts, pieces, products, reductions, views
 from lib.parallel.typed.elementwise import nonlinear
-from lib.parallel.typed.sums import added, divided, linear_in_one, scaled
+from lib.parallel.typed.indexing import indexed
+from lib.parallel.typed.sums import added, copied, divided, filled_like, negated, scaled
 
 NONLINEAR = (
     "gelu relu silu sigmoid tanh exp log log1p expm1 sqrt rsqrt square pow rpow abs clamp clamp_min clamp_max erf sin "
     "cos dropout native_dropout masked_fill where eq ne lt le gt ge logical_and logical_or logical_not and or xor "
     "invert maximum minimum sign reciprocal leaky_relu elu hardtanh relu6 mish rdiv remainder floor_divide floordiv "
-    "softplus isnan isinf isfinite round floor ceil rfloordiv mod atan2 lerp addcmul addcdiv logaddexp tril triu"
+    "softplus isnan isinf isfinite round floor ceil rfloordiv mod atan2 lerp addcmul addcdiv logaddexp long"
 )
-LINEAR = (
-    "neg contiguous clone detach to float double half bfloat16 type_as view_as_self positive requires_grad_ cpu data "
-    "alias long retain_grad zeros_like ones_like empty_like rand_like randn_like full_like cuda type"
+COPIES = (
+    "contiguous clone detach to float double half bfloat16 type_as view_as_self positive requires_grad_ cpu data "
+    "alias retain_grad zeros_like empty_like cuda type"
 )
 
 EXPERTS = "dispatch combine set_out arrive count_rows rows_of_all keep_first each_expert grouped_mm".split()
 
 RULES: Mapping[str, Callable] = {
     **{name: nonlinear(name) for name in NONLINEAR.split()},
-    **dict.fromkeys(LINEAR.split(), linear_in_one),
+    **dict.fromkeys(COPIES.split(), copied),
+    **dict.fromkeys(("neg", "negative"), negated),
+    **dict.fromkeys(("ones_like", "full_like", "rand_like", "randn_like"), filled_like),
     **dict.fromkeys(("add", "radd", "iadd", "sub", "rsub", "isub", "subtract"), added),
     **dict.fromkeys(("mul", "rmul", "imul", "multiply"), scaled),
     **dict.fromkeys(("div", "truediv", "itruediv", "true_divide", "idiv"), divided),
@@ -45,11 +48,12 @@ RULES: Mapping[str, Callable] = {
     "unbind": parts.unbind,
     "select": parts.select,
     **dict.fromkeys(("cat", "concat"), parts.cat),
-    "getitem": parts.indexed,
+    "getitem": indexed,
     **dict.fromkeys(("gather", "scatter"), parts.picked),
     "topk": parts.topk,
     "repeat_interleave": parts.repeat_interleave,
     **{name: parts.along(name) for name in ("flip", "roll", "cumsum", "cumprod")},
+    **{name: parts.triangle(name) for name in ("tril", "triu")},
     "sum": reductions.summed("sum"),
     "mean_loss": lambda losses, targets, *_, **__: reductions.summed("mean")(losses),
     "mean": reductions.summed("mean"),

@@ -9,9 +9,11 @@ from itertools import combinations
 from math import prod
 from numbers import Real
 
+import torch
+
 from lib.parallel.sharding.placement import Partial, Replicate
-from lib.parallel.typed.elementwise import must_have_entered, no_partial, operands_in, together
-from lib.parallel.typed.kinds import SUMMAND, WHOLE, Kind, Operand, Own, PlacementError, written
+from lib.parallel.typed.elementwise import must_have_entered, no_partial, operands_in, sum_or_mean, together
+from lib.parallel.typed.kinds import CONSTANT, SUMMAND, WHOLE, Kind, Operand, Own, PlacementError, written
 
 
 def added(*args, **kwargs) -> Kind:
@@ -27,6 +29,7 @@ def added(*args, **kwargs) -> Kind:
     operands = [x for x in operands if x.partial]
     if any(_numbers_in(args, kwargs)):
         raise PlacementError("a number is added before the sum over the devices, and would count once on each of them")
+    sum_or_mean("added", *operands)
     if len({x.value for x in operands}) > 1:
         raise PlacementError(
             f"{' is added to '.join(written(x.value) for x in operands)}: bring both to one kind first"
@@ -81,7 +84,7 @@ def scaled(*args, **kwargs) -> Kind:
             if x.dim is not None:
                 raise PlacementError(f"a partial sum times a {written(x.value)}: reduce the sum first")
             must_have_entered(x, "a partial sum")
-    _keep_op(partial[0], "multiplied")
+    sum_or_mean("multiplied", partial[0])
     return partial[0].kind
 
 
@@ -98,7 +101,7 @@ def divided(a, b, **kwargs) -> Kind:
         return scaled(a, b)
     if a.value == Partial("mean") and counts_devices(b, a):
         return SUMMAND
-    _keep_op(a, "divided")
+    sum_or_mean("divided", a)
     return a.kind
 
 
@@ -107,11 +110,20 @@ def _numbers_in(args: tuple, kwargs: dict) -> list[Real]:
     return [x for x in (*args, kwargs.get("other")) if isinstance(x, Real)]
 
 
-def _keep_op(x: Operand, how: str) -> None:
-    if x.value.op not in ("sum", "mean"):
-        raise PlacementError(f"a {written(x.value)} is {how}: reduce it first")
-
-
-def linear_in_one(x: Operand, *args, **kwargs) -> Kind:
-    """-x, a copy, another dtype: the kind stays."""
+def copied(x: Operand, *args, **kwargs) -> Kind:
+    """A copy, another dtype: the kind stays. What is rounded to whole numbers is no summand."""
+    types = [kind for kind in (*args, *kwargs.values()) if isinstance(kind, torch.dtype)]
+    if any(not kind.is_floating_point and not kind.is_complex for kind in types):
+        no_partial("a rounding", x)
     return x.kind
+
+
+def negated(x: Operand) -> Kind:
+    """-x: the largest becomes the smallest."""
+    sum_or_mean("negated", x)
+    return x.kind
+
+
+def filled_like(x: Operand, *args, **kwargs) -> Kind:
+    """Numbers that do not depend on x, in its shape: where x is a summand, they are whole, and no summands."""
+    return CONSTANT if x.partial else x.kind
