@@ -4,6 +4,8 @@ Of each layer and text, a device keeps those of its own heads. One more token th
 values in place of all rows: a forward pass over one token, not over the whole text.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,16 @@ class KVCache:
             k, v = torch.cat([self.keys, k], -2), torch.cat([self.values, v], -2)
         self.keys, self.values = k, v
         return k, v
+
+
+def check_caches(caches: Sequence[KVCache] | None, layers: int, who: str, what: str) -> None:
+    """Raises ValueError unless there is a cache for each layer, its own, and all have seen the same positions."""
+    if caches is None:
+        return
+    if len({*map(id, caches)}) < len(caches):
+        raise ValueError(f"{who}: one cache is there for several {what}s; give each {what} one of its own")
+    if len(caches) != layers:
+        raise ValueError(f"{who}: {len(caches)} caches for {layers} {what}s; give each {what} one of its own")
+    seen = [cache.seen for cache in caches]
+    if len({*seen}) > 1:
+        raise ValueError(f"{who}: the caches have seen {seen} positions, and all must have seen the same; begin anew")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lib.devices import Group
-from lib.parallel.attention.cache import KVCache
+from lib.parallel.attention.cache import KVCache, check_caches
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.gpt.block import ParallelBlock, Recompute
 from lib.parallel.gpt.config import GPTConfig
@@ -67,11 +67,7 @@ class GPT(VocabularyHead):
 
     def trunk(self, tokens: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         """(batch, S) -> (batch, S, hidden), what the last block leaves."""
-        if caches is not None and len(caches) != len(self.blocks):
-            raise ValueError(
-                f"GPT on rank {self.group.rank} of {self.group.size}: {len(caches)} caches for {len(self.blocks)} "
-                "blocks; give each block one of its own"
-            )
+        check_caches(caches, len(self.blocks), f"GPT on rank {self.group.rank} of {self.group.size}", "block")
         x = self.embed(tokens, 0 if caches is None else caches[0].seen)
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, cache)  # (batch, S, hidden)  Replicate

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Group
-from lib.parallel.attention.cache import KVCache
+from lib.parallel.attention.cache import KVCache, check_caches
 from lib.parallel.attention.kernels import Attend, attend
 from lib.parallel.gpt.block import Recompute
 from lib.parallel.gpt.head import VocabularyHead
@@ -70,11 +70,7 @@ class Llama(VocabularyHead):
 
     def trunk(self, tokens: Tensor, caches: Sequence[KVCache] | None = None, positions: Tensor | None = None) -> Tensor:
         """(batch, S) -> (batch, S, hidden), what the last layer leaves."""
-        if caches is not None and len(caches) != len(self.blocks):
-            raise ValueError(
-                f"Llama on rank {self.group.rank} of {self.group.size}: {len(caches)} caches for {len(self.blocks)} "
-                "layers; give each layer one of its own"
-            )
+        check_caches(caches, len(self.blocks), f"Llama on rank {self.group.rank} of {self.group.size}", "layer")
         positions = self._positions(tokens, 0 if caches is None else caches[0].seen, positions)
         x = self.embedding(tokens)  # (batch, S, hidden)  Replicate
         cos, sin = turn_of(positions, self.config.head_size, self.config.theta, self.config.scaling)

@@ -30,7 +30,8 @@ MANIFEST = "manifest.json"
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoints that have a manifest, the newest first."""
-    return sorted((file.parent for file in folder.glob(f"step-*/{MANIFEST}")), reverse=True)
+    found = (file.parent for file in folder.glob(f"step-*/{MANIFEST}"))
+    return sorted(found, key=lambda place: (len(place.name), place.name), reverse=True)  # 1000000 is after 999999
 
 
 def newest(folder: Path, group: Group) -> tuple[Path | None, list[str]]:

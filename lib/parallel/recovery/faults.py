@@ -40,7 +40,8 @@ class Loses(Fault):
 
 @dataclass(frozen=True)
 class Flips(Fault):
-    """One bit of what the device brings is another: bit `bit` of element `element`, from the least one on."""
+    """One bit of what the device brings is another: bit `bit` of element `element`, from the least one on. ValueError
+    when it brings nothing."""
 
     element: int = 0
     bit: int = 0
@@ -58,9 +59,13 @@ class Gone(BaseException):
 
 
 def with_faults(program: Callable[..., Any], *faults: Fault) -> Callable[..., Any]:
-    """The same program among devices that fail. A device that dies returns None."""
+    """The same program among devices that fail. A device that dies returns None. ValueError for a fault of a device
+    that is not there."""
 
     def faulty(group: Group, *args: Any, **kwargs: Any) -> Any:
+        nobody = [fault for fault in faults if fault.rank not in group.ranks]
+        if nobody:
+            raise ValueError(f"{nobody[0]}: there is no such device among the {group.size}")
         try:
             return program(group.at(Faulty(group.place, faults)), *args, **kwargs)
         except Gone:
@@ -112,6 +117,8 @@ class Faulty:
             elif isinstance(fault, Dies):
                 raise Gone
             elif isinstance(fault, Flips):
+                if x is None:
+                    raise ValueError(f"{fault}: this call is {call}, and the device brings nothing to it")
                 x = flipped(x, fault.element, fault.bit)
             elif isinstance(fault, Loses):
                 if call != "send":

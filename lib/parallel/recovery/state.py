@@ -62,7 +62,8 @@ def all_held(
     a list of optimizers, each for some of them.
 
     A new optimizer keeps nothing yet: of a checkpoint that is to be loaded, `saved` are the tensors that its manifest
-    lists, and the optimizer is given room for those that are its own.
+    lists, and the optimizer is given room for those that are its own. Raises ValueError where an optimizer keeps
+    something in another shape than its parameter's, as Adafactor does.
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     stepped = [(_innermost(each), *what) for each in optimizers for what in _stepped(held, each)]
@@ -83,6 +84,11 @@ def all_held(
             if isinstance(x, Tensor) and x.ndim == 0:  # a number, such as Adam's count of steps
                 found.append(Held(f"{key}.{name}", x, (), ()))
             elif isinstance(x, Tensor):
+                if x.shape != p.shape:
+                    raise ValueError(
+                        f"all_held: {type(inner).__name__} keeps {key} {tuple(x.shape)} of {name} {tuple(p.shape)}; "
+                        "only what is laid out as its parameter can be cut as that is. Take an optimizer like AdamW"
+                    )
                 found.append(replace(one, name=f"{key}.{name}", x=x, part=part))
     return found
 

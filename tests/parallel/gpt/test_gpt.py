@@ -229,3 +229,14 @@ def test_one_cache_for_each_block():
     with pytest.raises(ValueError) as refused:
         Cluster(1).run(lambda group: GPT(CONFIG, group)(TOKENS, caches=[KVCache()]))
     assert str(refused.value) == "GPT on rank 0 of 1: 1 caches for 2 blocks; give each block one of its own"
+    with pytest.raises(ValueError, match="one cache is there for several blocks; give each block one of its own"):
+        Cluster(1).run(lambda group: GPT(CONFIG, group)(TOKENS, caches=[KVCache()] * 2))
+
+    def one_knows_more(group):
+        model, caches = GPT(CONFIG, group), [KVCache() for _ in range(2)]
+        with torch.no_grad():
+            model(TOKENS, caches=caches)
+            model(TOKENS, caches=[caches[0], KVCache()])
+
+    with pytest.raises(ValueError, match=r"the caches have seen \[\d+, 0\] positions, and all must have seen the same"):
+        Cluster(1).run(one_knows_more)

@@ -187,7 +187,9 @@ def test_on_meta_for_models_that_no_laptop_holds():
         (PROMPT[:, :0], {}, "the prompt of shape (3, 0) must be (batch, S) with S at least 1"),
         (PROMPT, {"count": 13}, "count=13 tokens after a prompt of 4; the model has 16 positions in all"),
         (PROMPT, {"count": -1}, "count=-1 tokens after a prompt of 4; the model has 16 positions in all"),
-        (PROMPT, {"temperature": -0.1}, "temperature=-0.1 must be 0 (the likeliest token) or above"),
+        (PROMPT, {"temperature": -0.1}, "temperature=-0.1 must be 0 (the likeliest token) or above, and finite"),
+        (PROMPT, {"temperature": float("nan")}, "temperature=nan must be 0 (the likeliest token) or above, and finite"),
+        (PROMPT, {"temperature": float("inf")}, "temperature=inf must be 0 (the likeliest token) or above, and finite"),
         (PROMPT, {"temperature": 1.0, "top_k": 0}, "top_k=0 must be at least 1, or None for all tokens"),
     ],
 )

@@ -220,6 +220,7 @@ def test_devices_that_cannot_split_it(changed, size, says):
         ((1, 2), {"positions": torch.tensor([3, 16])}, "reach position 16; the model has 16"),
         ((1, 2), {"positions": torch.tensor([3])}, "need positions of shape (2,), not (1,)"),
         ((1, 2), {"caches": [KVCache()]}, "Llama on rank 0 of 2: 1 caches for 2 layers; give each layer one"),
+        ((1, 2), {"caches": [KVCache()] * 2}, "one cache is there for several layers; give each layer one of its own"),
     ],
 )
 def test_refused_tokens(tokens, more, says):

@@ -72,6 +72,13 @@ def test_only_the_last_ones_stay_and_what_was_begun_goes(folder):
     assert sorted(place.name for place in folder.iterdir()) == ["step-000003", "step-000004"]
 
 
+def test_step_1_000_000_is_newer_than_step_999_999(tmp_path):
+    for step in (999_998, 999_999, 1_000_000):
+        Cluster(2).run(save, tmp_path, step)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["step-1000000", "step-999999"]
+    assert Cluster(2).run(restore, tmp_path)[0][0] == 1_000_000
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

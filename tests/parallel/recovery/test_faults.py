@@ -82,3 +82,10 @@ def test_everyone_waits_for_a_slow_device():
     assert {event.rank for event in cluster.trace.events if event.kind == "waiting"} == {0, 2}  # and not the slow one
     with pytest.raises(ValueError, match="without a virtual clock nobody can be late"):
         Cluster(3).run(with_faults(sums, Late(1, 2, seconds=1)))
+
+
+def test_a_fault_that_could_not_happen_is_refused():
+    with pytest.raises(ValueError, match=r"Dies\(rank=3, call=0\): there is no such device among the 3"):
+        Cluster(3).run(with_faults(sums, Dies(3, 0)))
+    with pytest.raises(ValueError, match="this call is recv, and the device brings nothing to it"):
+        Cluster(3).run(with_faults(ring, Flips(1, 1)))

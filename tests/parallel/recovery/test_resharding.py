@@ -157,3 +157,17 @@ def test_any_optimizer_goes_on_where_it_was(make, tmp_path):
     right = Cluster(2).run(program, 4)[0]
     for found in Cluster(4).run(program, 2, True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+
+
+def test_what_an_optimizer_keeps_in_another_shape_is_refused():
+    """Of a square weight Adafactor's row and column would be read as two matrices, and it would go on with those."""
+
+    def program(group):
+        model = torch.nn.Linear(4, 4, bias=False)
+        optimizer = torch.optim.Adafactor(model.parameters())
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        all_held(parameters_held(model, group), optimizer)
+
+    with pytest.raises(ValueError, match=r"Adafactor keeps row_var \(4, 1\) of weight \(4, 4\)"):
+        Cluster(1).run(program)
