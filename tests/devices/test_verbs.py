@@ -233,3 +233,12 @@ def test_a_parameter_becomes_a_plain_tensor():
     with torch.no_grad():
         outputs = Cluster(2).run(lambda group: group.all_reduce(weight))
     assert all(type(y) is torch.Tensor and not y.requires_grad for y in outputs)
+
+
+def test_a_sparse_tensor_is_refused_by_its_layout():
+    with pytest.raises(
+        TypeError, match=r"all_gather.* on rank 0 .* needs a dense tensor, not one of layout torch.sparse"
+    ):
+        Cluster(2).run(lambda group: group.all_gather(torch.eye(2).to_sparse()))
+    with pytest.raises(TypeError, match="send on rank 0 .* needs a dense tensor"):
+        Cluster(2).run(lambda group: group.send(torch.eye(2).to_sparse(), 0))

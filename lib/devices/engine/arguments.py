@@ -18,9 +18,14 @@ Table = tuple[tuple[int, ...], ...]  # table[i][j]: the length of what device i 
 
 
 def tensor(group: Any, x: object, verb: str) -> None:
-    """TypeError for what is no tensor; RuntimeError for one whose gradient would be lost."""
+    """TypeError for what is no dense tensor; RuntimeError for one whose gradient would be lost."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{_who(group, verb)} needs a torch.Tensor, not {type(x).__name__}")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"one of layout {x.layout}"
+        raise TypeError(
+            f"{_who(group, verb)} needs a dense tensor, not {kind}. Send x.to_dense(), or its parts one by one"
+        )
     if x.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"{_who(group, verb)}: this {tuple(x.shape)} tensor requires grad, and {verb} would lose its gradient. "

@@ -116,6 +116,5 @@ class ParallelQKV(ColumnParallelLinear):
     def _whole_gradient(self, parameter: Tensor | None) -> Tensor | None:
         if self.sharing.size == 1 or parameter is None:
             return parameter
-        parameter.placement = self.layout["weight"]  # for `gradient_norm`: the copies count once
         own, common = parameter.split([self.widths[0], 2 * self.widths[1]])
         return torch.cat([own, copy_to(common, self.sharing)])

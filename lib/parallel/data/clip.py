@@ -31,8 +31,9 @@ def gradient_norm(
     """The norm of all gradients, the same on every device: () float64, Replicate.
 
     `parameters` is a module whose layers are split over `group`: then their layouts say which parameters are sharded,
-    and which parts of them are copies. Or it is a list: then pieces (of `ShardedOptimizer` and `FullySharded`) are
-    known, and `sharded` are those others of which each device holds a part of its own. All else is replicated.
+    and which parts of them are copies. Or it is a list: then pieces (of `ShardedOptimizer` and `FullySharded`) and
+    weights of linear layers and embeddings that were cut are known, and `sharded` are those others of which each device
+    holds a part of its own. All else is replicated.
     With any sharded, one all-reduce of 8 bytes. Gradients must be averaged already. Raises ValueError when a module has
     no gradients, and where it is known that other devices than those of `group` hold parts too: those parameters want
     a norm of their own.
@@ -89,7 +90,8 @@ def _counted(p: nn.Parameter, layout: object, group: Group) -> Tensor | None:
     """The gradient, without what another device counts."""
     if p.grad is None or not hasattr(layout, "owned"):
         return p.grad
-    return layout.owned(p.grad, group.size, group.rank)
+    ranks = getattr(p, "cut_over", group.ranks)
+    return layout.owned(p.grad, len(ranks), ranks.index(group.me))
 
 
 @named
@@ -128,7 +130,10 @@ def _check_group(parameters: nn.Module | Iterable[nn.Parameter], unsaid: list[nn
     who = f"gradient_norm on rank {group.rank} of {group.size}"
     pieces = [p.origin for p in unsaid if hasattr(p, "origin") and p.origin.devices > 1]
     elsewhere = [of.name for of in pieces if of.cut or {*of.ranks} != {*group.ranks}]
-    if isinstance(parameters, nn.Module):
+    if not isinstance(parameters, nn.Module):
+        cut = [p for p in unsaid if not hasattr(p, "origin") and hasattr(p, "cut_over")]
+        elsewhere += [f"a parameter {tuple(p.shape)}" for p in cut if {*p.cut_over} != {*group.ranks}]
+    else:
         named = dict(parameters.named_parameters(remove_duplicate=False))
         if all(p.grad is None for p in named.values()):
             raise ValueError(

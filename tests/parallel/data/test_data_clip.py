@@ -14,9 +14,11 @@ from lib import (
     GPT,
     ColumnParallelLinear,
     GPTConfig,
+    Mesh,
     ParallelSelfAttention,
     RowParallelLinear,
     SequenceGPT,
+    VocabParallelEmbedding,
     clip_gradients,
     gradient_norm,
     shard,
@@ -253,3 +255,23 @@ def test_a_whole_model_by_its_layouts(kind):
     wanted = Cluster(1).run(program)[0]
     for size in (2, 4):
         assert Cluster(size).run(program) == [pytest.approx(wanted, rel=1e-10)] * size
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_list_of_cut_parameters_has_the_norm_of_the_module(kv_heads):
+    """What was cut says so itself, but only for the devices over which it was cut."""
+
+    def program(group):
+        torch.manual_seed(0)
+        mesh = Mesh(group, dp=2, tp=group.size // 2)
+        model = nn.Sequential(VocabParallelEmbedding(7, 8, mesh.tp), ParallelSelfAttention(8, 4, mesh.tp, kv_heads))
+        model(torch.tensor([[1, 2, 6]])).square().sum().backward()
+        some = list(model.parameters())
+        if mesh.tp.size > 1:
+            with pytest.raises(ValueError, match=r"a parameter \(\d, 8\), .* not cut over the devices"):
+                gradient_norm(some, mesh.dp)
+        return gradient_norm(model, mesh.tp).item(), gradient_norm(some, mesh.tp).item()
+
+    right = Cluster(2).run(program)[0][0]
+    for size in (2, 4, 8):
+        assert Cluster(size).run(program) == [(pytest.approx(right, rel=1e-6),) * 2] * size
