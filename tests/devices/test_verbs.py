@@ -242,3 +242,11 @@ def test_a_sparse_tensor_is_refused_by_its_layout():
         Cluster(2).run(lambda group: group.all_gather(torch.eye(2).to_sparse()))
     with pytest.raises(TypeError, match="send on rank 0 .* needs a dense tensor"):
         Cluster(2).run(lambda group: group.send(torch.eye(2).to_sparse(), 0))
+
+
+def test_a_tangent_is_not_lost():
+    def program(group):
+        return torch.func.jvp(group.all_reduce, (torch.ones(2),), (torch.ones(2),))
+
+    with pytest.raises(RuntimeError, match=r"all_reduce.* on rank 0 .*\(2,\) tensor has a tangent"):
+        Cluster(2).run(program)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lib.devices.collectives import COMBINE, RARELY, Collective, can_combine
 from lib.devices.engine.wording import short_ranks
@@ -30,6 +31,11 @@ def tensor(group: Any, x: object, verb: str) -> None:
         raise RuntimeError(
             f"{_who(group, verb)}: this {tuple(x.shape)} tensor requires grad, and {verb} would lose its gradient. "
             f"Instead {advice(verb)}pass x.detach() if no gradient is wanted"
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise RuntimeError(
+            f"{_who(group, verb)}: this {tuple(x.shape)} tensor has a tangent (forward mode), and {verb} "
+            "would lose it. Send the tangent by a call of its own: a sum is linear"
         )
 
 

@@ -46,7 +46,8 @@ class RoutingRule:
     best: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts("RoutingRule", {"experts": self.experts, "k": self.k, "nodes": self.nodes})
+        sizes = {name: getattr(self, name) for name in ("experts", "k", "nodes", "node_limit", "best")}
+        check_counts("RoutingRule", {name: n for name, n in sizes.items() if n is not None})
         if self.k > self.experts:
             raise ValueError(f"RoutingRule: k={self.k} experts for each token, but there are only {self.experts}")
         if self.score not in ("softmax", "sigmoid"):

@@ -58,6 +58,8 @@ def test_no_token_in_more_nodes_than_allowed(seed):
         ((6, 2, "softmax", True, 1.0, 4), "6 experts cannot lie in 4 equal nodes"),
         ((8, 4, "softmax", True, 1.0, 4, 1), "leave 4 experts to choose"),
         ((8, 1, "softmax", True, 1.0, 4, 5), "at most 4"),
+        ((8, 1, "softmax", True, 1.0, 4, 2, 0), "best=0 must be an integer of at least 1"),
+        ((8, 1, "softmax", True, 1.0, 4, 1.5), "node_limit=1.5 must be an integer of at least 1"),
     ],
 )
 def test_rules_that_cannot_be(arguments, says):
