@@ -131,6 +131,13 @@ def test_numbers_that_are_none(number, capsys):
     assert f"argument --size: {number} is not an integer of at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, "two"])
+def test_seeds_that_are_none(seed, capsys):
+    with pytest.raises(SystemExit):
+        simulated(train_gpt.main, "--seed", seed)
+    assert f"argument --seed: {seed} is not an integer from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +165,12 @@ def test_numbers_that_are_none(number, capsys):
         (["--tokens", "bpe", "--vocabulary", 100], "a vocabulary of 100 pieces: it begins with the 256 bytes"),
         (["--resume"], "--resume: from which folder? Name it with --checkpoint DIR"),
         (["--resume", "--checkpoint", "nowhere"], "--resume: there is no complete checkpoint in nowhere"),
+        (["--vocabulary", 300], "--vocabulary: it does something with --tokens bpe alone"),
+        (["--every", 5], "--every: it does something with --checkpoint DIR alone"),
+        (["--unsaved"], "--unsaved: it does something with --checkpoint DIR alone"),
+        (["--no-master-weights"], "--no-master-weights: it does something with --dtype bfloat16 alone"),
+        (["--device", "meta", "--validation", 0.1], "--validation: it does something with --device cpu or cuda alone"),
+        (["--checkpoint", __file__], "this is a file. Name a folder"),
         (["--save", "."], "--save .: this is a folder. Name a file in it"),
         (["--save", __file__ + "/x"], "File exists"),
     ],

@@ -8,6 +8,7 @@ Every device draws the noise of the whole vocabulary from the same seed, so that
 The Gumbel-max trick, as told by Maddison, Tarlow, Minka 2014, arXiv 1411.0030.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -109,7 +110,7 @@ def _check(model: Writer, tokens: Tensor, count: int, temperature: float, top_k:
             f"{where}: count={count} tokens after a prompt of {tokens.shape[1]}; the model has "
             f"{model.config.positions} positions in all"
         )
-    if temperature < 0:
-        raise ValueError(f"{where}: temperature={temperature} must be 0 (the likeliest token) or above")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"{where}: temperature={temperature} must be 0 (the likeliest token) or above, and finite")
     if top_k is not None and top_k < 1:
         raise ValueError(f"{where}: top_k={top_k} must be at least 1, or None for all tokens")
