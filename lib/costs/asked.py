@@ -51,10 +51,14 @@ def make_parser(command: str, about: str) -> argparse.ArgumentParser:
 
 
 def reply(command: str, answer: Callable[[], str]) -> int:
-    """Prints the answer: 0. Or, where it raises ValueError or OSError, one sentence that says why there is none: 2."""
+    """Prints the answer: 0. Or, where it raises ValueError or OSError, one sentence that says why there is none: 2.
+    When it is interrupted: 130, as a shell counts it.
+    """
     try:
         print(answer())
     except (ValueError, OSError) as error:
         print(f"python -m {command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0

@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         launch(write, part, prompt, coding, options, size=options.size)
     except (OSError, ValueError) as error:
         sys.exit(last_words(f"generate_text: {error}", error))
+    except KeyboardInterrupt:
+        print("generate_text: interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell counts it
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -106,3 +106,11 @@ def test_sizes_and_numbers():
     assert read_bytes("1000") == 1000
     assert read_count("15.6T") == 15.6e12
     assert read_count("2e12") == 2e12
+
+
+def test_an_interruption_is_no_traceback(monkeypatch):
+    def interrupted(model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lib.costs.__main__.shape_of", interrupted)
+    assert main(["--model", "gpt2"]) == 130

@@ -134,6 +134,7 @@ def test_the_command(capsys):
         ("--model llama-3-405b --devices 8", "GB are short"),
         ("--model mixtral-8x7b --devices 8", "knows no experts"),
         ("--model gpt2 --layers 4 --vocabulary 9", "--model has sizes of its own: leave out --layers, --vocabulary"),
+        ("--model gpt2 --devices 1000000007", "devices=1,000,000,007 are more than it plans for, 1,048,576"),
         ("--model gpt2 --memory=", "'' is no number of bytes"),
         ("--model gpt2 --devices 2 --inside=", "'' is no number of bytes"),
     ],

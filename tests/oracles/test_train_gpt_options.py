@@ -406,3 +406,15 @@ def test_a_text_of_ones_own_in_bytes(tmp_path):
     assert read_gpt2(file)[0].vocabulary == 256
     said = simulated(generate_text.main, "--weights", file, "--prompt", "Füße", "--count", 5, "--size", 2)
     assert said.startswith("Füße")
+
+
+@pytest.mark.parametrize("module", [train_gpt, generate_text], ids=lambda module: module.__name__.split(".")[-1])
+def test_an_interruption_is_no_traceback(module, monkeypatch, capsys):
+    def interrupted(*options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run" if module is train_gpt else "read_model", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--size", "1"] if module is train_gpt else ["--weights", "none"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.endswith(": interrupted\n")
