@@ -8,6 +8,7 @@ of one device by what they are for, at the moment when it holds most; then FLOPs
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import get_args
 
@@ -18,9 +19,12 @@ from lib.costs.money import TrainingRun, share_of_peak
 from lib.costs.shapes import ModelShape
 from lib.costs.training_plan import PRECISIONS, Optimizer, TrainingPlan
 from lib.devices.aligned import aligned
+from lib.devices.counts import check_counts
 from lib.devices.hardware import Hardware
 
 COMMAND = "lib.costs"
+WIDTH = 79  # of the answer, in characters
+DOLLARS_PER_HOUR, WATTS = 2.0, 700.0  # of one device, where nothing is said
 
 
 def plan_of(options: argparse.Namespace, shape: ModelShape) -> TrainingPlan:
@@ -28,14 +32,16 @@ def plan_of(options: argparse.Namespace, shape: ModelShape) -> TrainingPlan:
 
     Raises ValueError when the devices, or the batch, do not divide.
     """
+    sizes = {name: getattr(options, name) for name in ("devices", "tensor", "pipeline", "micro_batch", "batch")}
+    check_counts("the options", {name: size for name, size in sizes.items() if size is not None})
     model_parallel = options.tensor * options.pipeline
-    if options.devices < 1 or model_parallel < 1 or options.devices % model_parallel:
+    if options.devices % model_parallel:
         raise ValueError(
             f"devices={options.devices} cannot be divided into replicas of tensor={options.tensor} x "
             f"pipeline={options.pipeline} devices"
         )
     replicas = options.devices // model_parallel
-    batch = options.batch or options.micro_batch * replicas * options.pipeline
+    batch = options.micro_batch * replicas * options.pipeline if options.batch is None else options.batch
     if batch % (replicas * options.micro_batch):
         raise ValueError(
             f"batch={batch} texts cannot be divided over {replicas} replicas in micro-batches of "
@@ -63,7 +69,7 @@ def plan_of(options: argparse.Namespace, shape: ModelShape) -> TrainingPlan:
 def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -> str:
     """The whole answer, as text."""
     hardware = Hardware.preset(options.hardware)
-    memory = read_bytes(options.memory) if options.memory else hardware.memory
+    memory = hardware.memory if options.memory is None else read_bytes(options.memory)
     stages = sorted({0, plan.pipeline - 1})
     each = {stage: moments(shape, plan, stage) for stage in stages}
     fullest, moment = max(((s, m) for s, ms in each.items() for m in ms), key=lambda pair: pair[1].total)
@@ -87,26 +93,33 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
     hardware_flops = step_flops(shape, plan.global_batch, plan.sequence, plan.recompute)
     step = TrainingRun(model, plan.devices, hardware.flops, options.mfu)
     hfu = share_of_peak(hardware_flops, step.seconds, plan.devices, hardware.flops)
-    lines += [
+    lines += _wrapped(
         f"One step: {tokens:,} tokens, {model:.3g} FLOPs of the model; at an MFU of {options.mfu:.0%} of "
         f"{hardware.flops / 1e12:,.0f} TFLOP/s ({hardware.name}): {step.seconds:,.3g} s, HFU {hfu:.0%}"
-    ]
-    if options.tokens:
+    )
+    if options.tokens is not None:
         count = read_count(options.tokens)
-        run = TrainingRun(
-            model / tokens * count, plan.devices, hardware.flops, options.mfu, options.dollars_per_hour, options.watts
-        )
-        lines += [
+        dollars = DOLLARS_PER_HOUR if options.dollars_per_hour is None else options.dollars_per_hour
+        watts = WATTS if options.watts is None else options.watts
+        run = TrainingRun(model / tokens * count, plan.devices, hardware.flops, options.mfu, dollars, watts)
+        lines += _wrapped(
             f"{count:,.0f} tokens: {run.flops:.3g} FLOPs, {run.days:,.4g} days, {run.device_hours:,.0f} device hours, "
-            f"${run.dollars:,.0f} at ${options.dollars_per_hour:g} an hour, {run.kilowatt_hours:,.0f} kWh at "
-            f"{options.watts:g} W"
-        ]
+            f"${run.dollars:,.0f} at ${dollars:g} an hour, {run.kilowatt_hours:,.0f} kWh at "
+            f"{watts:g} W"
+        )
+    elif options.dollars_per_hour is not None or options.watts is not None:
+        raise ValueError("--dollars-per-hour and --watts are for a whole training: say how long with --tokens")
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def parser() -> argparse.ArgumentParser:
     """The options, each with what it means."""
     p = make_parser(COMMAND, __doc__)
+    precisions = f"one of {', '.join(map(repr, PRECISIONS))} (%(default)s)"
     p.add_argument("--tensor", type=int, default=1, help="devices that split each layer (%(default)s)")
     p.add_argument("--pipeline", type=int, default=1, help="stages of layers (%(default)s)")
     p.add_argument("--zero", type=int, default=0, choices=range(4), help="stage of ZeRO over replicas (%(default)s)")
@@ -115,15 +128,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, help="texts of a step, over all replicas (a micro-batch for each stage)")
     p.add_argument("--micro-batch", type=int, default=1, help="texts that a replica takes at once (%(default)s)")
     p.add_argument("--chunks", type=int, default=1, help="pieces of the tokens for the loss (%(default)s)")
-    p.add_argument("--precision", choices=PRECISIONS, default="mixed", help="(%(default)s)")
+    p.add_argument("--precision", choices=PRECISIONS, default="mixed", metavar="NAME", help=precisions)
     p.add_argument("--optimizer", choices=get_args(Optimizer), default="adam", help="(%(default)s)")
     p.add_argument("--written-out-attention", action="store_true", help="scores are stored, as without FlashAttention")
     p.add_argument(
         "--mfu", type=float, default=0.4, help="share of the peak that the model's FLOPs reach (%(default)s)"
     )
     p.add_argument("--tokens", help="of the whole training, such as 300B or 15.6T")
-    p.add_argument("--dollars-per-hour", type=float, default=2.0, help="of one device (%(default)s)")
-    p.add_argument("--watts", type=float, default=700.0, help="of one device (%(default)s)")
+    p.add_argument("--dollars-per-hour", type=float, help=f"of one device ({DOLLARS_PER_HOUR:g})")
+    p.add_argument("--watts", type=float, help=f"of one device ({WATTS:g})")
     return p
 
 

@@ -1,6 +1,7 @@
 """What the commands of this room are asked alike: a model, its texts, the devices; and sizes as people write them."""
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -9,20 +10,21 @@ from lib.costs.shapes import MODELS, ModelShape
 from lib.devices.hardware import PRESETS
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 
 
 def read_bytes(text: str) -> float:
-    """ "80GB" -> 80e9, "80GiB" -> 80 * 2**30. Raises ValueError for bits ("Gb") and for what is no size."""
-    found = re.fullmatch(r"([\d.]+) *([KMGT]?i?[Bb])?", text.strip())
-    if not found or (unit := found[2] or "").endswith("b") or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no size of a memory: write 80GB (1e9 bytes each) or 80GiB (2**30)")
+    """ "80GB" -> 80e9, "80GiB" -> 80 * 2**30. Raises ValueError for bits ("Gb") and for what is no number of bytes."""
+    found = re.fullmatch(rf"({NUMBER}) *([KMGT]?i?[Bb])?", text.strip())
+    if not found or (unit := found[2] or "").endswith("b") or not 0 < float(found[1]) < math.inf:
+        raise ValueError(f"{text!r} is no number of bytes: write 80GB (1e9 bytes each) or 80GiB (2**30)")
     return float(found[1]) * UNITS[unit.upper()]
 
 
 def read_count(text: str) -> float:
     """ "15.6T" -> 15.6e12, "300B" -> 300e9, "2e12" as it is. Raises ValueError for what is no number of tokens."""
-    found = re.fullmatch(r"([\d.]+(?:e\d+)?) *([KMBT]?)", text.strip(), re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
+    found = re.fullmatch(rf"({NUMBER}(?:e\d+)?) *([KMBT]?)", text.strip(), re.IGNORECASE)
+    if not found or not 0 < float(found[1]) < math.inf:
         raise ValueError(f"{text!r} is no number of tokens: write 300B, 15.6T or 2e12")
     return float(found[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2].upper()]
 
@@ -39,7 +41,7 @@ def length_of(options: argparse.Namespace, shape: ModelShape) -> int:
 
 def make_parser(command: str, about: str) -> argparse.ArgumentParser:
     """The options that both commands have, each with what it means."""
-    parser = argparse.ArgumentParser(f"python -m {command}", description=about.split("\n")[0])
+    parser = argparse.ArgumentParser(f"python -m {command}", description=about.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", help=f"one of {', '.join(MODELS)}, or the path of a config.json")
     parser.add_argument("--devices", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--sequence", type=int, help="tokens of a text (4096, or the longest that the model has)")
@@ -49,10 +51,14 @@ def make_parser(command: str, about: str) -> argparse.ArgumentParser:
 
 
 def reply(command: str, answer: Callable[[], str]) -> int:
-    """Prints the answer: 0. Or, where it raises ValueError or OSError, one sentence that says why there is none: 2."""
+    """Prints the answer: 0. Or, where it raises ValueError or OSError, one sentence that says why there is none: 2.
+    When it is interrupted: 130, as a shell counts it.
+    """
     try:
         print(answer())
     except (ValueError, OSError) as error:
         print(f"python -m {command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0

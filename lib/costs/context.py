@@ -23,6 +23,7 @@ from lib.costs.memory_terms import layer_activations
 from lib.costs.shapes import ModelShape
 from lib.costs.training_plan import TrainingPlan
 from lib.devices.hardware import Hardware, Link
+from lib.parallel.attention.heads import check_heads
 from lib.parallel.context.blocks import blocks_between
 from lib.parallel.context.cut import Order, token_places
 
@@ -161,12 +162,11 @@ def context_memory(
 def _check(shape: ModelShape, devices: int, way: Way) -> None:
     if way not in get_args(Way):
         raise ValueError(f"way={way!r} must be one of {', '.join(map(repr, get_args(Way)))}")
-    if way == "Ulysses" and shape.heads % devices:
-        raise ValueError(f"Ulysses: {devices} devices cannot split {shape.heads} heads")
+    if way == "Ulysses":
+        check_heads(shape.heads * shape.head_size, shape.heads, shape.kv_heads, devices)
 
 
 def cut_heads(shape: ModelShape, tensor: int) -> ModelShape:
     """The heads that each of `tensor` devices has: what is left for Ulysses to divide."""
-    if shape.heads % tensor:
-        raise ValueError(f"tensor={tensor} devices cannot split {shape.heads} heads")
+    check_heads(shape.heads * shape.head_size, shape.heads, shape.kv_heads, tensor)
     return replace(shape, heads=shape.heads // tensor, kv_heads=max(1, shape.kv_heads // tensor))

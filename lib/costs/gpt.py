@@ -6,6 +6,7 @@ FLOPs: Narayanan et al. 2021, arXiv 2104.04473, equation 3; Korthikanti et al. 2
 from dataclasses import dataclass
 from typing import Literal
 
+from lib.parallel.attention.heads import check_heads
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.tensor.vocabulary import padded_vocabulary
 
@@ -84,8 +85,10 @@ def gpt_parameters(config: GPTConfig, devices: int = 1) -> int:
     """The parameters that each device holds.
 
     Cut are the embedding, padded, and in every layer all but the LayerNorms and the two biases that are added after a
-    sum. Whole are these, the positions and the last LayerNorm.
+    sum. Whole are these, the positions and the last LayerNorm. Raises ValueError when the devices do not divide the
+    heads.
     """
+    check_heads(config.hidden, config.heads, config.heads, devices)
     h = config.hidden
     cut = padded_vocabulary(config.vocabulary, devices) * h + config.layers * (12 * h * h + 7 * h)
     return cut // devices + config.positions * h + config.layers * 6 * h + 2 * h
@@ -99,8 +102,10 @@ def gpt_flops(config: GPTConfig, batch: int, sequence: int, recompute: bool = Fa
     though causal attention throws half of them away; a lookup in the embedding is no product.
 
     PyTorch ends a recomputation when nothing more is needed, so it runs fewer FLOPs where nothing follows the last
-    product of a layer: without dropout, 8 B s h^2 fewer for each.
+    product of a layer: without dropout, 8 B s h^2 fewer for each. Raises ValueError when the devices do not divide the
+    heads.
     """
+    check_heads(config.hidden, config.heads, config.heads, devices)
     h, vocabulary = config.hidden, padded_vocabulary(config.vocabulary, devices)
     layer = 24 * batch * sequence * h**2 + 4 * batch * sequence**2 * h  # forward
     head = 2 * batch * sequence * h * vocabulary

@@ -12,7 +12,7 @@ from lib.costs.compute import step_flops
 from lib.costs.gpt import Synchronization, loss_synchronization, tensor_parallel_synchronizations
 from lib.costs.shapes import ModelShape
 from lib.devices import Cluster, Group, Hardware
-from lib.parallel.attention.heads import kv_copies
+from lib.parallel.attention.heads import check_heads, kv_copies
 from lib.parallel.attention.kernels import fused_attend
 from lib.parallel.gpt.block import Recompute
 from lib.parallel.llama.config import LlamaConfig
@@ -40,7 +40,11 @@ def llama_shape(config: LlamaConfig) -> ModelShape:
 
 
 def llama_parameters(config: LlamaConfig, devices: int = 1) -> int:
-    """The parameters that each device holds: norms whole, a head of keys and values at least, of the rest its part."""
+    """The parameters that each device holds: norms whole, a head of keys and values at least, of the rest its part.
+
+    Raises ValueError when the devices cannot have whole heads.
+    """
+    check_heads(config.heads * config.head_size, config.heads, config.kv_heads, devices)
     h, d = config.hidden, config.head_size
     rows = (config.heads // devices + 2 * max(1, config.kv_heads // devices)) * d  # of the fused weight
     layer = rows * (h + config.qkv_bias) + h * config.heads * d // devices + 3 * h * config.inner // devices
@@ -50,7 +54,11 @@ def llama_parameters(config: LlamaConfig, devices: int = 1) -> int:
 
 
 def kv_cache_bytes(config: LlamaConfig, devices: int, batch: int, positions: int, itemsize: int = 2) -> int:
-    """What each device keeps of `batch` texts of `positions` tokens. Beyond kv_heads devices it shrinks no more."""
+    """What each device keeps of `batch` texts of `positions` tokens. Beyond kv_heads devices it shrinks no more.
+
+    Raises ValueError when the devices cannot have whole heads.
+    """
+    check_heads(config.heads * config.head_size, config.heads, config.kv_heads, devices)
     mine = max(1, config.kv_heads // devices)
     return 2 * config.layers * batch * positions * mine * config.head_size * itemsize
 

@@ -8,6 +8,7 @@ that belong to the share.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -29,11 +30,11 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         for name in ("flops", "devices", "peak", "used"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"TrainingRun: {name}={getattr(self, name)!r} must be above 0")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"TrainingRun: {name}={getattr(self, name)!r} must be above 0, and finite")
         for name in ("dollars_per_hour", "watts"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"TrainingRun: {name}={getattr(self, name)!r} must be at least 0")
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"TrainingRun: {name}={getattr(self, name)!r} must be at least 0, and finite")
         if self.used > 1:
             raise ValueError(
                 f"TrainingRun: used={self.used} is a share of the peak, at most 1; 40 % is 0.4. Is the peak the one "

@@ -25,7 +25,7 @@ from lib.devices.counts import check_counts
 from lib.devices.hardware import Link
 
 COMMAND = "lib.costs.planner"
-WIDTH = 85  # of the reasons, in characters
+WIDTH = 79  # of the reasons, in characters
 HEAD = ["", "TP", "PP", "DP", "a step", "MFU", "device", ""]
 TOKENS = 4 * 2**20  # of a step, where no batch is given
 
@@ -84,10 +84,10 @@ def machine_of(options: argparse.Namespace) -> Machine:
     """The machine that the options describe. Raises ValueError for what cannot be."""
     machine = machine_named(options.hardware)
     hardware = machine.hardware
-    if options.memory:
+    if options.memory is not None:
         hardware = replace(hardware, memory=read_bytes(options.memory))
     for name in ("inside", "between"):
-        if given := getattr(options, name):
+        if (given := getattr(options, name)) is not None:
             latency = getattr(hardware, name).latency
             hardware = replace(hardware, **{name: Link(latency, read_bytes(given))})
     return replace(machine, hardware=replace(hardware, per_node=options.per_node))
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layers", type=int, help="sizes, in the place of --model: a GPT with these")
     p.add_argument("--hidden", type=int)
     p.add_argument("--heads", type=int)
-    p.add_argument("--vocabulary", type=int, default=50257, help="(%(default)s)")
+    p.add_argument("--vocabulary", type=int, help="(50257)")
     p.add_argument("--batch", type=int, help="texts of a step, over all devices (about 4 million tokens)")
     p.add_argument("--per-node", type=int, default=8, help="devices of a node (%(default)s)")
     p.add_argument("--inside", help="bytes per second of a device's link inside the node, such as 370GB")
@@ -112,12 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     def say() -> str:
-        if options.model:
+        names = ("layers", "hidden", "heads", "vocabulary")
+        sizes = {name: size for name in names if (size := getattr(options, name)) is not None}
+        if options.model is not None and sizes:
+            raise ValueError(f"--model has sizes of its own: leave out --{', --'.join(sizes)}")
+        if options.model is not None:
             shape = shape_of(options.model)
-        elif None in (options.layers, options.hidden, options.heads):
+        elif not sizes.keys() >= {"layers", "hidden", "heads"}:
             raise ValueError("give --model, or all of --layers, --hidden and --heads")
         else:
-            shape = ModelShape.gpt(options.layers, options.hidden, options.heads, options.vocabulary, positions=2048)
+            shape = ModelShape.gpt(**sizes, positions=options.sequence or 2048)
         sequence = length_of(options, shape)
         check_counts("the planner", {"devices": options.devices, "sequence": sequence})
         batch = options.batch if options.batch is not None else batch_for(options.devices, sequence)

@@ -96,8 +96,12 @@ def plan_on(config: ParallelConfig, sequence: int, micro_batch: int = 1, **more:
 
 
 def candidates(shape: ModelShape, devices: int, batch: int, sequence: int, per_node: int = 8) -> Iterator[StepPlan]:
-    """Every plan that is tried, `batch` texts of `sequence` tokens in a step. Raises ValueError for sizes below 1."""
+    """Every plan that is tried, `batch` texts of `sequence` tokens in a step. Raises ValueError for sizes below 1,
+    and for devices that nobody could list.
+    """
     check_counts("the planner", {"devices": devices, "batch": batch, "sequence": sequence, "per_node": per_node})
+    if devices > MOST_DEVICES:
+        raise ValueError(f"the planner: devices={devices:,} are more than it plans for, {MOST_DEVICES:,}")
     check_known(shape)
     for t in divisors(devices):
         for p in divisors(devices // t):

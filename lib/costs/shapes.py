@@ -4,15 +4,15 @@ One class for GPT-2's layer and for today's. They differ in the norm, the MLP, t
 the positions, and in whether the head is a matrix of its own.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.devices.counts import check_counts
+from lib.devices.counts import check_counts, is_count
+from lib.parallel.gpt.files import read_json
 
-SIZES = ("layers", "hidden", "heads", "kv_heads", "head_size", "inner", "vocabulary", "experts")
+SIZES = ("layers", "hidden", "heads", "kv_heads", "head_size", "inner", "vocabulary", "experts", "active_experts")
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class ModelShape:
     active_experts: int = 1
 
     def __post_init__(self) -> None:
-        check_counts("ModelShape", {name: getattr(self, name) for name in SIZES})
+        sizes = SIZES + ("learned_positions",) * (self.learned_positions != 0)
+        check_counts("ModelShape", {name: getattr(self, name) for name in sizes})
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"ModelShape: {self.heads} heads cannot share {self.kv_heads} heads of keys and values evenly"
             )
-        if not 1 <= self.active_experts <= self.experts:
+        if self.active_experts > self.experts:
             raise ValueError(
-                f"ModelShape: active_experts={self.active_experts} of {self.experts} experts; a token passes at least "
-                "one, and at most all"
+                f"ModelShape: active_experts={self.active_experts} of {self.experts} experts; all is the most"
             )
 
     @staticmethod
@@ -93,9 +93,9 @@ class ModelShape:
             path = path / "config.json" if path.is_dir() else path
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is not there; give a config.json, or the folder that holds one")
-            settings = json.loads(path.read_text("utf-8"))
+            settings = read_json(path)
         kind = settings.get("model_type")
-        if kind not in _READERS:
+        if kind not in tuple(_READERS):
             raise ValueError(f"model_type={kind!r} is not one of {', '.join(_READERS)}: make a ModelShape(...) by hand")
         try:
             return _READERS[kind](settings)
@@ -135,8 +135,8 @@ class ModelShape:
 
 
 def _head_size(hidden: int, heads: int) -> int:
-    if heads < 1 or hidden % heads:
-        raise ValueError(f"ModelShape: a hidden size of {hidden} cannot be divided into heads={heads}")
+    if not is_count(heads) or not is_count(hidden) or hidden % heads:
+        raise ValueError(f"ModelShape: a hidden size of {hidden!r} cannot be divided into heads={heads!r}")
     return hidden // heads
 
 

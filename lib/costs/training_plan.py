@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from lib.costs.shapes import ModelShape
 from lib.devices.counts import check_counts
+from lib.parallel.attention.heads import check_heads
 from lib.parallel.gpt.block import Recompute
 
 SIZES = ("sequence", "micro_batch", "micro_batches", "data", "tensor", "pipeline", "every", "chunks")
@@ -90,6 +91,7 @@ class TrainingPlan:
         for what, size in (("heads", shape.heads), ("inner", shape.inner)):
             if size % self.tensor:
                 raise ValueError(f"tensor={self.tensor} devices cannot split {what}={size} evenly")
+        check_heads(shape.heads * shape.head_size, shape.heads, shape.kv_heads, self.tensor)
         if self.pipeline > shape.layers:
             raise ValueError(f"pipeline={self.pipeline} stages need as many layers at least; there are {shape.layers}")
         if self.sequence_parallel and self.sequence % self.tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from lib import load_dense
 from lib.devices import Group
 from lib.examples.text import Bytes, Coding, Pieces, alice
+from lib.examples.training_options import a_seed
 from lib.parallel.gpt.files import read_json
 from lib.parallel.gpt.generate import Writer, generate
 from lib.parallel.gpt.model import GPT
@@ -42,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         launch(write, part, prompt, coding, options, size=options.size)
     except (OSError, ValueError) as error:
         sys.exit(last_words(f"generate_text: {error}", error))
+    except KeyboardInterrupt:
+        print("generate_text: interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell counts it
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=50, metavar="N", help="tokens to add (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
     parser.add_argument("--top-k", type=int, metavar="N", help="draw only from the N likeliest tokens (all)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
+    parser.add_argument("--seed", type=a_seed, default=0, help="of what is drawn (%(default)s)")
     parser.add_argument("--size", type=int, metavar="N", help="devices to simulate (4); under torchrun, its processes")
     return parser
 

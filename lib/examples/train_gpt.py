@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         run(options)
     except (OSError, ValueError) as error:
         sys.exit(last_words(f"train_gpt: {error}", error))
+    except KeyboardInterrupt:
+        print("train_gpt: interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell counts it
 
 
 def run(options: argparse.Namespace) -> None:

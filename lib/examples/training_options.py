@@ -11,6 +11,8 @@ from lib.examples.recipe import Recipe
 from lib.examples.text import Bytes, Characters, Pieces, Text, alice_text, coded, read_text
 from lib.real.torchrun import devices
 
+EVERY, VOCABULARY = 100, 1024  # steps between checkpoints; pieces of --tokens bpe
+
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """The options and their defaults."""
@@ -30,7 +32,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=0.01, help="the highest learning rate (%(default)s)")
     parser.add_argument("--clip", type=float, metavar="NORM", help="the largest norm of the gradient (any)")
     number("--accumulate", default=1, help="micro-batches of a step, one after another (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (%(default)s)")
+    parser.add_argument("--seed", type=a_seed, default=0, help="of weights and batches (%(default)s)")
     parser.add_argument("--sequence-parallel", action="store_true", help="split texts, too, between the layers")
     parser.add_argument("--recompute", choices=("selective", "full"), help="in the backward, to save memory")
     parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="stage, over replicas (%(default)s)")
@@ -41,11 +43,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda", "meta"), default="cpu", help="(%(default)s)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="in UTF-8, to train on (the book's)")
     parser.add_argument("--tokens", choices=("characters", "bytes", "bpe"), help="(characters; of your text, bytes)")
-    number("--vocabulary", default=1024, help="of --tokens bpe, whose pieces are learned from the text (%(default)s)")
+    number(
+        "--vocabulary", default=VOCABULARY, help="of --tokens bpe, whose pieces are learned from the text (%(default)s)"
+    )
     parser.add_argument("--validation", type=float, default=0.0, metavar="SHARE", help="of the text, its end (none)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="a .safetensors file; config.json comes beside it")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder for what a training can go on from")
-    number("--every", default=100, help="steps between checkpoints (%(default)s); there is one at the end, too")
+    number("--every", default=EVERY, help="steps between checkpoints (%(default)s); there is one at the end, too")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -65,6 +69,13 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def a_seed(text: str) -> int:
+    """An integer that PyTorch's generators take, for argparse."""
+    if not text.removeprefix("-").isdecimal() or not -(2**63) <= int(text) < 2**64:
+        raise argparse.ArgumentTypeError(f"{text} is not an integer from -2**63 to 2**64 - 1")
+    return int(text)
+
+
 def check(options: argparse.Namespace) -> None:
     """What can be known before a device starts. Raises ValueError, or OSError when there can be no such folder."""
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -72,6 +83,16 @@ def check(options: argparse.Namespace) -> None:
     for name in ("save", "checkpoint"):
         if options.device == "meta" and getattr(options, name):
             raise ValueError(f"--{name}: on --device meta there are no weights. Train on cpu or cuda, or leave it out")
+    idle = {  # options that would do nothing, and what they are for
+        "--vocabulary": (options.vocabulary != VOCABULARY and options.tokens != "bpe", "--tokens bpe"),
+        "--every": (options.every != EVERY and not options.checkpoint, "--checkpoint DIR"),
+        "--unsaved": (options.unsaved and not options.checkpoint, "--checkpoint DIR"),
+        "--no-master-weights": (options.no_master_weights and options.dtype != "bfloat16", "--dtype bfloat16"),
+        "--validation": (options.validation and options.device == "meta", "--device cpu or cuda"),
+    }
+    for name, (is_idle, purpose) in idle.items():
+        if is_idle:
+            raise ValueError(f"{name}: it does something with {purpose} alone. Add that, or leave {name} out")
     for name in ("save", "validation"):
         if options.pipeline_parallel > 1 and getattr(options, name):
             raise ValueError(
@@ -89,6 +110,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--checkpoint {options.checkpoint}: a training stands there. --resume it, or name another folder"
         )
+    if options.checkpoint and options.checkpoint.is_file():
+        raise ValueError(f"--checkpoint {options.checkpoint}: this is a file. Name a folder")
     if options.save:
         check_save(options.save)
     recipe_of(options).check(devices(options.size).size)

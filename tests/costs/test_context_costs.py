@@ -184,9 +184,17 @@ def test_the_long_context_run_of_llama_3():
     ("words", "call"),
     [
         ("way='all' must be one of 'ring', 'gathered', 'Ulysses'", lambda: attention_bytes(SMALL, 64, 4, "all")),
-        ("Ulysses: 16 devices cannot split 8 heads", lambda: attention_bytes(SMALL, 64, 16, "Ulysses")),
+        ("8 heads cannot be split over 16 devices", lambda: attention_bytes(SMALL, 64, 16, "Ulysses")),
+        (
+            "6 heads of keys and values cannot be laid out over 4 devices",
+            lambda: attention_bytes(replace(SMALL, heads=12, kv_heads=6), 64, 4, "Ulysses"),
+        ),
         ("65 tokens cannot be cut evenly over 4 x 1 devices", lambda: context_memory(SMALL, 65, 4)),
-        ("tensor=3 devices cannot split 8 heads", lambda: cut_heads(SMALL, 3)),
+        ("8 heads cannot be split over 3 devices", lambda: cut_heads(SMALL, 3)),
+        (
+            "6 heads of keys and values cannot be laid out over 4 devices",
+            lambda: cut_heads(replace(SMALL, heads=12, kv_heads=6), 4),
+        ),
     ],
 )
 def test_refused(words, call):

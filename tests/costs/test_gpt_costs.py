@@ -189,3 +189,12 @@ def test_twice_the_texts_are_twice_the_work_and_the_same_weights():
     one, two = (measure_step(replace(CONFIG, dropout=0.1), 4, batch, recompute="selective") for batch in (1, 2))
     assert (two.flops, two.bytes_sent, two.parameters) == (2 * one.flops, 2 * one.bytes_sent, one.parameters)
     assert two.calls == one.calls
+
+
+def test_heads_that_no_device_can_have_whole_are_named():
+    for count in (
+        lambda devices: gpt_parameters(CONFIG, devices),
+        lambda devices: gpt_flops(CONFIG, 1, 8, False, devices),
+    ):
+        with pytest.raises(ValueError, match="12 heads cannot be split over 5 devices"):
+            count(5)

@@ -113,3 +113,10 @@ def test_the_clock_is_charged_for_the_flops_of_the_model():
     free = Hardware("free", 1e12, 1e30, 1e12, Hardware.preset("H100").inside)
     step = simulate_step(replace(CONFIG, vocabulary=48), 1, 16, free)
     assert step.mfu == pytest.approx(1, rel=0.05)
+
+
+def test_heads_that_no_device_can_have_whole_are_named():
+    uneven = replace(CONFIG, heads=12, kv_heads=6, head_size=2)
+    for count in (llama_parameters, lambda config, devices: kv_cache_bytes(config, devices, 1, 8)):
+        with pytest.raises(ValueError, match="6 heads of keys and values cannot be laid out over 4 devices"):
+            count(uneven, 4)

@@ -206,3 +206,11 @@ def test_what_cannot_be_is_named(options, says):
     with pytest.raises(ValueError, match=".") as caught:
         moments(MODELS["gpt2"], TrainingPlan(**{"sequence": 1024, **options}))
     assert says in str(caught.value)
+
+
+def test_heads_of_keys_and_values_that_fit_on_no_device_are_named():
+    shape = ModelShape.llama(2, 96, 12, 6, 144, 50)
+    assert TrainingPlan(8, tensor=3).check(shape) is None
+    assert TrainingPlan(8, tensor=12).check(shape) is None
+    with pytest.raises(ValueError, match="6 heads of keys and values cannot be laid out over 4 devices"):
+        moments(shape, TrainingPlan(8, tensor=4))

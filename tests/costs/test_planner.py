@@ -133,6 +133,10 @@ def test_the_command(capsys):
         ("--layers 4 --hidden 100 --heads 3 --devices 1", "cannot be divided into heads=3"),
         ("--model llama-3-405b --devices 8", "GB are short"),
         ("--model mixtral-8x7b --devices 8", "knows no experts"),
+        ("--model gpt2 --layers 4 --vocabulary 9", "--model has sizes of its own: leave out --layers, --vocabulary"),
+        ("--model gpt2 --devices 1000000007", "devices=1,000,000,007 are more than it plans for, 1,048,576"),
+        ("--model gpt2 --memory=", "'' is no number of bytes"),
+        ("--model gpt2 --devices 2 --inside=", "'' is no number of bytes"),
     ],
 )
 def test_nonsense_is_refused_by_name(asked, says, capsys):
@@ -144,6 +148,12 @@ def test_sizes_memory_and_links_can_be_given(capsys):
     asked = "--layers 8 --hidden 1024 --heads 16 --devices 4 --batch 8 --sequence 512 --hardware A100 --memory 40GB"
     assert planner.main([*asked.split(), "--inside", "50GB", "--between", "3GB", "--per-node", "4"]) == 0
     assert "on 4 x A100, 8 texts of 512 tokens" in capsys.readouterr().out
+
+
+def test_a_model_of_sizes_has_a_position_for_every_token_that_is_asked_for(capsys):
+    asked = "--layers 2 --hidden 128 --heads 4 --devices 2 --batch 2 --sequence 4096"
+    assert planner.main(asked.split()) == 0
+    assert "2 texts of 4096 tokens" in capsys.readouterr().out
 
 
 def test_nodes_without_a_link_between_them_are_named():

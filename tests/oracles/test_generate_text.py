@@ -129,6 +129,8 @@ def test_a_llama_from_a_hub_writes_what_transformers_writes(hub, tmp_path):
         (["--prompt", "a" * 70], "after a prompt of 70; the model has 64 positions in all"),
         (["--count", 59], "count=59 tokens after a prompt of 6; the model has 64 positions in all"),
         (["--count", -1], "count=-1 tokens"),
+        (["--temperature", "nan"], r"temperature=nan must be 0 \(the likeliest token\) or above, and finite"),
+        (["--temperature", "inf"], "temperature=inf must be 0"),
         (["--temperature", -1], r"temperature=-1.0 must be 0 \(the likeliest token\) or above"),
         (["--temperature", 1, "--top-k", 0], "top_k=0 must be at least 1"),
     ],

@@ -131,6 +131,13 @@ def test_numbers_that_are_none(number, capsys):
     assert f"argument --size: {number} is not an integer of at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, "two"])
+def test_seeds_that_are_none(seed, capsys):
+    with pytest.raises(SystemExit):
+        simulated(train_gpt.main, "--seed", seed)
+    assert f"argument --seed: {seed} is not an integer from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +165,12 @@ def test_numbers_that_are_none(number, capsys):
         (["--tokens", "bpe", "--vocabulary", 100], "a vocabulary of 100 pieces: it begins with the 256 bytes"),
         (["--resume"], "--resume: from which folder? Name it with --checkpoint DIR"),
         (["--resume", "--checkpoint", "nowhere"], "--resume: there is no complete checkpoint in nowhere"),
+        (["--vocabulary", 300], "--vocabulary: it does something with --tokens bpe alone"),
+        (["--every", 5], "--every: it does something with --checkpoint DIR alone"),
+        (["--unsaved"], "--unsaved: it does something with --checkpoint DIR alone"),
+        (["--no-master-weights"], "--no-master-weights: it does something with --dtype bfloat16 alone"),
+        (["--device", "meta", "--validation", 0.1], "--validation: it does something with --device cpu or cuda alone"),
+        (["--checkpoint", __file__], "this is a file. Name a folder"),
         (["--save", "."], "--save .: this is a folder. Name a file in it"),
         (["--save", __file__ + "/x"], "File exists"),
     ],
@@ -393,3 +406,15 @@ def test_a_text_of_ones_own_in_bytes(tmp_path):
     assert read_gpt2(file)[0].vocabulary == 256
     said = simulated(generate_text.main, "--weights", file, "--prompt", "Füße", "--count", 5, "--size", 2)
     assert said.startswith("Füße")
+
+
+@pytest.mark.parametrize("module", [train_gpt, generate_text], ids=lambda module: module.__name__.split(".")[-1])
+def test_an_interruption_is_no_traceback(module, monkeypatch, capsys):
+    def interrupted(*options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run" if module is train_gpt else "read_model", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--size", "1"] if module is train_gpt else ["--weights", "none"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.endswith(": interrupted\n")

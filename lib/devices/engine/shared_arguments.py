@@ -151,5 +151,7 @@ def _state(x: Any) -> tuple[tuple[int | bytes, ...], Tensor | None]:
 
 
 def _version(x: Tensor) -> int:
-    """PyTorch counts the changes in place of a tensor, but not of one from inference mode."""
-    return 0 if x.is_inference() else x._version
+    """PyTorch counts the changes in place of a tensor, but not of one from inference mode. It is only looked at: what a
+    tensor of its own kind refuses, as the pieces of ZeRO do, is not asked."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return 0 if x.is_inference() else x._version

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PICKLED = (".bin", ".pt", ".pth")
@@ -113,6 +113,14 @@ def _state(loaded: Any, file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(x, Tensor) for x in loaded.values()):
         raise ValueError(f"{file} holds no state dict: save model.state_dict()")
     return dict(loaded)
+
+
+def write_file(weights: dict[str, Tensor], path: Path) -> None:
+    """Writes a .safetensors file. Raises OSError that names it when there is no room for it, or no such folder."""
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lib.parallel.gpt.config import GPTConfig
-from lib.parallel.gpt.files import read_files, without_wrappers
+from lib.parallel.gpt.files import read_files, without_wrappers, write_file
 
 LAYER_NAMES = {
     "norm1": "ln_1",
@@ -58,10 +57,13 @@ def read_gpt2(source: nn.Module | str | Path) -> tuple[GPTConfig, dict[str, Tens
 
 
 def write_gpt2(path: str | Path, config: GPTConfig, state: Mapping[str, Tensor]) -> None:
-    """Writes a dense state, and config.json beside it: `GPT2LMHeadModel.from_pretrained(folder)` reads them."""
+    """Writes a dense state, and config.json beside it: `GPT2LMHeadModel.from_pretrained(folder)` reads them.
+
+    Raises OSError when a file cannot be written.
+    """
     path = Path(path)
     weights = {name: x.contiguous() for name, x in to_gpt2(state, config).items() if name != "lm_head.weight"}
-    save_file(weights, path, metadata={"format": "pt"})
+    write_file(weights, path)
     settings = {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
         "n_layer": config.layers, "n_embd": config.hidden, "n_head": config.heads,

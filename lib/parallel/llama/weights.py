@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lib.parallel.gpt.files import without_wrappers
+from lib.parallel.gpt.files import without_wrappers, write_file
 from lib.parallel.llama.config import LlamaConfig
 from lib.parallel.llama.model import Llama
 from lib.parallel.llama.rows import FILE, INDEX, HubFolder
@@ -86,12 +85,12 @@ def write_llama(folder: str | Path, config: LlamaConfig, state: Mapping[str, Ten
         files[-1][name] = x.clone(memory_format=torch.contiguous_format)
     (folder / "config.json").write_text(json.dumps(to_settings(config), indent=2), "utf-8")
     if len(files) == 1:
-        save_file(files[0], folder / FILE, metadata={"format": "pt"})
+        write_file(files[0], folder / FILE)
         return
     where = {}
     for i, weights in enumerate(files):
         file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-        save_file(weights, folder / file, metadata={"format": "pt"})
+        write_file(weights, folder / file)
         where |= dict.fromkeys(weights, file)
     total = sum(x.nbytes for weights in files for x in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}

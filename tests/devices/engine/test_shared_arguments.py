@@ -10,6 +10,7 @@ from torch import nn
 
 from lib import Cluster
 from lib.parallel.data.average import average_gradients, averaging
+from lib.parallel.zero.fully_sharded import FullySharded
 
 
 def model():
@@ -53,6 +54,17 @@ def test_what_stands_around_the_program_counts_too():
         Cluster(2).run(lambda group: module(x.detach()).sum().backward())
     with pytest.raises(RuntimeError, match=r"the gradient of x, shape \(4, 3\)"):
         Cluster(2).run(lambda group: x.sum().backward())
+
+
+def test_a_model_whose_pieces_refuse_to_be_computed_with_may_be_handed_on():
+    def shard(group):
+        layer = nn.Linear(3, 2)
+        FullySharded(layer, group)
+        return layer
+
+    cluster = Cluster(2)
+    pieces = cluster.run(shard)
+    assert cluster.run(lambda group, layers: layers[group.rank].weight.shape, pieces) == [(4,), (2,)]
 
 
 def test_the_fix_that_the_error_names_is_one():

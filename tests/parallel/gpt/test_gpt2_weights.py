@@ -155,3 +155,8 @@ def test_refused_settings(settings, message):
     with pytest.raises(ValueError) as refused:
         gpt2_config(settings)
     assert str(refused.value).endswith(message)
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path):
+    with pytest.raises(OSError, match=r"nowhere/model\.safetensors: .*No such file"):
+        write_gpt2(tmp_path / "nowhere" / "model.safetensors", CONFIG, dense_weights())
