@@ -5,6 +5,7 @@ Each is an `Owner` (lib/devices/engine/own.py): it swaps a reference or two when
 """
 
 import builtins
+import copy
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 
 from lib.devices.group import Group
 from lib.devices.handle import Handle
-from lib.guest import private
+from lib.guest import private, private_tensors
 
 
 @dataclass
@@ -120,7 +121,8 @@ def _encoded(variables: dict[str, str]) -> dict[bytes, bytes]:
 
 
 class Attributes:
-    """Attributes of a module that each device sets for itself, such as `sys.argv`. All start with copies of lists."""
+    """Attributes of a module that each device sets for itself, such as `sys.argv`. All start with copies of lists and
+    dicts."""
 
     def __init__(self, module: Any, names: tuple[str, ...], size: int):
         self._values, self._names, self._read = vars(module), names, itemgetter(*names)
@@ -145,7 +147,7 @@ class Attributes:
 
 
 def _copy(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+    return copy.copy(value) if isinstance(value, list | dict) else value
 
 
 def of_python(size: int) -> list[Attributes]:
@@ -153,3 +155,8 @@ def of_python(size: int) -> list[Attributes]:
     the excepthook each time that it is initialized."""
     of_sys = ("argv", "path", "excepthook", "stdout", "stderr", "stdin")
     return [Attributes(sys, of_sys, size), Attributes(builtins, ("print", "input"), size)]
+
+
+def of_torch(size: int) -> list[Attributes]:
+    """The hooks that a program registers for all modules, and for all optimizers: its own ones alone."""
+    return [Attributes(module, names, size) for module, names in private_tensors.hooks_of_all()]

@@ -1,5 +1,7 @@
 """The part of `private.py` for PyTorch's tensors, modes, modules and checkpoints."""
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -44,6 +46,12 @@ call_of_modules = take("torch.nn", "Module")._call_impl.__code__  # what runs wh
 def is_compiled_in_place(module: torch.nn.Module) -> bool:
     """Whether `module.compile()` was called."""
     return module._compiled_call_impl is not None
+
+
+def hooks_of_all() -> list[tuple[ModuleType, tuple[str, ...]]]:
+    """Where the hooks of all modules and of all optimizers are kept: the module, and its names for them."""
+    modules = map(importlib.import_module, ("torch.nn.modules.module", "torch.optim.optimizer"))
+    return [(module, tuple(name for name in vars(module) if name.startswith("_global_"))) for module in modules]
 
 
 # ---- devices ----

@@ -63,6 +63,7 @@ class Guest:
             Seeds(size),
             own.Worlds(size),
             *own.of_python(size),
+            *own.of_torch(size),
             own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),
             modules.Modules(self.root, self.own, size),
             Globals(self.main, size),
