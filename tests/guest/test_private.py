@@ -163,6 +163,31 @@ def test_hooks_of_all_are_where_they_were():
         handle.remove()
 
 
+@pytest.mark.parametrize(("get", "put"), [*private_tensors.FOR_A_WHILE, *private_tensors.FOR_ALL])
+def test_a_setting_is_read_as_it_was_written(get, put):
+    before = get()
+    other = not before if isinstance(before, bool) else before + 1
+    put(other)
+    assert get() == other
+    put(before)
+    assert get() == before
+
+
+def test_the_older_precisions_change_the_newer_ones():
+    def newer():
+        return [get() for get, _ in private_tensors.PRECISIONS]
+
+    before = newer()
+    for get, put in private_tensors.OLDER_PRECISIONS:
+        old = get()
+        put({"highest": "medium", True: False}[old])
+        assert newer() != before
+        put(old)
+    for (_, put), value in zip(private_tensors.PRECISIONS, before, strict=True):
+        put(value)
+    assert newer() == before
+
+
 def test_rules_of_sharding_come_and_go():
     operation = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     propagator = private_dtensors.take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
