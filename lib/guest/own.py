@@ -5,6 +5,7 @@ Each is an `Owner` (lib/devices/engine/own.py): it swaps a reference or two when
 """
 
 import builtins
+import copy
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 
 from lib.devices.group import Group
 from lib.devices.handle import Handle
-from lib.guest import private
+from lib.guest import private, private_tensors
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Device:
     # Handle not yet waited for -> the line that started it; None when PyTorch's own code did.
     open_works: dict[Handle, str | None] = field(default_factory=dict)
     started: list = field(default_factory=list)  # processes that it has started and not waited for
+    at_exit: list = field(default_factory=list)  # (function, args, kwargs) that it leaves to its end
     trouble: BaseException | None = None  # what went wrong in a thread of the program's own
 
 
@@ -92,22 +94,25 @@ class Worlds:
         private.set_world(self._caller)
 
 
+_environ = os.environ  # where a program puts something else in its place, it is still what others have
+
+
 class Environments:
-    """`os.environ`: each device has a copy, with the variables of `of(rank)` in it."""
+    """The content of `os.environ`: each device has a copy, with the variables of `of(rank)` in it."""
 
     def __init__(self, of: Callable[[int], dict[str, str]], size: int):
-        self._caller = os.environ._data
+        self._caller = _environ._data
         self._mine = [self._caller | _encoded(of(rank)) for rank in range(size)]
 
     def take_up(self, rank: int) -> None:
         """The environment is that of device `rank`, for Python; what C reads is the last that anyone has set."""
-        os.environ._data = self._mine[rank]
+        _environ._data = self._mine[rank]
 
     lay_aside = None  # the copy is the device's own
 
     def give_back(self, failed: bool) -> None:
         """As before, for C too."""
-        os.environ._data = self._caller
+        _environ._data = self._caller
         for name in set().union(*self._mine) - set(self._caller):
             os.unsetenv(name)
         for name, value in self._caller.items():
@@ -116,16 +121,21 @@ class Environments:
 
 
 def _encoded(variables: dict[str, str]) -> dict[bytes, bytes]:
-    return {os.environ.encodekey(name): os.environ.encodevalue(value) for name, value in variables.items()}
+    return {_environ.encodekey(name): _environ.encodevalue(value) for name, value in variables.items()}
+
+
+_GONE = object()
 
 
 class Attributes:
-    """Attributes of a module that each device sets for itself, such as `sys.argv`. All start with copies of lists."""
+    """Attributes of a module that each device sets for itself, such as `sys.argv`. All start with copies of lists and
+    dicts."""
 
     def __init__(self, module: Any, names: tuple[str, ...], size: int):
         self._values, self._names, self._read = vars(module), names, itemgetter(*names)
         self._size, self._caller = size, ()
         self._mine: list[tuple] = []
+        self._gone = False  # whether any device has deleted one
 
     def take_up(self, rank: int) -> None:
         """The attributes are those of device `rank`."""
@@ -133,10 +143,17 @@ class Attributes:
             self._caller = self._read(self._values)
             self._mine = [tuple(map(_copy, self._caller)) for _ in range(self._size)]
         self._values.update(zip(self._names, self._mine[rank], strict=True))
+        if self._gone:
+            for name in [name for name in self._names if self._values[name] is _GONE]:
+                del self._values[name]
 
     def lay_aside(self, rank: int) -> None:
         """They are kept."""
-        self._mine[rank] = self._read(self._values)
+        try:
+            self._mine[rank] = self._read(self._values)
+        except KeyError:
+            self._gone = True
+            self._mine[rank] = tuple(self._values.get(name, _GONE) for name in self._names)
 
     def give_back(self, failed: bool) -> None:
         """They are as before."""
@@ -145,11 +162,17 @@ class Attributes:
 
 
 def _copy(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+    return copy.copy(value) if isinstance(value, list | dict) else value
 
 
 def of_python(size: int) -> list[Attributes]:
     """What programs set in `sys`, and `print`, which many take from all ranks but the first. torch.distributed wraps
     the excepthook each time that it is initialized."""
     of_sys = ("argv", "path", "excepthook", "stdout", "stderr", "stdin")
-    return [Attributes(sys, of_sys, size), Attributes(builtins, ("print", "input"), size)]
+    of_builtins, of_os = ("print", "input"), ("environ", "getenv")
+    return [Attributes(sys, of_sys, size), Attributes(builtins, of_builtins, size), Attributes(os, of_os, size)]
+
+
+def of_torch(size: int) -> list[Attributes]:
+    """The hooks that a program registers for all modules, and for all optimizers: its own ones alone."""
+    return [Attributes(module, names, size) for module, names in private_tensors.hooks_of_all()]

@@ -1,5 +1,9 @@
 """The part of `private.py` for PyTorch's tensors, modes, modules and checkpoints."""
 
+import importlib
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,6 +49,51 @@ def is_compiled_in_place(module: torch.nn.Module) -> bool:
     """Whether `module.compile()` was called."""
     return module._compiled_call_impl is not None
 
+
+def hooks_of_all() -> list[tuple[ModuleType, tuple[str, ...]]]:
+    """Where the hooks of all modules and of all optimizers are kept: the module, and its names for them."""
+    modules = map(importlib.import_module, ("torch.nn.modules.module", "torch.optim.optimizer"))
+    return [(module, tuple(name for name in vars(module) if name.startswith("_global_"))) for module in modules]
+
+
+# ---- settings of the process ----
+
+
+def _setting(get: str, put: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return take("torch._C", get), take("torch._C", put)
+
+
+# How to read and to write each. First those that programs set for a while, `with sdpa_kernel(...)`: they are read at
+# every turn, and what C++ says itself takes a twentieth of the time that torch.backends takes.
+FOR_A_WHILE = (
+    _setting("_get_flash_sdp_enabled", "_set_sdp_use_flash"),
+    _setting("_get_math_sdp_enabled", "_set_sdp_use_math"),
+    _setting("_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"),
+    _setting("_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
+    _setting("_get_mkldnn_enabled", "_set_mkldnn_enabled"),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+)
+FOR_ALL = (
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    _setting("_get_deterministic_fill_uninitialized_memory", "_set_deterministic_fill_uninitialized_memory"),
+    _setting("_get_cudnn_benchmark", "_set_cudnn_benchmark"),
+    _setting("_get_cudnn_deterministic", "_set_cudnn_deterministic"),
+    _setting("_get_warnAlways", "_set_warnAlways"),
+    (torch.__future__.get_swap_module_params_on_conversion, torch.__future__.set_swap_module_params_on_conversion),
+    (torch.get_num_threads, torch.set_num_threads),
+)
+# The older and the newer way to set the precision of float32.
+OLDER_PRECISIONS = (
+    _setting("_get_float32_matmul_precision", "_set_float32_matmul_precision"),
+    _setting("_get_cudnn_allow_tf32", "_set_cudnn_allow_tf32"),
+)
+_get, _put = _setting("_get_fp32_precision_getter", "_set_fp32_precision_setter")
+PRECISIONS = tuple(
+    (partial(_get, backend, operation), partial(_put, backend, operation))
+    for backend in ("generic", "cuda", "mkldnn")
+    for operation in ("all", "matmul", "conv", "rnn")
+    if backend != "generic" or operation == "all"
+)
 
 # ---- devices ----
 

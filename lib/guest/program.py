@@ -16,14 +16,14 @@ import torch
 
 from lib.devices.engine.own import Owner
 from lib.devices.group import Group
-from lib.guest import launching, modules, own, process, world
+from lib.guest import endings, launching, modules, own, process, world
 from lib.guest.charged import charged
 from lib.guest.dtensors import DTensors
 from lib.guest.exits import Exit
 from lib.guest.globals import Globals
 from lib.guest.refusals import refusals
 from lib.guest.seeds import Seeds
-from lib.guest.settings import settings
+from lib.guest.settings import ForAWhile, shared
 from lib.guest.signals import numbers_and_signals
 from lib.guest.store import simulated_stores
 from lib.guest.variables import variables
@@ -57,16 +57,18 @@ class Guest:
         if size % self.nodes:
             raise ValueError(f"{size} devices cannot stand in {self.nodes} equal nodes")
         set_by = (lambda rank: variables(rank, size, self.nodes)) if self.torchrun else (lambda rank: {})
-        own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, settings)
+        own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, shared, endings.endings)
         return [
             own.Outside((*own_ways, self._launching, *self.outside), size),
             Seeds(size),
             own.Worlds(size),
             *own.of_python(size),
+            *own.of_torch(size),
             own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),
             modules.Modules(self.root, self.own, size),
             Globals(self.main, size),
             DTensors(size),
+            ForAWhile(size),
             *(make(size) for make in (*process.OWNERS, *self.more_owners)),
         ]
 
@@ -86,11 +88,13 @@ class Guest:
                     contexts.enter_context(make(group))
                 result = self.main()
                 launching.run_started()
+                endings.come(device)
             world.end(device)
             return result
         except SystemExit as error:
             if error.code not in (None, 0):
                 raise Exit(group.rank, error.code) from error
+            endings.come(device)
             world.end(device)
             return None
         finally:

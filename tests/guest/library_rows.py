@@ -25,8 +25,10 @@ from torch.distributed.tensor.parallel import (
     loss_parallel,
     parallelize_module,
 )
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 WIDTH = 8
 
@@ -165,6 +167,21 @@ def zero_redundancy():
     optimizer.consolidate_state_dict(to=0)
     state = optimizer.state_dict()["state"] if dist.get_rank() == 0 else {}
     return losses, whole(model.module), [value["exp_avg"] for value in state.values()]
+
+
+def hooks_of_all():
+    """Each process registers hooks for all modules and all optimizers, which are its own ones."""
+    factor, seen = 1 + dist.get_rank(), []
+    hooks = [
+        register_module_forward_hook(lambda module, _, y: y * factor if isinstance(module, nn.Linear) else y),
+        register_optimizer_step_post_hook(lambda *_: seen.append("step")),
+    ]
+    model = DDP(without_rare(make()))
+    learned = train(model, sgd(model.parameters())), whole(model.module)
+    dist.barrier()  # nobody removes its own while others train
+    for hook in hooks:
+        hook.remove()
+    return learned, seen
 
 
 # ---- fully sharded ----
@@ -379,8 +396,8 @@ def load(folder):
 
 
 ROWS = [
-    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, fsdp1, fsdp2, fsdp2_mixed, dtensors,
-    tensor_parallel, sequence_parallel,
+    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, hooks_of_all, fsdp1, fsdp2, fsdp2_mixed,
+    dtensors, tensor_parallel, sequence_parallel,
 ]  # fmt: skip
 OF_GROUPS = [  # on two devices, these groups would have one
     fsdp1_hybrid, hsdp, uneven_dtensors, tensor_and_fully_sharded, several_ways,

@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lib.devices import Cluster, DeadlockError
-from lib.guest import private
+from lib.guest import private, private_tensors
 from lib.guest.program import Exit, guest, script
 
 HARMFUL = """
@@ -44,7 +45,9 @@ sys.argv.append("more"); sys.path.append("/nowhere"); sys.excepthook = None
 random.seed(rank); numpy.random.seed(rank); torch.manual_seed(rank)
 torch.set_default_dtype(torch.float64); torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True); torch.backends.cudnn.benchmark = True
-torch.set_float32_matmul_precision("medium"); torch.autograd.set_detect_anomaly(True)
+torch.set_float32_matmul_precision("medium"); torch.backends.fp32_precision = "tf32"
+torch.backends.cuda.enable_flash_sdp(False); torch.backends.mkldnn.set_flags(False)
+torch.autograd.set_detect_anomaly(True)
 warnings.simplefilter("error"); logging.basicConfig(level=logging.DEBUG, force=True)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 dist.all_reduce(torch.ones(1), async_op=True).wait()
@@ -65,6 +68,9 @@ SETTINGS = [
     torch.get_float32_matmul_precision,
     torch.is_anomaly_enabled,
     lambda: torch.backends.cudnn.benchmark,
+    *(get for get, _ in private_tensors.PRECISIONS),
+    torch.backends.cuda.flash_sdp_enabled,
+    lambda: torch.backends.mkldnn.enabled,
     lambda: torch.cuda.is_available,  # the functions themselves: guests see others in their place
     lambda: torch.multiprocessing.spawn,
     lambda: dist.TCPStore,
@@ -124,6 +130,20 @@ def test_the_process_is_as_before(how, error, tmp_path):
     for name, value in before.items():
         assert after[name] == value, name
     assert Cluster(4).run(book_program) == [6.0] * 4
+
+
+def attends_its_own_way():
+    """Rank 0 leaves the context while the others are within; afterwards all may take any kernel again."""
+    dist.init_process_group("gloo")
+    with sdpa_kernel(SDPBackend.MATH):
+        dist.barrier()
+        within = torch.backends.cuda.flash_sdp_enabled()
+    dist.barrier()
+    return within, torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_what_is_set_for_a_while_is_each_devices_own():
+    assert Cluster(3).run(guest(attends_its_own_way)) == [(False, True)] * 3
 
 
 def sums(steps=1):

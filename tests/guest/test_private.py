@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lib import Cluster, guest
 from lib.guest import private, private_dtensors, private_python, private_tensors
@@ -143,6 +144,48 @@ def test_modes_and_hooks_are_laid_aside_and_come_back():
         (torch.ones(2, 2) @ torch.ones(2, 2), x * x)
         assert packed
         assert counter.get_total_flops() == 16
+
+
+def test_hooks_of_all_are_where_they_were():
+    kept = {name: getattr(module, name) for module, names in private_tensors.hooks_of_all() for name in names}
+    register_all = {
+        "_global_forward_hooks": torch.nn.modules.module.register_module_forward_hook,
+        "_global_forward_pre_hooks": torch.nn.modules.module.register_module_forward_pre_hook,
+        "_global_backward_hooks": torch.nn.modules.module.register_module_full_backward_hook,
+        "_global_parameter_registration_hooks": torch.nn.modules.module.register_module_parameter_registration_hook,
+        "_global_optimizer_pre_hooks": register_optimizer_step_pre_hook,
+        "_global_optimizer_post_hooks": register_optimizer_step_post_hook,
+    }
+    for name, register in register_all.items():
+        before = len(kept[name])
+        handle = register(print)
+        assert len(kept[name]) == before + 1
+        handle.remove()
+
+
+@pytest.mark.parametrize(("get", "put"), [*private_tensors.FOR_A_WHILE, *private_tensors.FOR_ALL])
+def test_a_setting_is_read_as_it_was_written(get, put):
+    before = get()
+    other = not before if isinstance(before, bool) else before + 1
+    put(other)
+    assert get() == other
+    put(before)
+    assert get() == before
+
+
+def test_the_older_precisions_change_the_newer_ones():
+    def newer():
+        return [get() for get, _ in private_tensors.PRECISIONS]
+
+    before = newer()
+    for get, put in private_tensors.OLDER_PRECISIONS:
+        old = get()
+        put({"highest": "medium", True: False}[old])
+        assert newer() != before
+        put(old)
+    for (_, put), value in zip(private_tensors.PRECISIONS, before, strict=True):
+        put(value)
+    assert newer() == before
 
 
 def test_rules_of_sharding_come_and_go():
