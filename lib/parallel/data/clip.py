@@ -126,7 +126,7 @@ def _check_group(parameters: nn.Module | Iterable[nn.Parameter], unsaid: list[nn
     """ValueError when parts are held by other devices than those of `group`, or gradients by something else than the
     module."""
     who = f"gradient_norm on rank {group.rank} of {group.size}"
-    pieces = [p.origin for p in unsaid if hasattr(p, "origin") and p.origin.devices > 1]
+    pieces = [p.origin for p in unsaid if hasattr(p, "origin")]
     elsewhere = [of.name for of in pieces if of.cut or {*of.ranks} != {*group.ranks}]
     if isinstance(parameters, nn.Module):
         named = dict(parameters.named_parameters(remove_duplicate=False))
