@@ -155,6 +155,7 @@ def test_experts_beside_fully_sharded_layers():
 
     with pytest.raises(ValueError, match="sum_gradients on rank . of 2: 1.weight, 1.bias was cut by FullySharded"):
         Cluster(2).run(program)
+    Cluster(1).run(program)
 
 
 def test_the_norm_of_hybrid_pieces_over_all_devices():
