@@ -86,6 +86,17 @@ def test_experts_are_not_averaged():
         Cluster(2).run(program)
 
 
+def test_halves_of_experts_are_not_averaged():
+    def program(group):
+        grid = ExpertGrid.over(group, 1, tensor_parallel=2)
+        layer = MixtureOfExperts(4, 6, RoutingRule(4, 2), grid)
+        layer(torch.randn(3, 4)).sum().backward()
+        average_gradients(layer, group)
+
+    with pytest.raises(ValueError, match=r"experts.up is cut .* use sum_gradients"):
+        Cluster(2).run(program)
+
+
 def after_backward(group, how):
     """This device's model on a grid of 2 x 2, with its gradients, and the mesh."""
     mesh = Mesh(group, dp=2, tp=2)

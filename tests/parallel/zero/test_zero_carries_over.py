@@ -331,3 +331,14 @@ def test_what_is_made_of_a_complex_gradient_is_a_piece_too():
 
     with pytest.raises(RuntimeError, match=r"weight \(2, 4\)"):
         Cluster(2).run(program)
+
+
+def test_a_hook_beside_those_of_the_clock_is_refused():
+    def program(group):
+        model = net()
+        model(X)
+        model[0].weight.register_post_accumulate_grad_hook(on_arrival)
+        FullySharded(model, group)
+
+    with pytest.raises(ValueError, match=r"0.weight \(5, 4\) has a hook"):
+        Cluster(2, hardware="H100").run(program)
