@@ -190,6 +190,14 @@ def receives_a_turned_matrix(rank):
     dist.irecv(torch.ones(3, 2).T, 1 - rank)
 
 
+def exchanges_into_a_turned_matrix(rank):
+    dist.all_to_all_single(torch.ones(2, 2).T, torch.ones(2, 2))
+
+
+def sends_turned_images(rank):
+    dist.send(torch.ones(2, 3, 5, 4).mT, 1 - rank)
+
+
 def exchanges_a_turned_matrix(rank):
     dist.all_to_all_single(torch.ones(2, 2), torch.ones(2, 2).T)
 
@@ -226,6 +234,8 @@ def group_in_a_thread(rank):
         (does_not_divide, ValueError, r"its output of 5 elements .* without splits 2 divide"),
         (sends_a_column, ValueError, r"rank \d: send of a tensor of shape \(3,\).* Send x.contiguous\(\)"),
         (receives_a_turned_matrix, ValueError, r"rank \d: recv of .* receive into a new tensor"),
+        (exchanges_into_a_turned_matrix, ValueError, r"rank \d: all_to_all_single of .*real processes refuse"),
+        (sends_turned_images, ValueError, r"rank \d: send of a tensor of shape \(2, 3, 4, 5\)"),
         (exchanges_a_turned_matrix, ValueError, r"rank \d: all_to_all_single of .*real processes refuse"),
         (from_anyone, NotImplementedError, r"Name it: recv\(x, src=...\)"),
         (monitored, Exception, "dist.barrier"),
@@ -330,3 +340,17 @@ def test_a_model_that_all_devices_were_handed_is_not_one_for_each():
     """Real processes get copies of it. Here all devices would write into the same tensors."""
     with pytest.raises(RuntimeError, match="a device changed weight of argument 1"):
         Cluster(2).run(guest(trains, nn.Linear(2, 1)))
+
+
+def exchanges_images(rank):
+    """With the channels last, as convolutions have them: those are sent."""
+    x = torch.full((2, 3, 4, 4), float(rank)).to(memory_format=torch.channels_last)
+    y = torch.empty_like(x)
+    work = dist.isend(x, 1 - rank)
+    dist.recv(y, 1 - rank)
+    work.wait()
+    return y.mean().item()
+
+
+def test_images_with_channels_last_are_sent():
+    assert run(exchanges_images) == [1.0, 0.0]

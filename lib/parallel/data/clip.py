@@ -128,7 +128,7 @@ def _check_group(parameters: nn.Module | Iterable[nn.Parameter], unsaid: list[nn
     """ValueError when parts are held by other devices than those of `group`, or gradients by something else than the
     module."""
     who = f"gradient_norm on rank {group.rank} of {group.size}"
-    pieces = [p.origin for p in unsaid if hasattr(p, "origin") and p.origin.devices > 1]
+    pieces = [p.origin for p in unsaid if hasattr(p, "origin")]
     elsewhere = [of.name for of in pieces if of.cut or {*of.ranks} != {*group.ranks}]
     if not isinstance(parameters, nn.Module):
         cut = [p for p in unsaid if not hasattr(p, "origin") and hasattr(p, "cut_over")]

@@ -102,3 +102,16 @@ def test_half_precision_is_merged_in_float32():
         running.add(k[:, :, i : i + 3], v[:, :, i : i + 3], [Block(slice(0, 5), slice(0, 3), "all")])
     assert running.total[0].dtype == torch.float32
     assert running.result()[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("turned", range(5), ids=["grad", "q", "k", "v", "out"])
+def test_whose_numbers_do_not_lie_next_to_each_other(turned):
+    """Each of what the backward gets, alone: the kernel would read other numbers."""
+    q, k, v = tensors()
+    out, lse = attend_part(q, k, v)
+    given = [torch.randn_like(q), q, k, v, out]
+    right = attend_part_backward(*given, lse)
+    given[turned] = given[turned].mT.contiguous().mT
+    for mine, whole in zip(attend_part_backward(*given, lse), right, strict=True):
+        assert_close(mine, whole, "gradient")
+    assert_close(attend_part(*given[1:4])[0], out, "output")

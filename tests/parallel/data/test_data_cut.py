@@ -26,6 +26,7 @@ from lib import (
     sum_gradients,
 )
 from lib.devices import Cluster
+from lib.parallel.sharding.placement import Shard
 
 X = torch.linspace(-1, 1, 32, dtype=torch.float64).view(8, 4).sin()
 
@@ -78,6 +79,17 @@ def test_pieces_are_not_mixed(mix):
 def test_experts_are_not_averaged():
     def program(group):
         layer = MixtureOfExperts(4, 6, RoutingRule(4, 2), group)
+        layer(torch.randn(3, 4)).sum().backward()
+        average_gradients(layer, group)
+
+    with pytest.raises(ValueError, match=r"experts.up is cut .* use sum_gradients"):
+        Cluster(2).run(program)
+
+
+def test_halves_of_experts_are_not_averaged():
+    def program(group):
+        grid = ExpertGrid.over(group, 1, tensor_parallel=2)
+        layer = MixtureOfExperts(4, 6, RoutingRule(4, 2), grid)
         layer(torch.randn(3, 4)).sum().backward()
         average_gradients(layer, group)
 
@@ -154,6 +166,7 @@ def test_experts_beside_fully_sharded_layers():
 
     with pytest.raises(ValueError, match="sum_gradients on rank . of 2: 1.weight, 1.bias was cut by FullySharded"):
         Cluster(2).run(program)
+    Cluster(1).run(program)
 
 
 def test_the_norm_of_hybrid_pieces_over_all_devices():
@@ -186,3 +199,80 @@ def test_a_norm_of_no_gradients_is_refused():
 
     with pytest.raises(ValueError, match="none of the 2 parameters has a gradient.* ShardedOptimizer .* `pieces`"):
         Cluster(2).run(program)
+
+
+def test_a_layer_under_two_names_is_counted_once():
+    def program(group):
+        model = nn.Module()
+        model.first = model.second = net(group)
+        model.second(model.first(X)).square().sum(1).mean().backward()
+        return float(gradient_norm(model, group))
+
+    right = Cluster(1).run(program)[0]
+    assert Cluster(2).run(program) == [pytest.approx(right, rel=1e-12)] * 2
+
+
+def test_a_module_some_of_whose_gradients_are_missing():
+    def program(group):
+        model = nn.Sequential(nn.Linear(4, 2), nn.Linear(4, 2))
+        model[0](torch.ones(1, 4)).sum().backward()
+        return float(gradient_norm(model, group)), float(gradient_norm(model[0], group))
+
+    found, right = Cluster(2).run(program)[0]
+    assert found == right > 0
+
+
+def test_pieces_of_the_only_replica_are_not_summed_over_the_devices_of_its_layers():
+    """The whole LayerNorm is there on each of them, and would count twice."""
+
+    def program(group, over):
+        mesh = Mesh(group, dp=1, tp=2)
+        model = net(mesh.tp)
+        optimizer = zero(model, mesh.dp)
+        model(X).square().sum(1).mean().backward()
+        optimizer.reduce_gradients()
+        gradient_norm(optimizer.pieces, getattr(mesh, over))
+
+    for over in ("tp", "dp"):
+        with pytest.raises(ValueError, match="up.weight, up.bias, down.weight( ...)? are not cut over"):
+            Cluster(2).run(program, over)
+
+
+def test_each_parameter_is_named_once():
+    def program(group, over):
+        mesh, model, _ = after_backward(group, "sharded")
+        gradient_norm(model, getattr(mesh, over))
+
+    for over, names in (
+        ("dp", "up.weight, up.bias, down.weight"),
+        ("group", r"up.weight, up.bias, down.weight \.\.\."),
+    ):
+        with pytest.raises(ValueError, match=f"{names} are not cut over"):
+            Cluster(4).run(program, over)
+
+
+def test_cut_layers_that_are_other_ones_on_other_devices():
+    """As in a pipeline: what is said to be sharded over all of them is."""
+
+    def program(group, said):
+        mesh = Mesh(group, pp=2, tp=2)
+        layer = ColumnParallelLinear(4, 6, mesh.tp).double()
+        for p in layer.parameters():
+            p.grad = torch.full_like(p, 1 + mesh.pp.rank)
+        return float(gradient_norm(layer, group, sharded=list(layer.parameters()) if said else ()))
+
+    assert Cluster(4).run(program, True) == [pytest.approx(math.sqrt((24 + 6) * (1 + 4)), rel=1e-12)] * 4
+    with pytest.raises(ValueError, match="weight, bias are not cut over"):
+        Cluster(4).run(program, False)
+
+
+def test_all_groups_over_which_a_layer_is_cut_are_in_that_of_the_norm():
+    def program(group):
+        mesh = Mesh(group, experts=2, tensor=2, rest=2)
+        layer = nn.Linear(4, 2, bias=False)
+        layer.layout, layer.cut_over = {"weight": Shard(0)}, [mesh.experts, mesh.tensor]
+        layer.weight.grad = torch.ones(2, 4)
+        gradient_norm(layer, group.split([[0, 1, 4, 5], [2, 3, 6, 7]]))  # all that differ in experts or rest
+
+    with pytest.raises(ValueError, match="weight is not cut over"):
+        Cluster(8).run(program)

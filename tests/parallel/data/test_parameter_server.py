@@ -180,3 +180,16 @@ def test_frozen_parameters_and_types_stay_as_they_are():
 def test_a_parameter_without_a_gradient_is_named():
     with pytest.raises(ValueError, match=r"on rank [12] of 3: no gradient reached unused.weight, unused.bias. Freeze"):
         Cluster(3).run(train_mixed, False)
+
+
+def test_workers_begin_with_the_servers_parameters():
+    def program(group, apart):
+        torch.manual_seed(group.rank if apart else 0)
+        model = nn.Linear(3, 1).double()
+        data = batches(group.rank)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        return train_asynchronously(
+            group, model, optimizer, lambda model: model(next(data)[0]).square().mean(), plan_updates([1, 2], 6)
+        )
+
+    assert Cluster(3).run(program, True) == Cluster(3).run(program, False)

@@ -153,14 +153,20 @@ def test_targets_that_do_not_count(config):
 
 @pytest.mark.parametrize(
     ("config", "alike"),
-    [(ParallelConfig(dp=2), False), (ParallelConfig(tp=2), True), (ParallelConfig(pp=2, micro_batches=2), False)],
+    [
+        (ParallelConfig(dp=2), False),
+        (ParallelConfig(dp=2, ep=2), False),
+        (ParallelConfig(tp=2), True),
+        (ParallelConfig(pp=2, micro_batches=2), False),
+    ],
     ids=str,
 )
 def test_what_is_dropped(config, alike):
     """Replicas and stages draw numbers of their own; devices with the same activations the same ones."""
 
     def program(group):
-        trainer = GridTrainer(group, config, replace(SMALL, dropout=0.5), BATCH, LENGTH, sgd)
+        model = replace(EXPERTS if config.ep > 1 else SMALL, dropout=0.5)
+        trainer = GridTrainer(group, config, model, BATCH, LENGTH, sgd)
         drawn = []
         for block in trainer.gpt.blocks.values():
             block.register_forward_pre_hook(lambda *_: drawn.append(torch.random.get_rng_state().sum()))

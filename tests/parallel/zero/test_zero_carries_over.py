@@ -241,3 +241,104 @@ def test_a_step_with_gradients_that_nobody_has_reduced():
 
     with pytest.raises(ValueError, match="0.weight, 0.bias, 2.weight still has its whole .* Call reduce_gradients()"):
         Cluster(2).run(program)
+
+
+@pytest.mark.parametrize("again", ["reduce_gradients", "reducing"])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_reductions_add_up_after_the_gradients_are_cleared(by_hand, again):
+    """Twice in each step; who clears the pieces by hand has one reduction."""
+
+    def program(group):
+        model = net()
+        zero = ShardedOptimizer(model, group, lambda p: torch.optim.SGD(p, lr=0.1))
+        for _ in range(2):
+            for _ in range(1 if by_hand else 2):
+                if again == "reducing":
+                    with zero.reducing():
+                        model(X).square().mean().backward()
+                else:
+                    model(X).square().mean().backward()
+                    zero.reduce_gradients()
+            zero.step()
+            for piece in zero.pieces if by_hand else ():
+                piece.grad = None
+            if not by_hand:
+                zero.zero_grad()
+        return whole_parameters(model)
+
+    right = net()
+    for _ in range(2):
+        right.zero_grad()
+        ((1 if by_hand else 2) * right(X).square().mean()).backward()
+        torch.optim.SGD(right.parameters(), lr=0.1).step()
+    for found in Cluster(2).run(program):
+        assert all(torch.allclose(found[name], p, rtol=0, atol=1e-12) for name, p in right.named_parameters())
+
+
+NUMBERS = "all amax amin aminmax any count_nonzero dot logsumexp max mean median min nanmean nansum norm prod quantile"
+
+
+@pytest.mark.parametrize("name", [*NUMBERS.split(), "std", "sum", "var"])
+def test_no_number_of_all_elements_is_that_of_a_piece(name):
+    def program(group):
+        model = net()
+        FullySharded(model, group)
+        model(shard_batch(X, group)).square().mean().backward()
+        grad = model[0].weight.grad
+        rest = {"dot": [grad.detach()], "logsumexp": [0], "quantile": [0.5]}.get(name, [])
+        getattr(torch, name)(grad, *rest)
+
+    with pytest.raises(RuntimeError, match=r"0.weight \(5, 4\)"):
+        Cluster(2).run(program)
+    Cluster(1).run(program)
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_the_larger_of_two_is_asked_of_each_element(name):
+    def program(group):
+        model = net()
+        FullySharded(model, group)
+        model(shard_batch(X, group)).square().mean().backward()
+        grad = model[0].weight.grad
+        return torch.equal(getattr(torch, name)(grad, torch.zeros(len(grad))).detach(), clamped_at_0(grad, name))
+
+    def clamped_at_0(grad, name):
+        return grad.detach().clamp(**{"max" if name == "min" else "min": 0})
+
+    assert Cluster(2).run(program) == [True, True]
+
+
+@pytest.mark.parametrize("ask", [torch.isfinite, torch.isinf, torch.isnan])
+def test_where_a_gradient_is_finite_is_known_of_the_piece_alone(ask):
+    """So its `any()` is refused."""
+
+    def program(group):
+        model = net()
+        FullySharded(model, group)
+        model(shard_batch(X, group)).square().mean().backward()
+        ask(model[0].weight.grad).any()
+
+    with pytest.raises(RuntimeError, match=r"0.weight \(5, 4\)"):
+        Cluster(2).run(program)
+
+
+def test_what_is_made_of_a_complex_gradient_is_a_piece_too():
+    def program(group):
+        model = nn.Linear(4, 2, dtype=torch.complex128)
+        FullySharded(model, group)
+        model(X.to(torch.complex128)).abs().sum().backward()
+        (2 * model.weight.grad).sum()
+
+    with pytest.raises(RuntimeError, match=r"weight \(2, 4\)"):
+        Cluster(2).run(program)
+
+
+def test_a_hook_beside_those_of_the_clock_is_refused():
+    def program(group):
+        model = net()
+        model(X)
+        model[0].weight.register_post_accumulate_grad_hook(on_arrival)
+        FullySharded(model, group)
+
+    with pytest.raises(ValueError, match=r"0.weight \(5, 4\) has a hook"):
+        Cluster(2, hardware="H100").run(program)
