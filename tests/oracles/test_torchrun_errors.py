@@ -246,7 +246,7 @@ def test_bad_calls_are_refused_before_anything_starts():
 
 def test_tensors_that_cannot_travel_are_refused():
     says(ValueError, ["all_reduce(op='sum')", "30 dims", "Convert"], Processes(2), real_errors.too_many_dims)
-    says(ValueError, ["sparse", "Convert"], Processes(2), real_errors.sparse)
+    says(TypeError, ["sparse", "dense tensor", "to_dense"], Processes(2), real_errors.sparse)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none; this machine has one")
