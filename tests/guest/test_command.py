@@ -26,7 +26,7 @@ def leaves_no_trace():
         return (
             Path.cwd(), environment(), list(sys.argv), list(sys.path), sys.stdout, guests(),
             os.getpid, os.fork, signal.signal, time.time, logging.root.level,
-            list(logging.root.handlers), set(logging.root.manager.loggerDict), dist.is_initialized(),
+            list(logging.root.handlers), loggers(), dist.is_initialized(),
             dist.TCPStore, sys.modules["torch.multiprocessing.spawn"].start_processes, sys.modules["__main__"],
         )  # fmt: skip
 
@@ -39,6 +39,11 @@ def leaves_no_trace():
 def guests():
     files = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
     return {name for name, file in files.items() if file.startswith(str(PROGRAMS)) or name == "__mp_main__"}
+
+
+def loggers():
+    """Those of the programs. A library that is imported meanwhile makes some, and they stay as it does."""
+    return {name for name in logging.root.manager.loggerDict if name.partition(".")[0] not in sys.modules}
 
 
 def environment():
