@@ -1,6 +1,7 @@
 """Guests that say "cuda" throughout, as scripts for GPUs do, beside the same guests on the CPU."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -90,25 +91,29 @@ def test_dtensors_on_a_mesh_of_gpus():
     assert outputs == [([2.0 * r, 2.0 * r + 1], [1.0] * 2 * P) for r in range(P)]
 
 
-def test_attention_of_sharded_heads_is_that_of_all_heads():
-    """By heads, as tensor parallelism has them, and by the samples of a batch."""
-    x = [torch.randn(P, P, 3, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("place", [Shard(0), Shard(1), Replicate()], ids=str)
+def test_attention_of_sharded_heads_is_that_of_all_heads(place, masked):
+    """By heads, as tensor parallelism has them, and by the samples of a batch. With a mask, all have all of it."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, mask = [draw(P, P, 2 * P, 5) for _ in range(3)], draw(2 * P, 2 * P) if masked else None
 
-    def program(place):
+    def attended(parts, mask):
+        y = scaled_dot_product_attention(*parts, attn_mask=mask, is_causal=not masked)
+        y.square().sum().backward()
+        return y.detach(), [part.grad for part in parts]
+
+    def program():
         dist.init_process_group("nccl")
         mesh = init_device_mesh("cuda", (dist.get_world_size(),))
         parts = [distribute_tensor(part.clone(), mesh, [place]).requires_grad_() for part in x]
-        y = scaled_dot_product_attention(*parts, is_causal=True)
-        assert y.placements == (place,)
-        y.square().sum().backward()
-        return [y.full_tensor().detach()] + [part.grad.full_tensor() for part in parts]
+        y, grads = attended(parts, distribute_tensor(mask.clone(), mesh, [Replicate()]) if masked else None)
+        assert y.placements == (Replicate() if masked else place,)
+        return [each.full_tensor() for each in (y, *grads)]
 
-    dense = [part.clone().requires_grad_() for part in x]
-    y = scaled_dot_product_attention(*dense, is_causal=True)
-    y.square().sum().backward()
-    for place in (Shard(0), Shard(1), Replicate()):
-        for output in run(program, place)[0]:
-            torch.testing.assert_close(output, [y.detach()] + [part.grad for part in dense], rtol=1e-12, atol=1e-12)
+    y, grads = attended([part.clone().requires_grad_() for part in x], mask)
+    for output in run(program)[0]:
+        torch.testing.assert_close(output, [y, *grads], rtol=1e-12, atol=1e-12)
 
 
 def test_synced_batch_norm_is_the_batch_norm_of_the_whole_batch():
