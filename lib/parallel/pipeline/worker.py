@@ -114,12 +114,7 @@ class _Worker:
     def forward(self, stage: int, micro: int) -> None:
         x = self.inputs[micro] if stage == 0 else self._take("F", stage, micro).requires_grad_()
         with self.later.entered() if (stage, micro) in self.split else nullcontext():
-            y = self.stages[stage](x)
-        if not isinstance(y, Tensor):
-            raise TypeError(
-                f"run_pipeline on rank {self.group.rank}: stage {stage} made {type(y).__name__} of micro-batch "
-                f"{micro}, and one tensor goes from stage to stage: return one"
-            )
+            y = self._one_tensor(self.stages[stage](x), stage, micro)
         if stage == self.last:
             y = self.loss(y, micro)
             self.losses[micro] = y.detach()
@@ -144,6 +139,14 @@ class _Worker:
                 "it would learn. Is there a detach() or a no_grad() in the stage?"
             )
         self._give("B", stage, stage - 1, micro, x.grad)
+
+    def _one_tensor(self, y: object, stage: int, micro: int) -> Tensor:
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"run_pipeline on rank {self.group.rank}: stage {stage} made {type(y).__name__} of micro-batch "
+                f"{micro}, and one tensor goes from stage to stage: return one"
+            )
+        return y
 
     def _take(self, what: What, stage: int, micro: int) -> Tensor:
         value = self.here.pop((what, stage, micro))
