@@ -75,16 +75,7 @@ class GPT(VocabularyHead):
 
     def embed(self, tokens: Tensor, seen: int = 0) -> Tensor:
         """(batch, S) at the positions from `seen` on -> (batch, S, hidden)."""
-        if tokens.ndim != 2 or seen + tokens.shape[1] > self.config.positions:
-            raise ValueError(
-                f"GPT on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)} after "
-                f"{seen} others; they must be (batch, S) with at most {self.config.positions} positions in all"
-            )
-        if getattr(self._attend, "cuts_sequence", False):
-            raise ValueError(
-                f"{type(self).__name__} on rank {self.group.rank} of {self.group.size}: {self._attend} sees a part of "
-                "the sequence, and here positions are counted from 0. Take ContextGPT, which knows where its tokens are"
-            )
+        self._check_tokens(tokens, seen)
         places = self.positions.weight[seen : seen + tokens.shape[1]]  # (S, hidden)  Replicate
         return self.dropout(self.embedding(tokens) + self.own_tokens(places))
 
@@ -100,6 +91,18 @@ class GPT(VocabularyHead):
     def head_weight(self) -> Tensor:
         """(padded V/P, hidden) Shard(0): the embedding's."""
         return self.embedding.weight
+
+    def _check_tokens(self, tokens: Tensor, seen: int) -> None:
+        if tokens.ndim != 2 or seen + tokens.shape[1] > self.config.positions:
+            raise ValueError(
+                f"GPT on rank {self.group.rank} of {self.group.size}: tokens of shape {tuple(tokens.shape)} after "
+                f"{seen} others; they must be (batch, S) with at most {self.config.positions} positions in all"
+            )
+        if getattr(self._attend, "cuts_sequence", False):
+            raise ValueError(
+                f"{type(self).__name__} on rank {self.group.rank} of {self.group.size}: {self._attend} sees a part of "
+                "the sequence, and here positions are counted from 0. Take ContextGPT, which knows where its tokens are"
+            )
 
 
 def initialize(model: GPT) -> None:
