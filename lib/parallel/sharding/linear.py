@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from lib.devices import Group
 from lib.parallel.sharding.conjugates import copy_to, gather_from, reduce_from, scatter_to
 from lib.parallel.sharding.placement import Placement, Replicate, Shard, ShardBlocks
-from lib.parallel.sharding.shards import check_member, check_own, shard_sizes
+from lib.parallel.sharding.shards import check_member, declare_cuts, shard_sizes
 
 
 class ShardedLinear(nn.Module):
@@ -62,7 +62,7 @@ class ShardedLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(piece, whole.requires_grad))
 
     def _check_input(self, x: Tensor, expected: int, why: str) -> None:
-        check_own(self)
+        declare_cuts(self)
         if x.shape[-1:] != (expected,):
             raise ValueError(
                 f"{type(self).__name__}({self.extra_repr()}) on rank {self.group.rank} of {self.group.size} got an "

@@ -73,7 +73,7 @@ def check_member(group: Group, who: str) -> None:
         raise ValueError(f"{who}: this device is not a member of the group; guard with `if group.rank is not None`")
 
 
-def check_own(layer: nn.Module) -> None:
+def declare_cuts(layer: nn.Module) -> None:
     """Before a forward: what `layer` has cut says so itself, as `placement` and `cut_over`, ranks; for `gradient_norm`
     of a list.
 

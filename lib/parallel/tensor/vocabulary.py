@@ -19,7 +19,7 @@ from lib.devices import Group
 from lib.parallel.sharding.autocast import autocast_type
 from lib.parallel.sharding.conjugates import reduce_from
 from lib.parallel.sharding.named import named
-from lib.parallel.sharding.shards import check_own
+from lib.parallel.sharding.shards import declare_cuts
 
 
 def padded_vocabulary(vocabulary: int, parts: int) -> int:
@@ -66,7 +66,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, S) -> (batch, S, hidden)."""
-        check_own(self)
+        declare_cuts(self)
         check_tokens(tokens, self.vocabulary, self.group, "VocabParallelEmbedding")
         mine, local = own_tokens(tokens, len(self.weight), self.group)
         y = F.embedding(local, self.weight) * mine.unsqueeze(-1)  # (batch, S, hidden)  Partial: one device has each row
