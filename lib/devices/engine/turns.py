@@ -153,7 +153,7 @@ class Turns:
                 with self._interrupting:
                     self._interruptible = None
                     if self.failure is not None:
-                        raise_in(self._threads[rank], None)  # what was sent but has not arrived yet is taken back
+                        raise_in(self._threads[rank], Stopped)  # at once, here: what was sent may not arrive later
             except Stopped:
                 continue
 
