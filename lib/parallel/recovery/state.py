@@ -67,18 +67,17 @@ def all_held(
     """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     stepped = [(_innermost(each), *what) for each in optimizers for what in _stepped(held, each)]
-    found = list(held.values())
+    found, numbers = list(held.values()), _numbers(saved or {})
     for inner, name, p, is_master in stepped:
         one = held[name]
         part = p.origin.where if isinstance(p, Piece) else one.part
         if is_master:
             found.append(replace(one, name=f"master.{name}", x=p, part=part))
         state = inner.state[p]
-        for label in sorted(saved or ()):
+        for label in saved or ():
             key, _, of = label.partition(".")
-            if of == name and key not in ("parameter", "buffer", "master", *state):
-                is_number = not saved[label]["shape"] and (one.whole != () or key == "step")
-                like = torch.zeros(()) if is_number else torch.zeros_like(p.detach())
+            if of == name and key not in ("parameter", "master", *state):
+                like = torch.zeros(()) if key in numbers else torch.zeros_like(p.detach())
                 state[key] = like.to(getattr(torch, saved[label]["dtype"]))
         for key, x in state.items():
             if isinstance(x, Tensor) and x.ndim == 0:  # a number, such as Adam's count of steps
@@ -90,6 +89,17 @@ def all_held(
                         "only what is laid out as its parameter can be cut as that is. Take an optimizer like AdamW"
                     )
                 found.append(replace(one, name=f"{key}.{name}", x=x, part=part))
+    return found
+
+
+def _numbers(saved: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """What the saved optimizer keeps as one number of a parameter, whatever its shape. Of a parameter that is a number
+    itself, its moments look the same; so the others say it."""
+    found = {"step"}
+    for label, tensor in saved.items():
+        key, _, of = label.partition(".")
+        if not tensor["shape"] and saved.get(f"parameter.{of}", tensor)["shape"]:
+            found.add(key)
     return found
 
 

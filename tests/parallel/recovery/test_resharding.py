@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import ShardedOptimizer, shard_batch
+from lib import MasterWeights, ShardedOptimizer, shard_batch
 from lib.devices import Cluster
 from lib.examples import checkpoint
 from lib.examples.recipe import Recipe
@@ -128,6 +128,7 @@ OPTIMIZERS = {
     "ASGD": lambda p: torch.optim.ASGD(p, lr=0.1),
     "fused": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),  # counts in float32 whatever the default
     "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "masters": lambda p: MasterWeights(p, lambda masters: torch.optim.AdamW(masters, lr=0.1)),
     "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
 }
 
@@ -140,16 +141,19 @@ def test_any_optimizer_goes_on_where_it_was(make, tmp_path):
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float64)
         model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        model.scale = torch.nn.Parameter(torch.tensor(2.0))  # a number too, but its moments lie with its piece
         zero = ShardedOptimizer(model, group, make)
         if resume:
             place = tmp_path / "step-000002"
             there = files.manifest_of(place)["tensors"]
-            files.load(place, all_held(parameters_held(model, group), zero, there))
+            held = all_held(parameters_held(model, group), zero, there)
+            assert len({one.name for one in held}) == len(held)
+            files.load(place, held)
         for step in range(steps):
             if step == 2 and not resume:
                 save(tmp_path, 2, all_held(parameters_held(model, group), zero), {}, group)
             zero.zero_grad()
-            model(shard_batch(x, group)).square().mean().backward()
+            (model.scale * model(shard_batch(x, group))).square().mean().backward()
             zero.reduce_gradients()
             zero.step()
         return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -157,6 +161,22 @@ def test_any_optimizer_goes_on_where_it_was(make, tmp_path):
     right = Cluster(2).run(program, 4)[0]
     for found in Cluster(4).run(program, 2, True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+
+
+def test_each_of_several_optimizers_gets_back_its_own(tmp_path):
+    def program(group):
+        model = torch.nn.ParameterDict({"w": torch.ones(2), "w2": torch.ones(2)})
+        both = [torch.optim.SGD([model["w"]], lr=0.1, momentum=0.9), torch.optim.AdamW([model["w2"]], lr=0.1)]
+        for optimizer in both:
+            (model["w"] * model["w2"]).sum().backward()
+            optimizer.step()
+        held = parameters_held(model, group)
+        place = save(tmp_path, 1, all_held(held, both), {}, group)
+        anew = [torch.optim.SGD([model["w"]], lr=0.1, momentum=0.9), torch.optim.AdamW([model["w2"]], lr=0.1)]
+        files.load(place, all_held(held, anew, files.manifest_of(place)["tensors"]))
+        return [set(optimizer.state[p]) for optimizer, p in zip(anew, model.values(), strict=True)]
+
+    assert Cluster(1).run(program) == [[{"momentum_buffer"}, {"exp_avg", "exp_avg_sq", "step"}]]
 
 
 def test_what_an_optimizer_keeps_in_another_shape_is_refused():
