@@ -113,6 +113,13 @@ def test_copies_that_differ_are_named():
         expert_state(models)
 
 
+def test_what_has_diverged_is_still_a_copy():
+    models = Cluster(4).run(on_grid, CONFIG, 2, 1, None)
+    for model in models:
+        model.blocks[0].mlp.experts.up.data[:] = torch.nan
+    assert expert_state(models)["blocks.0.mlp.experts.up"].isnan().all()
+
+
 def test_expert_choice_cannot_write():
     with pytest.raises(ValueError, match="expert choice a token's experts depend on the tokens after it"):
         Cluster(1).run(lambda group: generate(ExpertGPT(CONFIGS["expert choice"], group), PROMPT, 1))
