@@ -62,9 +62,8 @@ class Turns:
         except BaseException as interrupt:  # Ctrl-C, or the notebook's stop button
             self.failure = interrupt
             self._stop_all()
-        for thread in self._threads:
-            if thread.ident:  # else it never began
-                thread.join()
+        for thread in (thread for thread in self._threads if thread.ident):  # the others never began
+            thread.join()
         failure, self.failure = self.failure, None
         if failure is not None:
             try:
@@ -187,11 +186,12 @@ class Turns:
 
     def _stop_all(self) -> None:
         patience = 0.05  # seconds; more each time, so that a device may clean up in peace
-        while self._threads[0].ident and not self._all_ended.is_set():
-            with suppress(KeyboardInterrupt):  # pressed again: all are being stopped already
-                if not self._all_ended.wait(patience):
-                    self._interrupt_running_device()
-                    patience = min(2 * patience, 1.0)
+        try:
+            while self._threads[0].ident and not self._all_ended.wait(patience):
+                self._interrupt_running_device()
+                patience = min(2 * patience, 1.0)
+        except KeyboardInterrupt:  # pressed again: all are being stopped already
+            self._stop_all()
 
     def _interrupt_running_device(self) -> None:
         # The devices that wait are unwound when they get the turn; the one that computes is told asynchronously.

@@ -6,6 +6,7 @@ moment; what it does afterwards would never end by itself.
 
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -221,14 +222,22 @@ def test_a_device_that_is_interrupted_on_its_way_out_still_passes_the_turn(inter
     assert interruptible == [None] * 2
 
 
-def test_pressed_again_while_it_stops():
+@pytest.mark.parametrize("tracer", [None, lambda *frame: None], ids=["alone", "under a debugger"])
+def test_pressed_again_while_it_stops(tracer):
+    """A debugger sees each call, and so the interrupt may come at any of them."""
+
     def program(group):
         try:
             press_stop_while_it_computes()
         finally:
             press_stop_while_it_computes()
 
-    stop(program)
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        stop(program)
+    finally:
+        sys.settrace(before)
 
 
 def test_a_device_may_take_its_time_to_clean_up():
