@@ -210,10 +210,17 @@ def scores_in(x):
         (scores_in, "the softmax of a row that is -inf throughout is 0/0"),
         (lambda x: x + torch.inf * (x - x), "0 * inf is nan"),
         (lambda x: x.masked_fill(x > 0, torch.inf) - torch.inf, "inf - inf is nan"),
+        (lambda x: x * (1e300 * x).prod(), "prod is where the first inf comes up"),
     ],
 )
 def test_the_operation_that_first_makes_inf_or_nan_is_named(strange, cause):
     checks.rejects(tasks.column_forward, lambda group, x, w: strange(tasks.column_forward.solution(group, x, w)), cause)
+
+
+def test_numbers_that_are_all_zero_are_no_factor():
+    verdict = str(tasks.column_forward.check(lambda group, x, w: 0 * tasks.column_forward.solution(group, x, w)))
+    assert "expected" in verdict
+    assert "Cause" not in verdict
 
 
 def test_a_mask_that_is_made_by_a_logarithm_is_not_blamed():

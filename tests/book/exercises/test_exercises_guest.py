@@ -174,3 +174,7 @@ test_pages_show_task_and_hints = checks.pages_show_task_and_hints(EVERY)
 def test_solutions_can_be_copied(task):
     names = {"torch": torch, "dist": dist}
     assert task.check(checks.defined_by(task.show_solution().text, task.name, names)).passed
+
+
+def test_what_is_no_function_is_told_so():
+    checks.rejects(tasks.stops_together, 3, "cannot be checked.", "given a value of type int")

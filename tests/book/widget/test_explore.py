@@ -7,6 +7,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,7 +89,9 @@ def test_controls_are_native_and_named(shown):
 
 
 def test_one_value_needs_no_control():
-    assert not tags(explore(lambda n: "text", n=[3])._repr_html_(), "input")
+    explored = explore(lambda n: "text", n=[3])
+    assert not tags(explored._repr_html_(), "input")
+    assert len(explored.live.children) == 3
 
 
 def test_names_of_several_words_are_read_as_words():
@@ -159,6 +162,7 @@ def test_plain_text_names_grid_and_first_frame(shown):
 
 def test_live_controls_move_the_picture(shown):
     head, devices, split, picture, says = shown.live.children
+    assert html.escape(shown.question) in head.value
     assert (type(devices).__name__, type(split).__name__) == ("SelectionSlider", "ToggleButtons")
     for n, s in product(DEVICES, SPLITS):
         devices.value, split.value = n, s
@@ -167,8 +171,10 @@ def test_live_controls_move_the_picture(shown):
 
 
 def test_in_a_kernel_the_live_view_comes_with_the_page(shown, monkeypatch):
-    monkeypatch.setattr(MODULE, "_kernel_is_running", lambda: True)
+    without = shown._repr_mimebundle_()
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=object()))
     bundle = shown._repr_mimebundle_()
+    assert bundle["text/plain"] == without["text/plain"]
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == shown.live.model_id
     assert bundle["text/html"] == shown._repr_html_()
 
