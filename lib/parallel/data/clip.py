@@ -19,7 +19,6 @@ from lib.devices import Group
 from lib.devices.engine.wording import short_ranks
 from lib.parallel.sharding.dense import cut_parameters, layout_of
 from lib.parallel.sharding.named import named
-from lib.parallel.sharding.placement import Replicate
 
 
 def gradient_norm(
@@ -42,7 +41,7 @@ def gradient_norm(
     everything, layouts = _with_layouts(parameters)
     sharded = set(sharded)
     pieces = sharded | {p for p in everything if hasattr(p, "origin")}  # see lib.parallel.zero.piece
-    pieces |= {p for p, layout in layouts.items() if not isinstance(layout, Replicate)}
+    pieces |= layouts.keys()
     _check(everything, pieces, group, norm_type)
     _check_group(parameters, [p for p in everything if p not in sharded], group)
     whole = power_sum([p.grad for p in everything if p not in pieces], norm_type, everything[0].device)  # ()  Replicate
@@ -79,9 +78,10 @@ def clip_gradients(
 def _with_layouts(parameters: nn.Module | Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], dict]:
     """All parameters, and how those are cut of which it is known."""
     if isinstance(parameters, nn.Module):
-        named = list(parameters.named_parameters())
+        named, cut = dict(parameters.named_parameters()), cut_parameters(parameters)
         # Pieces are cut further, each by its own rule.
-        return [p for _, p in named], {p: layout_of(parameters, n) for n, p in named if not hasattr(p, "origin")}
+        layouts = {p: layout_of(parameters, n) for n, p in named.items() if n in cut and not hasattr(p, "origin")}
+        return list(named.values()), layouts
     everything = list(parameters)
     return everything, {p: p.placement for p in everything if hasattr(p, "placement") and not hasattr(p, "origin")}
 

@@ -16,6 +16,7 @@ from lib.parallel.experts.grid import ExpertGrid, as_grid
 from lib.parallel.experts.mlp import Experts
 from lib.parallel.experts.router import Router, Routing, RoutingRule
 from lib.parallel.sharding.conjugates import copy_to, reduce_from
+from lib.parallel.sharding.cuts import declare_cuts
 from lib.parallel.sharding.named import named
 
 
@@ -88,6 +89,8 @@ class MixtureOfExperts(nn.Module):
                 f"MixtureOfExperts on rank {self.grid.everyone.rank} of {self.grid.everyone.size} got an input of "
                 f"shape {tuple(x.shape)}; its last dim must be {self.hidden}"
             )
+        for experts in filter(None, (self.experts, self.shared)):
+            declare_cuts(experts)
         tokens = x.reshape(-1, self.hidden)  # (n/P, h)  Shard(0)
         routing = self.router.choose(tokens, self.grid.batch)
         self.seen = seen = self.find_way(routing)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.parallel.experts.grid import ExpertGrid, ShardExperts
+from lib.parallel.sharding.cuts import declare_cuts
 from lib.parallel.sharding.named import named
 
 
@@ -37,6 +38,7 @@ class Experts(nn.Module):
             piece = self.layout[name].piece(whole, grid.everyone.size, grid.everyone.rank)
             self.register_parameter(name, nn.Parameter(piece.clone(memory_format=torch.contiguous_format)))
         self.gated = gated
+        declare_cuts(self)
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """(A, hidden), one expert's rows after the other's, `counts` of them each -> (A, hidden).

@@ -10,17 +10,25 @@ from torch.nn import functional as F
 from lib.devices import Group
 from lib.parallel.attention.cache import KVCache
 from lib.parallel.sharding.conjugates import copy_to, gather_from
+from lib.parallel.sharding.cuts import declare_cuts
 
 
 class VocabularyHead(nn.Module):
     """What a GPT and a Llama do alike behind their last layer.
 
     The model has besides: `config` with its `vocabulary`, the `group` over which that is cut, `norm` (the last one),
-    `head_weight` (padded V/P, hidden) Shard(0), and the `trunk` that leads there.
+    `head_layer`, whose weight (padded V/P, hidden) Shard(0) has a row for each token, and the `trunk` that leads there.
     """
 
     config: Any
     group: Group
+    head_layer: nn.Module
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(padded V/P, hidden) Shard(0). Its layer may never be called itself, so what that does first is done here."""
+        declare_cuts(self.head_layer)
+        return self.head_layer.weight
 
     def all_tokens(self, x: Tensor) -> Tensor:
         """What the last layer leaves -> (batch, S, hidden) Replicate."""

@@ -81,16 +81,16 @@ class GPT(VocabularyHead):
 
     def head(self, x: Tensor) -> Tensor:
         """What the last block leaves -> logits (batch, S, padded V/P) Shard(-1)."""
-        return self.enter(self.norm(x), self.embedding.weight)
+        return self.enter(self.norm(x), self.head_weight)
 
     def own_tokens(self, x: Tensor) -> Tensor:
         """(..., S, hidden) Replicate -> the tokens of it that this device has between the layers: all."""
         return x
 
     @property
-    def head_weight(self) -> Tensor:
-        """(padded V/P, hidden) Shard(0): the embedding's."""
-        return self.embedding.weight
+    def head_layer(self) -> nn.Module:
+        """The embedding."""
+        return self.embedding
 
     def _check_tokens(self, tokens: Tensor, seen: int) -> None:
         if tokens.ndim != 2 or seen + tokens.shape[1] > self.config.positions:

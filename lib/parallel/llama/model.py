@@ -84,9 +84,9 @@ class Llama(VocabularyHead):
         return self.enter(self.norm(x), self.head_weight)
 
     @property
-    def head_weight(self) -> Tensor:
-        """(padded V/P, hidden) Shard(0): the head's own, or the embedding's."""
-        return self.embedding.weight if self.head is None else self.head.weight
+    def head_layer(self) -> nn.Module:
+        """The head's own, or the embedding."""
+        return self.embedding if self.head is None else self.head
 
     def _positions(self, tokens: Tensor, seen: int, positions: Tensor | None) -> Tensor:
         """(S,), where the tokens stand. ValueError where the model has no such positions."""

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.sharding.conjugates import copy_to, gather_from, reduce_from, scatter_to
+from lib.parallel.sharding.cuts import declare_cuts
 from lib.parallel.sharding.placement import Placement, Replicate, Shard, ShardBlocks
-from lib.parallel.sharding.shards import check_member, declare_cuts, shard_sizes
+from lib.parallel.sharding.shards import check_member, shard_sizes
 
 
 class ShardedLinear(nn.Module):
@@ -60,6 +61,7 @@ class ShardedLinear(nn.Module):
             if not share:  # training must not write into the dense layer, and a piece must not keep the whole alive
                 piece = piece.clone(memory_format=torch.contiguous_format)
             self.register_parameter(name, nn.Parameter(piece, whole.requires_grad))
+        declare_cuts(self)
 
     def _check_input(self, x: Tensor, expected: int, why: str) -> None:
         declare_cuts(self)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.devices import Group
 from lib.devices.pieces import cut, shard_sizes
 from lib.parallel.sharding.named import named
-from lib.parallel.sharding.placement import Replicate
 
 __all__ = ["shard", "shard_sizes", "unshard"]
 
@@ -71,29 +70,6 @@ def check_member(group: Group, who: str) -> None:
         raise TypeError(f"{who} needs the group that the program was given, not {type(group).__name__}")
     if group.rank is None:
         raise ValueError(f"{who}: this device is not a member of the group; guard with `if group.rank is not None`")
-
-
-def declare_cuts(layer: nn.Module) -> None:
-    """Before a forward: what `layer` has cut says so itself, as `placement` and `cut_over`, ranks; for `gradient_norm`
-    of a list.
-
-    Raises ValueError where it is no parameter any more, but computed from others: whatever computes it (spectral_norm,
-    weight_norm, prune) would take this device's piece for the whole.
-    """
-    if layer.group.size == 1:
-        return
-    group, cut_ones = layer.group, [name for name, how in layer.layout.items() if not isinstance(how, Replicate)]
-    computed = [name for name in cut_ones if name not in layer._parameters]
-    if computed:
-        raise ValueError(
-            f"{type(layer).__name__} on rank {group.rank} of {group.size}: its {' and '.join(computed)} is computed "
-            "from other parameters, by a parametrization, weight_norm or prune, of this device's piece alone. The "
-            "whole layer would have another one. Take it off, or put what is computed into the dense layer"
-        )
-    for name in cut_ones:
-        parameter = layer._parameters[name]
-        if parameter is not None:
-            parameter.placement, parameter.cut_over = layer.layout[name], group.ranks
 
 
 def _check_dim(x: Tensor, dim: int, who: str) -> None:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from lib.devices import Group
 from lib.parallel.sharding.autocast import autocast_type
 from lib.parallel.sharding.conjugates import reduce_from
+from lib.parallel.sharding.cuts import declare_cuts
 from lib.parallel.sharding.named import named
-from lib.parallel.sharding.shards import declare_cuts
 
 
 def padded_vocabulary(vocabulary: int, parts: int) -> int:
@@ -63,6 +63,7 @@ class VocabParallelEmbedding(nn.Module):
         self.layout = {"weight": PaddedShard(vocabulary)}
         dense = nn.Embedding(vocabulary, hidden).weight.detach()
         self.weight = nn.Parameter(self.layout["weight"].piece(dense, group.size, group.rank).clone())
+        declare_cuts(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, S) -> (batch, S, hidden)."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib import Cluster, GPTConfig, Shard, padded_vocabulary
+from lib import Cluster, GPTConfig, Shard, VocabParallelEmbedding, load_dense
 from lib.parallel.gpt.head import VocabularyHead
 from lib.parallel.sequence.model import SequenceHead
 
@@ -16,11 +16,11 @@ WEIGHT = torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64)
 
 
 def model_of(kind, group):
-    padded = F.pad(WEIGHT, (0, 0, 0, padded_vocabulary(VOCABULARY, group.size) - VOCABULARY))
     model = kind()
     model.group, model.config = group, GPTConfig(1, HIDDEN, 1, VOCABULARY)
     model.norm = nn.LayerNorm(HIDDEN).double()
-    model.head_weight = Shard(0).piece(padded, group.size, group.rank)
+    model.head_layer = VocabParallelEmbedding(VOCABULARY, HIDDEN, group).double()
+    load_dense(model.head_layer, {"weight": WEIGHT}, group)
     x = Shard(1).piece(X, group.size, group.rank) if kind is SequenceHead else X
     model.trunk = lambda tokens, caches: x
     return model, x
