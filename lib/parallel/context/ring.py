@@ -13,10 +13,10 @@ Liu et al. 2023, arXiv 2310.01889; Li et al. 2021, arXiv 2105.13120.
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from lib.parallel.context.attention import ContextAttention
 from lib.parallel.context.softmax import Running, add_gradients
+from lib.parallel.sharding.first_order import first_order
 
 VALUES, GRADIENTS = 0, 1  # two trips at the same time: each has a tag of its own
 
@@ -49,7 +49,7 @@ class _Ring(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, above):
         q, k, v, *whole = ctx.saved_tensors
         group = ctx.ring.group

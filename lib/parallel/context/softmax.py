@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from lib.parallel.context.blocks import Block
+from lib.parallel.sharding.first_order import first_order
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA's kernel: it also gives lse
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -160,7 +160,7 @@ class _Blocks(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, above):
         q, k, v, out, lse = ctx.saved_tensors
         grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

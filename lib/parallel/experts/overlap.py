@@ -6,11 +6,11 @@ both all-to-alls behind the attention and experts of another micro-batch; this i
 
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from lib.devices import Group, Handle
 from lib.parallel.experts.dispatch import Plan, combine
 from lib.parallel.experts.layer import MixtureOfExperts, Seen
+from lib.parallel.sharding.first_order import first_order
 from lib.parallel.sharding.named import named
 
 
@@ -48,6 +48,6 @@ class _Arrive(Function):
         return under_way.wait()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return ctx.group.all_to_all(grad, sizes=ctx.plan.table_back), None, None, None

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lib.devices.tensors import has_hooks
+from lib.parallel.sharding.first_order import first_order
 
 
 class Later:
@@ -67,6 +68,7 @@ class _LaterLinear(Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         ctx.later.put(x.detach(), grad, ctx.weight)  # detached: x would bring its graph, and all that it keeps

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.sharding.autocast import as_products_take
 from lib.parallel.sharding.conjugates import copy_to
+from lib.parallel.sharding.first_order import first_order
 from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import gather_pieces
 
@@ -41,7 +41,7 @@ class _GatherLinear(Function):
         return F.linear(whole, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         group, dim = ctx.group, ctx.dim

@@ -25,10 +25,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from lib.devices import Group
 from lib.devices.group import Sizes
+from lib.parallel.sharding.first_order import first_order
 from lib.parallel.sharding.named import named
 from lib.parallel.sharding.shards import check_rule, gather_pieces, shard
 from lib.partners import partner_of
@@ -47,7 +47,7 @@ class _CopyTo(Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return ctx.group.all_reduce(grad), None
 
@@ -65,7 +65,7 @@ class _ReduceFrom(Function):
         return group.all_reduce(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return grad, None
 
@@ -84,7 +84,7 @@ class _ScatterTo(Function):
         return shard(x, group, dim).contiguous()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return ctx.group.all_gather(grad, ctx.dim), None, None
 
@@ -107,7 +107,7 @@ class _GatherFrom(Function):
         return gather_pieces(x, group, dim, "gather_from")
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return shard(grad, ctx.group, ctx.dim), None, None
 
@@ -129,7 +129,7 @@ class _AllGather(Function):
         return gather_pieces(x, group, dim, "all_gather")
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return ctx.group.reduce_scatter(grad, ctx.dim), None, None
 
@@ -148,7 +148,7 @@ class _ReduceScatter(Function):
         return group.reduce_scatter(x, dim)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return ctx.group.all_gather(grad, ctx.dim), None, None
 
@@ -181,6 +181,6 @@ class _AllToAll(Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         return ctx.group.all_to_all(grad, ctx.concat_dim, ctx.split_dim, sizes=ctx.back), None, None, None, None

@@ -9,11 +9,11 @@ Narayanan et al. 2021, arXiv 2104.04473, have it as an option of Megatron-LM (`a
 
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.sharding.autocast import as_products_take
+from lib.parallel.sharding.first_order import first_order
 from lib.parallel.sharding.linear import ColumnParallelLinear
 from lib.parallel.sharding.named import named
 from lib.parallel.tensor.mlp import ParallelMLP
@@ -36,7 +36,7 @@ class _OverlappedLinear(Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]

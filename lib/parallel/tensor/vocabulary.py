@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lib.devices import Group
 from lib.parallel.sharding.autocast import autocast_type
 from lib.parallel.sharding.conjugates import reduce_from
 from lib.parallel.sharding.cuts import declare_cuts
+from lib.parallel.sharding.first_order import first_order
 from lib.parallel.sharding.named import named
 
 
@@ -142,7 +142,7 @@ class _CrossEntropy(Function):
         return (total.log() - wanted).to(logits.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad):
         softmax, mine, local = ctx.saved_tensors
         gradient = softmax * grad.unsqueeze(-1)  # d loss / d z = softmax(z) - 1 where z is the target's

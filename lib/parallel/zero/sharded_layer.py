@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from lib.devices import Group
+from lib.parallel.sharding.first_order import first_order
 from lib.parallel.sharding.named import named
 from lib.parallel.zero.sharded_flat import Held, Member, ShardedFlat
 
@@ -109,7 +109,7 @@ class _Gather(Function):
         return tuple(whole)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         layer, grads = ctx.layer, iter(grads)
         layer.again.clear()  # every operation that needed them has run
