@@ -8,6 +8,7 @@ from torch import nn
 
 from lib.devices import Group
 from lib.devices.engine.wording import short_ranks
+from lib.parallel.data.samples import check_samples
 from lib.parallel.sharding.dense import cut_parameters
 
 
@@ -73,9 +74,10 @@ def used_anywhere(here: dict[str, bool], group: Group, device: torch.device, all
 
 
 def trainable(module: nn.Module, group: Group, who: str, may_be_pieces: bool = False) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, by name. Raises ValueError when there are none, or `group` has devices
-    with other pieces of one."""
+    """The parameters that require a gradient, by name. Raises ValueError when there are none, `group` has devices with
+    other pieces of one, or a layer does not treat each sample by itself."""
     check_copies(module, group, who, may_be_pieces)
+    check_samples(module, group, who)
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not named:
         count = len(list(module.parameters()))

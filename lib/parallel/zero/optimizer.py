@@ -32,6 +32,7 @@ from lib.devices import Group, Handle
 from lib.parallel.data.average import check_same_parameters
 from lib.parallel.data.backward import checked_share, leaving, trainable, used_anywhere
 from lib.parallel.data.buckets import BUCKET_BYTES, plan_buckets
+from lib.parallel.data.samples import check_samples
 from lib.parallel.sharding.dense import cut_parameters
 from lib.parallel.sharding.named import named
 from lib.parallel.zero.bucket import Bucket, check_cleared, check_reduced, take
@@ -174,6 +175,7 @@ class ShardedOptimizer(Wrapped):
     @named
     def _check_module(self, who: str) -> None:
         """The parameters that train are those of the buckets, and lie in them. Raises ValueError by name otherwise."""
+        check_samples(self.module, self.group, who)
         for name, p in self.module.named_parameters():
             if p.requires_grad and p not in self._names:
                 raise ValueError(
