@@ -27,10 +27,10 @@ def load_share(rows: Tensor) -> Tensor:
 
 
 def balance_loss(seen: Seen) -> Tensor:
-    """() Partial: this device's part, with the loads of all devices and the probabilities of its own tokens.
+    """() Partial(mean): of this device, with the loads of all devices and the probabilities of its own tokens.
 
-    It is a mean over tokens, so it may be added to a loss that is one, and shared out as that is. Loads are those the
-    router wanted, before any drop.
+    It is a mean over own tokens. So add it to a loss that is one, before that is multiplied by this device's share of
+    the tokens. Loads are those the router wanted, before any drop.
     """
     scores = seen.routing.scores  # (n/P, E)
     probabilities = scores / scores.sum(-1, keepdim=True)  # sigmoids do not sum to 1; softmax does
@@ -39,7 +39,7 @@ def balance_loss(seen: Seen) -> Tensor:
 
 
 def z_loss(seen: Seen) -> Tensor:
-    """() Partial: the mean over this device's tokens of the squared logarithm of the softmax's denominator."""
+    """() Partial(mean): the mean over this device's tokens of the squared logarithm of the softmax's denominator."""
     return _mean(seen.routing.logits.logsumexp(-1).square())
 
 

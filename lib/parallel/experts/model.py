@@ -98,7 +98,7 @@ class ExpertGPT(GPT):
         return [layer.seen for layer in self.layers_of_experts()]
 
     def extra_loss(self) -> Tensor:
-        """() Partial over the batch: the balance and z-losses of all layers of the last forward, weighed."""
+        """() Partial(mean) over the batch: the balance and z-losses of all layers of the last forward, weighed."""
         config = self.config
         return sum(config.balance * balance_loss(seen) + config.z * z_loss(seen) for seen in self.seen())
 
