@@ -30,6 +30,7 @@ class Device:
     open_works: dict[Handle, str | None] = field(default_factory=dict)
     started: list = field(default_factory=list)  # processes that it has started and not waited for
     at_exit: list = field(default_factory=list)  # (function, args, kwargs) that it leaves to its end
+    functions: dict[tuple[str, str], Callable] = field(default_factory=dict)  # of operators it has added; custom_ops.py
     trouble: BaseException | None = None  # what went wrong in a thread of the program's own
 
 

@@ -56,6 +56,31 @@ def hooks_of_all() -> list[tuple[ModuleType, tuple[str, ...]]]:
     return [(module, tuple(name for name in vars(module) if name.startswith("_global_"))) for module in modules]
 
 
+# ---- operators that programs add ----
+
+library_of_cpp = take("torch._C", "_dispatch_library")
+forget_operators = take("torch.library", "_clear_torch_ops_cache")
+
+
+_known = (
+    (take("torch._library.simple_registry", "singleton"), "_data"),
+    (take("torch._library", "custom_ops"), "OPDEF_TO_LIB"),
+    (take("torch._library", "custom_ops"), "OPDEFS"),
+    (torch.library, "_impls"),
+)
+
+
+def read_operators() -> list[Any]:
+    """What Python knows of operators, beside C++."""
+    return [getattr(place, name) for place, name in _known]
+
+
+def write_operators(known: list[Any]) -> None:
+    """From now on it knows this."""
+    for (place, name), value in zip(_known, known, strict=True):
+        setattr(place, name, value)
+
+
 # ---- settings of the process ----
 
 

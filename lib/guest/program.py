@@ -18,6 +18,7 @@ from lib.devices.engine.own import Owner
 from lib.devices.group import Group
 from lib.guest import endings, launching, modules, own, process, world
 from lib.guest.charged import charged
+from lib.guest.custom_ops import Operators
 from lib.guest.dtensors import DTensors
 from lib.guest.exits import Exit
 from lib.guest.globals import Globals
@@ -69,7 +70,7 @@ class Guest:
             Globals(self.main, size),
             DTensors(size),
             ForAWhile(size),
-            *(make(size) for make in (*process.OWNERS, *self.more_owners)),
+            *(make(size) for make in (*process.OWNERS, Operators, *self.more_owners)),
         ]
 
     def __call__(self, group: Group) -> Any:

@@ -163,6 +163,23 @@ def test_hooks_of_all_are_where_they_were():
         handle.remove()
 
 
+def test_what_python_knows_of_operators_is_read_and_written():
+    before = private_tensors.read_operators()
+    private_tensors.write_operators([type(known)(known) for known in before])
+    operator = torch.library.custom_op(
+        "tests_private::noted", lambda x: x.clone(), mutates_args=(), schema="(Tensor x) -> Tensor"
+    )
+    mine = private_tensors.read_operators()
+    private_tensors.write_operators(before)
+    grown = [len(now) > len(then) for now, then in zip(mine, before, strict=True)]
+    assert grown == [True] * len(before)
+    assert operator(torch.ones(1)).item() == 1.0
+    namespace = torch.ops.tests_private
+    assert "noted" in vars(namespace)
+    private_tensors.forget_operators(["tests_private::noted"])
+    assert "noted" not in vars(namespace)
+
+
 @pytest.mark.parametrize(("get", "put"), [*private_tensors.FOR_A_WHILE, *private_tensors.FOR_ALL])
 def test_a_setting_is_read_as_it_was_written(get, put):
     before = get()
