@@ -107,6 +107,8 @@ FOR_ALL = (
     (torch.__future__.get_swap_module_params_on_conversion, torch.__future__.set_swap_module_params_on_conversion),
     (torch.get_num_threads, torch.set_num_threads),
 )
+_printing = vars(take("torch._tensor_str", "PRINT_OPTS"))
+PRINTING = (_printing.copy, _printing.update)  # for all too
 # The older and the newer way to set the precision of float32.
 OLDER_PRECISIONS = (
     _setting("_get_float32_matmul_precision", "_set_float32_matmul_precision"),

@@ -26,7 +26,7 @@ from lib.guest import private, private_tensors
 from lib.guest.program import Exit, guest, script
 
 HARMFUL = """
-import logging, os, random, signal, sys, warnings
+import gc, logging, os, random, signal, sys, warnings
 import helper
 import numpy, torch
 import torch.distributed as dist
@@ -48,6 +48,11 @@ torch.use_deterministic_algorithms(True); torch.backends.cudnn.benchmark = True
 torch.set_float32_matmul_precision("medium"); torch.backends.fp32_precision = "tf32"
 torch.backends.cuda.enable_flash_sdp(False); torch.backends.mkldnn.set_flags(False)
 torch.autograd.set_detect_anomaly(True)
+gc.collect(); gc.freeze(); gc.disable(); gc.set_threshold(7, 7, 7); sys.setrecursionlimit(5000)
+torch.set_printoptions(precision=2, linewidth=50); torch.serialization.add_safe_globals([nn.Linear])
+torch.multiprocessing.set_sharing_strategy("file_system"); dist.set_debug_level(dist.DebugLevel.INFO)
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False, False
 warnings.simplefilter("error"); logging.basicConfig(level=logging.DEBUG, force=True)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 dist.all_reduce(torch.ones(1), async_op=True).wait()
@@ -71,6 +76,16 @@ SETTINGS = [
     *(get for get, _ in private_tensors.PRECISIONS),
     torch.backends.cuda.flash_sdp_enabled,
     lambda: torch.backends.mkldnn.enabled,
+    gc.isenabled,
+    gc.get_threshold,
+    gc.get_freeze_count,
+    sys.getrecursionlimit,
+    lambda: f"{torch.ones(40) / 3}",
+    lambda: set(torch.serialization.get_safe_globals()),
+    torch.multiprocessing.get_sharing_strategy,
+    dist.get_debug_level,
+    lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+    lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction_split_k,
     lambda: torch.cuda.is_available,  # the functions themselves: guests see others in their place
     lambda: torch.multiprocessing.spawn,
     lambda: dist.TCPStore,

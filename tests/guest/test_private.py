@@ -205,6 +205,15 @@ def test_the_older_precisions_change_the_newer_ones():
     assert newer() == before
 
 
+def test_how_tensors_are_printed_is_read_and_written():
+    read, write = private_tensors.PRINTING
+    before = read()
+    torch.set_printoptions(precision=2)
+    assert f"{torch.ones(1) / 3}" == "tensor([0.33])"
+    write(before)
+    assert f"{torch.ones(1) / 3}" == "tensor([0.3333])"
+
+
 def test_rules_of_sharding_come_and_go():
     operation = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     propagator = private_dtensors.take("torch.distributed.tensor", "DTensor")._op_dispatcher.sharding_propagator
