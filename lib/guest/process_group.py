@@ -39,13 +39,13 @@ class GuestGroup(Meeting):
 
     def all_gather_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
         flat_x = expecting(flat(x), [x] * self.size())
-        return self._meet(AllGather(0), flat_x, lambda got: self._copy(output, got), output, opts)
+        return self._meet(AllGather(0), flat_x, lambda got: self._copy(output, got), [output], opts)
 
     _allgather_base = all_gather_single
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:
         (outs,), (x,) = outputs, inputs
-        return self._meet(AllGather(0), expecting(flat(x), outs), lambda got: self._deal(outs, got), outputs, opts)
+        return self._meet(AllGather(0), expecting(flat(x), outs), lambda got: self._deal(outs, got), outs, opts)
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
         works = [self.all_gather_single(out, x, opts) for out, x in zip(outputs, inputs, strict=True)]
@@ -56,7 +56,7 @@ class GuestGroup(Meeting):
     def reduce_scatter_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Work:
         r = reduction(opts, self.size())
         verb = ReduceScatter(0, r.name)
-        return self._meet(verb, r.before(flat(x)), lambda got: self._copy(output, r.scaled(got)), output, opts)
+        return self._meet(verb, r.before(flat(x)), lambda got: self._copy(output, r.scaled(got)), [output], opts)
 
     _reduce_scatter_base = reduce_scatter_single
 
@@ -90,7 +90,7 @@ class GuestGroup(Meeting):
                     f"rank {self.group.me}: all_to_all_single: its {name} of {t.numel()} elements is split into "
                     f"{lengths}. Let the splits add up to its rows, or without splits {parts} divide them"
                 )
-        return self._exchange(flat(x), sent, expected, lambda got: self._copy(output, got), output, opts)
+        return self._exchange(flat(x), sent, expected, lambda got: self._copy(output, got), [output], opts)
 
     alltoall_base = all_to_all_single
 
@@ -112,9 +112,9 @@ class GuestGroup(Meeting):
         return self._meet(Reduce(opts.rootRank, r.name), r.before(self._dense(x)), write, tensors, opts)
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> Work:
-        write = lambda got: got is not None and self._deal(outputs[0], got)  # noqa: E731
-        x = expecting(flat(inputs[0]), outputs[0] if outputs else [])
-        return self._meet(KnownGather(opts.rootRank, 0), x, write, outputs, opts)
+        write = lambda got: got is not None and self._deal(outs, got)  # noqa: E731
+        outs = outputs[0] if outputs else []
+        return self._meet(KnownGather(opts.rootRank, 0), expecting(flat(inputs[0]), outs), write, outs, opts)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> Work:
         lengths = [piece.numel() for piece in inputs[0]] if inputs else []

@@ -34,7 +34,7 @@ class Works(dist.Work):
     is_success = synchronize = block_current_stream = is_completed
 
     def result(self) -> Any:
-        """What was written into."""
+        """The tensors that were written into, a list."""
         self.wait()
         return self._outputs
 

@@ -315,6 +315,18 @@ def test_a_future_waits_when_it_is_asked():
         assert run(a_future) == [([3.0, 3.0], [2.0, 2.0], True)] * 2
 
 
+def values_of_futures(rank):
+    """As NCCL gives them; gloo has none of a reduce-scatter, and speaks of pieces of the output of a gather."""
+    out, whole = torch.empty(2), torch.empty(4)
+    reduced = dist.reduce_scatter_tensor(out, torch.arange(4.0), async_op=True).get_future().wait()
+    gathered = dist.all_gather_into_tensor(whole, out, async_op=True).get_future().wait()
+    return [x.tolist() for x in (*reduced, *gathered)]
+
+
+def test_the_value_of_a_future_is_a_list_of_tensors():
+    assert run(values_of_futures) == [[[2.0 * 2 * rank, 2.0 * (2 * rank + 1)], [0.0, 2.0, 4.0, 6.0]] for rank in (0, 1)]
+
+
 def exchange(rank):
     x = torch.zeros(2)
     works = [dist.isend(torch.full((2,), float(rank)), 1 - rank), dist.irecv(x, 1 - rank)]

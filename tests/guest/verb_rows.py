@@ -208,6 +208,30 @@ def later():
     return x, y, joined, out, outs, answers, first.is_completed(), doubled.wait()
 
 
+def written():
+    """What the works and the futures say that they have written into: always a list of tensors."""
+    rank, size, *_ = here()
+
+    def started():
+        outs, pieces = ([torch.empty(2) for _ in range(size)] for _ in range(2))
+        to_rank_0 = pieces if rank == 0 else None
+        from_rank_0 = [numbers(2) for _ in range(size)] if rank == 0 else None
+        yield dist.all_reduce(numbers(2), async_op=True)
+        yield dist.all_gather(outs, numbers(2), async_op=True)
+        yield dist.all_to_all_single(torch.empty(size), numbers(size), async_op=True)
+        yield dist.all_to_all(outs, [numbers(2) for _ in range(size)], async_op=True)
+        yield dist.broadcast(numbers(2), 0, async_op=True)
+        yield dist.reduce(numbers(2), 0, async_op=True)
+        yield dist.gather(numbers(2), to_rank_0, 0, async_op=True)
+        yield dist.scatter(torch.empty(2), from_rank_0, 0, async_op=True)
+
+    results = [work.result() for work in started() if work.wait()]
+    values = [work.get_future().wait() for work in started()]
+    if rank:  # what a reduce leaves on the others is not said
+        del results[5], values[5]
+    return results, values
+
+
 def groups():
     """Pairs, single ones, of uneven sizes; those who are not members; the names of ranks within."""
     rank, size, *_ = here()
@@ -356,6 +380,6 @@ def ranks_alone():
 
 ROWS = [
     all_reduce, of_every_form, broadcast_reduce, all_gather, reduce_scatter, gather_scatter, all_to_all_single,
-    all_to_all, objects, messages, batched_messages, coalesced, later, groups, subgroups, functionals,
+    all_to_all, objects, messages, batched_messages, coalesced, later, written, groups, subgroups, functionals,
     functionals_backward, nn_functional, meshes, names, stores, ranks_alone,
 ]  # fmt: skip
