@@ -6,12 +6,15 @@ does as little as it can.
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from lib.guest import private, private_python
 from lib.guest.callers import for_devices
 
-_chdir = os.chdir  # the process's own, also where a device of one run starts another
+# The process's own, also where a device of one run starts another.
+_MOVES = {name: getattr(os, name) for name in ("chdir", "fchdir") if hasattr(os, name)}
 
 
 class Folder:
@@ -24,7 +27,7 @@ class Folder:
 
     def enter(self) -> None:
         """The process stands there."""
-        _chdir(self._path if self._opened is None else self._opened)
+        _MOVES["chdir"](self._path if self._opened is None else self._opened)
 
     def __del__(self) -> None:
         if self._opened is not None:
@@ -32,7 +35,7 @@ class Folder:
 
 
 class Folders:
-    """The folder in which each device stands, for programs that call `os.chdir`."""
+    """The folder in which each device stands, for programs that call `os.chdir` or `os.fchdir`."""
 
     def __init__(self, size: int):
         self._caller = self._now = Folder()
@@ -43,7 +46,7 @@ class Folders:
     def take_up(self, rank: int) -> None:
         """The process stands where device `rank` does."""
         if self._patch is None:
-            self._patch = private.patched(os, chdir=for_devices(_chdir, self._go))
+            self._patch = private.patched(os, **{name: self._noting(real) for name, real in _MOVES.items()})
             self._patch.__enter__()
         if self._moved:
             self._now = self._mine[rank]
@@ -60,9 +63,12 @@ class Folders:
         if self._moved:
             self._caller.enter()
 
-    def _go(self, folder: str) -> None:
-        _chdir(folder)
-        self._now, self._moved = Folder(), True
+    def _noting(self, real: Callable) -> Callable:
+        def go(*args: Any, **kwargs: Any) -> None:
+            real(*args, **kwargs)
+            self._now, self._moved = Folder(), True
+
+        return for_devices(real, go)
 
 
 class Loggers:

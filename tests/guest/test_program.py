@@ -214,6 +214,31 @@ def stands_in_what_is_gone(rounds):
         return "gone"
 
 
+def goes_to(by):
+    """Of two devices, the first goes elsewhere."""
+    dist.init_process_group("gloo")
+    if dist.get_rank() == 0:
+        by()
+    dist.barrier()
+    return os.getcwd()
+
+
+def by_number():
+    root = os.open("/", os.O_RDONLY)
+    os.fchdir(root)
+    os.close(root)
+
+
+@pytest.mark.skipif(not hasattr(os, "fchdir"), reason="this system goes to a folder by its name only")
+def test_each_device_goes_to_folders_by_itself():
+    before = os.getcwd()
+    for by in by_number, lambda: os.chdir(path="/"):
+        assert Cluster(2).run(guest(goes_to, by)) == ["/", before]
+        assert os.getcwd() == before
+    elsewhere = guest(goes_to, by_number)
+    assert Cluster(2).run(guest(goes_to, lambda: Cluster(2).run(elsewhere))) == [before] * 2
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there, a folder in which somebody stands cannot be removed")
 def test_a_device_stands_in_its_folder_even_when_it_is_removed():
     before = os.getcwd()
