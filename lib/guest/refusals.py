@@ -3,52 +3,17 @@ with a sentence where they would not."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.rpc as rpc
-import torch.profiler
-from torch.autograd.profiler_util import EventList
 
 from lib.guest import private
-from lib.guest.callers import for_devices, for_guests, refused, warn
+from lib.guest.callers import for_devices, for_guests, refused
 from lib.guest.checkpoints import saved_at_once
 from lib.guest.compiled import compiler_left_out
-
-
-class QuietProfiler(torch.profiler.profile):
-    """In the place of `torch.profiler.profile`: records nothing. There is one profiler in a process, and devices that
-    each start it in turn would end the process."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__()
-        warn(
-            "torch.profiler is left out on simulated devices: it records nothing here; --hardware H100 --trace "
-            "out.json writes the timeline"
-        )
-
-    def start(self) -> None:
-        """Nothing begins."""
-
-    stop = step = start
-
-    def key_averages(self, *args: Any, **kwargs: Any) -> EventList:
-        """No events."""
-        return EventList([])
-
-    def events(self) -> EventList:
-        """No events."""
-        return EventList([])
-
-    def export_chrome_trace(self, path: str) -> None:
-        """A trace without events."""
-        Path(path).write_text('{"traceEvents": []}')
-
-    def export_stacks(self, path: str, metric: str = "") -> None:
-        """No stacks."""
-        Path(path).write_text("")
+from lib.guest.profiling import profiler_left_out
 
 
 @contextmanager
@@ -65,7 +30,7 @@ def refusals(size: int) -> Iterator[None]:
     with (
         compiler_left_out(size),
         saved_at_once(size),
-        private.patched(torch.profiler, profile=QuietProfiler),
+        profiler_left_out(),
         private.patched(dist, monitored_barrier=for_devices(dist.monitored_barrier, monitored)),
         private.patched(rpc, init_rpc=for_devices(rpc.init_rpc, remote)),
     ):
