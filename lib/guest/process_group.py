@@ -47,6 +47,11 @@ class GuestGroup(Meeting):
         (outs,), (x,) = outputs, inputs
         return self._meet(AllGather(0), expecting(flat(x), outs), lambda got: self._deal(outs, got), outs, opts)
 
+    def allgather_coalesced(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:
+        outs_of_each = zip(*outputs, strict=True)  # the program gives a list for each device, of all that comes from it
+        works = [self.allgather([list(outs)], [x], opts) for outs, x in zip(outs_of_each, inputs, strict=True)]
+        return self._several(works, outputs)
+
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
         works = [self.all_gather_single(out, x, opts) for out, x in zip(outputs, inputs, strict=True)]
         return self._several(works, outputs)

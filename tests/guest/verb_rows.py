@@ -189,7 +189,11 @@ def coalesced():
             dist.all_gather_into_tensor(out, x)
     more = [numbers(2), numbers(3)]
     dist.all_reduce_coalesced(more)
-    return xs, outs, gathered, more
+    several = [numbers(2), numbers(3, 2, dtype=torch.complex64), numbers(0)]
+    now, later = ([[torch.empty_like(x) for x in several] for _ in range(size)] for _ in range(2))
+    dist.all_gather_coalesced(now, several)
+    dist.all_gather_coalesced(later, several, async_op=True).wait()
+    return xs, outs, gathered, more, now, later
 
 
 def later():
