@@ -152,6 +152,21 @@ def test_synced_batch_norm_is_the_batch_norm_of_the_whole_batch():
     assert gathered == (P - 1) * (2 * 3 + 1) * 8  # PyTorch's own messages: mean, deviation and count
 
 
+def test_a_norm_over_all_devices_trains_in_ddp():
+    def program():
+        dist.init_process_group("nccl")
+        rank = dist.get_rank()
+        norm = DistributedDataParallel(nn.SyncBatchNorm(1).cuda(), device_ids=[rank])
+        norm(torch.tensor([[1.0], [3.0]], device="cuda") * (rank + 1)).pow(2).sum().backward()
+        return norm.module.weight.grad.item()
+
+    outputs, _ = run(program)
+    whole = torch.tensor([[1.0], [3.0]] * P) * torch.arange(1, P + 1).repeat_interleave(2).unsqueeze(1)
+    expected = nn.BatchNorm1d(1)
+    expected(whole).pow(2).sum().backward()
+    assert outputs == pytest.approx([expected.weight.grad.item() / P] * P, rel=1e-4)
+
+
 def test_on_the_clock_events_tell_virtual_time_and_memory_is_known():
     def program():
         dist.init_process_group("nccl")

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from lib.guest.private_tensors import BatchNorm, SyncedByMessages
 
@@ -97,3 +98,5 @@ def patches() -> Iterator[tuple[Any, str, Any]]:
                    batch_norm_backward_elemt):  # fmt: skip
         yield torch, kernel.__name__, kernel
     yield SyncBatchNorm, "forward", forward
+    # DDP asks too, and only that.
+    yield DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda ddp, module: None
