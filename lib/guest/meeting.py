@@ -11,7 +11,7 @@ from torch import Tensor
 from lib.devices.collectives import Collective, can_combine
 from lib.devices.engine.wording import short_ranks
 from lib.devices.group import Group
-from lib.guest.bare import bare, is_bare
+from lib.guest.bare import bare, is_bare, strided
 from lib.guest.messages import Messages
 from lib.guest.own import Device, here
 from lib.guest.private_tensors import mode_stack, without_modes
@@ -120,7 +120,7 @@ class Meeting(dist.ProcessGroup):
     def _dense(self, x: Tensor) -> Tensor:
         """`x`, to be written in place. ValueError when its elements lie with gaps between them: real processes would
         send the gaps, without a word."""
-        if not x.is_contiguous() and not torch.ops.aten.is_non_overlapping_and_dense(x):
+        if not strided(x).is_contiguous() and not torch.ops.aten.is_non_overlapping_and_dense(x):
             raise ValueError(
                 f"rank {self.group.me}: a tensor of shape {tuple(x.shape)} and strides {x.stride()} lies with gaps in "
                 "memory, which real processes send too. Pass y = x.contiguous(), and copy it back: call x.copy_(y)"
@@ -130,7 +130,7 @@ class Meeting(dist.ProcessGroup):
     def _check_contiguous(self, verb: str, *tensors: Tensor) -> None:
         """ValueError for what neither gloo nor NCCL takes, though it could be sent here."""
         for x in tensors:
-            if not (x.is_contiguous() or x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+            if not (strided(x).is_contiguous() or x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
                 raise ValueError(
                     f"rank {self.group.me}: {verb} of a tensor of shape {tuple(x.shape)} and strides {x.stride()}, and "
                     "real processes refuse what is not contiguous. Send x.contiguous(), or receive into a new tensor"

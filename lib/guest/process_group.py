@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lib.devices import collectives as c
 from lib.devices import rooted
+from lib.guest import sparse
 from lib.guest.bare import flat
 from lib.guest.meeting import Meeting
 from lib.guest.operations import reduction
@@ -32,7 +33,12 @@ class GuestGroup(Meeting):
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Work:
         r = reduction(opts, self.size())
         write = lambda x: lambda got: self._copy(x, r.scaled(got))  # noqa: E731
-        works = [self._meet(AllReduce(r.name), r.before(self._dense(x)), write(x), [x], opts) for x in tensors]
+        works = []
+        for x in tensors:
+            if x.is_sparse:
+                works += sparse.all_reduce(self, x, r, opts)
+            else:
+                works.append(self._meet(AllReduce(r.name), r.before(self._dense(x)), write(x), [x], opts))
         return self._several(works, tensors)
 
     allreduce_coalesced = allreduce

@@ -126,6 +126,19 @@ def ddp_unused():
     return losses, whole(model.module), {name: b.clone() for name, b in model.module.named_buffers()}
 
 
+def ddp_sparse():
+    """Of a table, only the gradients of the rows that were looked up travel."""
+    torch.manual_seed(0)
+    table = nn.Embedding(8, WIDTH, sparse=True, dtype=torch.float64)
+    model = DDP(nn.Sequential(table, nn.Linear(WIDTH, 2, dtype=torch.float64)))
+    rank = dist.get_rank()
+    for step in range(2):
+        model.zero_grad()
+        model(torch.tensor([rank, 7, rank + step])).square().mean().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    return [*whole(model.module).values(), table.weight.grad.to_dense(), table.weight.grad.coalesce().indices()]
+
+
 def _own_hook(state, bucket):
     state.append(bucket.buffer().numel())
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0] / len(state))
@@ -396,8 +409,8 @@ def load(folder):
 
 
 ROWS = [
-    ddp, ddp_unused, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, hooks_of_all, fsdp1, fsdp2, fsdp2_mixed,
-    dtensors, tensor_parallel, sequence_parallel,
+    ddp, ddp_unused, ddp_sparse, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, hooks_of_all, fsdp1, fsdp2,
+    fsdp2_mixed, dtensors, tensor_parallel, sequence_parallel,
 ]  # fmt: skip
 OF_GROUPS = [  # on two devices, these groups would have one
     fsdp1_hybrid, hsdp, uneven_dtensors, tensor_and_fully_sharded, several_ways,

@@ -52,6 +52,16 @@ def of_every_form():
     return kept, leaf, pair
 
 
+def sparse():
+    """Elements that only some devices have, or none; whole rows; and an order in which they were not sorted."""
+    rank, size, *_ = here()
+    row = torch.sparse_coo_tensor([[size, rank, size]], numbers(3, 2), (size + 1, 2), check_invariants=True)
+    alone = torch.sparse_coo_tensor([[1] * rank, [2] * rank], numbers(rank), (3, 4), check_invariants=True)
+    dist.all_reduce(row)
+    dist.all_reduce(alone, async_op=True).wait()
+    return [part for x in (row, alone) for part in (x.coalesce().indices(), x.coalesce().values(), list(x.shape))]
+
+
 def broadcast_reduce():
     rank, size, *_ = here()
     found = []
@@ -383,7 +393,7 @@ def ranks_alone():
 
 
 ROWS = [
-    all_reduce, of_every_form, broadcast_reduce, all_gather, reduce_scatter, gather_scatter, all_to_all_single,
+    all_reduce, of_every_form, sparse, broadcast_reduce, all_gather, reduce_scatter, gather_scatter, all_to_all_single,
     all_to_all, objects, messages, batched_messages, coalesced, later, written, groups, subgroups, functionals,
     functionals_backward, nn_functional, meshes, names, stores, ranks_alone,
 ]  # fmt: skip
