@@ -16,13 +16,14 @@ from book.build.pages import shown
 from book.build.record import code, digest, program
 
 LONG = 6  # lines of imports
+SETTINGS = "set_", "disable_"  # how their names begin
 
 
 def only_imports(source: str) -> bool:
-    """Imports, and settings like `torch.set_num_threads(1)`."""
+    """Imports, and settings like `torch.set_num_threads(1)` or `disable_progress_bar()`."""
     return all(
         isinstance(node, ast.Import | ast.ImportFrom)
-        or (isinstance(node, ast.Expr) and ast.unparse(node).partition("(")[0].split(".")[-1].startswith("set_"))
+        or (isinstance(node, ast.Expr) and ast.unparse(node).partition("(")[0].split(".")[-1].startswith(SETTINGS))
         for node in ast.parse(source).body
     )
 

@@ -40,6 +40,15 @@ def test_every_cell_was_executed_in_order(path):
     assert counts
 
 
+@each_chapter
+def test_the_story_begins_below_its_imports(path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "_ext")
+    from notebooks import LONG, only_imports
+
+    first = "".join(code_cells(path)[0]["source"])
+    assert len(first.splitlines()) <= LONG or only_imports(first), "the page folds a cell of imports and settings only"
+
+
 @each_notebook
 def test_outputs_are_clean(path):
     for cell in code_cells(path):
