@@ -76,9 +76,10 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
     lines = [
         f"{options.model}: {shape.parameters:,} parameters"
         + (f", {shape.active_parameters:,} of them active" if shape.experts > 1 else ""),
-        f"{plan.devices} devices: data {plan.data} x tensor {plan.tensor} x pipeline {plan.pipeline}, ZeRO {plan.zero}",
-        f"{plan.global_batch} texts of {plan.sequence} tokens per step: {plan.micro_batches} x {plan.micro_batch} for "
-        "each replica",
+        f"{plan.devices} device{'s' * (plan.devices > 1)}: data {plan.data} x tensor {plan.tensor} x "
+        f"pipeline {plan.pipeline}, ZeRO {plan.zero}",
+        f"{plan.global_batch} text{'s' * (plan.global_batch > 1)} of {plan.sequence} tokens per step: "
+        f"{plan.micro_batches} x {plan.micro_batch} for each replica",
         "",
         f"Bytes of one device (stage {fullest} of {plan.pipeline}), at {moment.name}:",
     ]

@@ -9,16 +9,19 @@ from collections.abc import Callable
 from lib.costs.shapes import MODELS, ModelShape
 from lib.devices.hardware import PRESETS
 
-UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 
 
 def read_bytes(text: str) -> float:
-    """ "80GB" -> 80e9, "80GiB" -> 80 * 2**30. Raises ValueError for bits ("Gb") and for what is no number of bytes."""
-    found = re.fullmatch(rf"({NUMBER}) *([KMGT]?i?[Bb])?", text.strip())
-    if not found or (unit := found[2] or "").endswith("b") or not 0 < float(found[1]) < math.inf:
+    """ "80GB" -> 80e9, "80GiB" -> 80 * 2**30. Raises ValueError for bits ("Gb") and for what is no number of bytes.
+
+    A number alone is refused too: whoever writes 80 means GB, and would be told that nothing fits.
+    """
+    found = re.fullmatch(rf"({NUMBER}) *((?:[kKMGT]i?)?B)", text.strip())
+    if not found or not 0 < float(found[1]) < math.inf:
         raise ValueError(f"{text!r} is no number of bytes: write 80GB (1e9 bytes each) or 80GiB (2**30)")
-    return float(found[1]) * UNITS[unit.upper()]
+    return float(found[1]) * UNITS[found[2].upper()]
 
 
 def read_count(text: str) -> float:

@@ -32,6 +32,13 @@ def test_the_table_is_that_of_the_formula(capsys):
     assert "days" in said
 
 
+def test_one_is_no_plural(capsys):
+    assert main(["--model", "gpt2"]) == 0
+    said = capsys.readouterr().out
+    assert "1 device: data 1" in said
+    assert "1 text of 1024 tokens per step" in said
+
+
 def test_the_first_stage_of_a_pipeline_may_be_the_fullest(capsys):
     assert main("--model gpt3-175b --devices 64 --tensor 8 --pipeline 8 --sequence-parallel".split()) == 0
     assert "(stage 0 of 8)" in capsys.readouterr().out
@@ -65,6 +72,8 @@ def test_a_config_json_is_a_model_too(tmp_path, capsys):
         ("--model gpt2 --devices 8 --batch 4", "take a multiple of 8"),
         ("--model gpt2 --sequence 4096", "the model has 1024 positions"),
         ("--model gpt2 --memory 80Gb", "'80Gb' is no number of bytes"),
+        ("--model gpt2 --memory 2iB", "'2iB' is no number of bytes"),
+        ("--model gpt2 --memory 80", "'80' is no number of bytes: write 80GB"),
         ("--model gpt2 --tokens many", "'many' is no number of tokens"),
         ("--model gpt2 --mfu 40", "40 % is 0.4"),
     ],
@@ -103,7 +112,7 @@ def test_the_answer_fits_a_terminal(capsys):
 def test_sizes_and_numbers():
     assert read_bytes("80GB") == 80e9
     assert read_bytes("1.5 GiB") == 1.5 * 2**30
-    assert read_bytes("1000") == 1000
+    assert read_bytes("1000 B") == read_bytes("1kB") == 1000
     assert read_count("15.6T") == 15.6e12
     assert read_count("2e12") == 2e12
 
