@@ -28,7 +28,7 @@ def cause_of(wrong: Wrong) -> str | None:
         sentence = recognized(wrong)
         if sentence:
             return sentence
-    return "rank 0 is right, so look at what differs between the ranks." if wrong.rank else None
+    return f"on rank 0, {wrong.what} is right. So look at what differs between the ranks." if wrong.rank else None
 
 
 def _no_tensor(wrong: Wrong) -> str:

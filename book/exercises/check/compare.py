@@ -145,4 +145,4 @@ def _known(
         for text, mistake in (task.mistakes if formulas and not wrong.gradient_of else {}).items()
     }
     others = [other for other in every if other is not trial]
-    return recognized(program, trial, others, look, slips, wholes, wrong.rank)
+    return recognized(program, trial, others, look, slips, wholes, wrong.rank, wrong.what)

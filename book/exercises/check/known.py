@@ -23,8 +23,10 @@ def recognized(
     slips: dict[str, Callable[[Trial], Values]],
     formulas: dict[str, Callable[[Trial], Values]],
     rank: int,
+    what: str,
 ) -> str | None:
-    """The sentence of the mistake that explains `trial`, where `rank` is the first wrong one; None if none does.
+    """The sentence of the mistake that explains `trial`, where `rank` is the first one to have `what` wrong; None if
+    none does.
 
     A slip is a whole program: it must give the same on every rank. A formula is of several devices, and need only give
     what `rank` has. One trial may look like several mistakes, so only one that every other trial speaks for is taken;
@@ -34,7 +36,8 @@ def recognized(
     found = [(text, made, all) for text, made in slips.items() if _alike(mine, _quiet(made, trial), all)]
     for text, made in formulas.items():
         if close(mine[rank], _quiet(made, trial)[rank]):
-            found.append((text + (" (Rank 0 is right.)" if rank else ""), made, any))
+            # Other values may be wrong on rank 0 as well: they were not looked at yet.
+            found.append((text + (f" (On rank 0, {what} is right.)" if rank else ""), made, any))
     for text, made, how in found:
         elsewhere = [t for t in others if how is all or t.devices > 1]
         pairs = ((_quiet(lambda t: look(program, t), t), _quiet(made, t)) for t in elsewhere)

@@ -306,7 +306,7 @@ WRONG = [
     (tasks.training_step, never_divided, "the gradient of the sum over all samples, not of the mean"),
     (tasks.training_step, gathers_batch, "does work twice"),
     (tasks.training_step, guesses_count, "guessed"),
-    (tasks.training_step, only_rank_0, "rank 0 is right"),
+    (tasks.training_step, only_rank_0, "on rank 0, the new w is right"),
     (tasks.training_step, in_place, "changes its input w in place"),
     (tasks.mean_gradient, no_div, "the means of all devices were added, and not divided"),
     (tasks.mean_gradient, by_samples_here, "divided by the samples of one device"),
