@@ -6,6 +6,7 @@ and `lib.examples` has programs that use all of it. Imports only go down, in thi
 `from lib import Cluster, shard`.
 """
 
+from lib.command import interruptible_from_the_start
 from lib.door import door
 from lib.partners import partners_are_in
 
@@ -163,3 +164,4 @@ ROOMS = {
 }
 __all__, __getattr__, __dir__ = door(__name__, ROOMS)
 partners_are_in("lib.parallel.sharding.conjugates")
+interruptible_from_the_start()

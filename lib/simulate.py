@@ -5,9 +5,8 @@
 `lib/guest` does the work; `--help` lists what else can be asked for.
 """
 
-import sys
-
+from lib.command import run_command
 from lib.guest.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

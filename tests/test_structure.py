@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up.
 FLOORS = ("lib.devices", "lib.parallel", "lib.costs", "lib.real", "lib.guest", "lib.examples", "book")
 # What stands beside the rooms: a command on the floor of what it runs, what the door and all rooms use under all.
-BESIDE = {"lib.simulate": "lib.guest", "lib.door": "lib.devices", "lib.partners": "lib.devices"}
+BESIDE = {"lib.simulate": "lib.guest"} | dict.fromkeys(("lib.command", "lib.door", "lib.partners"), "lib.devices")
 MOST_LINES = 200  # of a file of lib: one idea
 
 

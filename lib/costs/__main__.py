@@ -7,11 +7,11 @@ of one device by what they are for, at the moment when it holds most; then FLOPs
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from typing import get_args
 
+from lib.command import run_command
 from lib.costs.asked import length_of, make_parser, read_bytes, read_count, reply, shape_of
 from lib.costs.compute import step_flops
 from lib.costs.memory import USES, moments
@@ -155,4 +155,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

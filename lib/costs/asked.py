@@ -58,10 +58,11 @@ def reply(command: str, answer: Callable[[], str]) -> int:
     When it is interrupted: 130, as a shell counts it.
     """
     try:
-        print(answer())
+        said = answer()
     except (ValueError, OSError) as error:
         print(f"python -m {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    print(said)
     return 0

@@ -8,11 +8,11 @@ calibrated on runs of A100s and H100s; other machines get the shares of the near
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lib.command import run_command
 from lib.costs.asked import length_of, make_parser, read_bytes, reply, shape_of
 from lib.costs.compute import step_flops
 from lib.costs.machine import Machine
@@ -25,8 +25,8 @@ from lib.devices.counts import check_counts
 from lib.devices.hardware import Link
 
 COMMAND = "lib.costs.planner"
-WIDTH = 79  # of the reasons, in characters
-HEAD = ["", "TP", "PP", "DP", "a step", "MFU", "device", ""]
+WIDTH = 79  # of a line, in characters
+HEAD = ["", "TP", "PP", "DP", "a step", "MFU", "device"]
 TOKENS = 4 * 2**20  # of a step, where no batch is given
 
 
@@ -48,24 +48,37 @@ def by_rule(shape: ModelShape, devices: int, batch: int, sequence: int, machine:
 
 
 def row(name: str, one: Proposal, shape: ModelShape, machine: Machine) -> list[str]:
-    """A line of the table, under `HEAD`."""
+    """A row of the table: what stands under `HEAD`, and the choices."""
     plan, hardware = one.plan, machine.hardware
     mfu = share_of_peak(step_flops(shape, plan.global_batch, plan.sequence), one.seconds, plan.devices, hardware.flops)
     _, *choices = describe(plan).split(", ")
-    lacks = " does not fit" if one.room.total > hardware.memory else ""
+    choices += ["does not fit"] * (one.room.total > hardware.memory)
     return [
         name, str(plan.tensor), str(plan.pipeline), str(plan.data), f"{one.seconds:.3f} s", f"{mfu:.1%}",
-        f"{one.room.total / 1e9:.1f} GB", ", ".join(choices) + lacks,
+        f"{one.room.total / 1e9:.1f} GB", ", ".join(choices),
     ]  # fmt: skip
 
 
 def table(shape: ModelShape, devices: int, batch: int, sequence: int, machine: Machine) -> list[str]:
-    """Three plans and the rule of thumb, a line each."""
+    """Three plans and the rule of thumb. Where the choices of one are long, they go on below."""
     proposals = propose(shape, devices, batch, sequence, machine)
     rows = [row(f"plan {i}", one, shape, machine) for i, one in enumerate(best_grids(proposals), 1)]
     ruled = by_rule(shape, devices, batch, sequence, machine)
-    rows.append(row("rule", ruled[0], shape, machine) if ruled else ["rule", *[""] * 6, "its grid is not valid here"])
-    return aligned([HEAD, *rows], left=(0, 7))
+    rows.append(row("rule", ruled[0], shape, machine) if ruled else ["rule", *[""] * 6, "its grid is not valid"])
+    lines = aligned([HEAD, *(row[:-1] for row in rows)], left=(0,))
+    left = max(map(len, lines)) + 2
+    told = lines[:1]
+    for line, (*_, choices) in zip(lines[1:], rows, strict=True):
+        first, *more = _cut(choices, WIDTH - left)
+        told += [f"{line:{left}}{first}", *(" " * left + rest for rest in more)]
+    return told
+
+
+def _cut(choices: str, width: int) -> list[str]:
+    """In lines, cut behind commas."""
+    whole = choices.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def answer(shape: ModelShape, devices: int, batch: int, sequence: int, machine: Machine) -> str:
@@ -130,10 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{options.model or 'a GPT'}: {shape.parameters / 1e9:,.1f}B parameters on {options.devices} x "
             f"{machine.hardware.name}, {batch} texts of {sequence} tokens in a step"
         )
+        head = textwrap.fill(head, WIDTH, break_on_hyphens=False)
         return f"{head}\n\n{answer(shape, options.devices, batch, sequence, machine)}"
 
     return reply(COMMAND, say)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

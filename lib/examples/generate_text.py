@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lib import load_dense
+from lib.command import run_command
 from lib.devices import Group
 from lib.examples.text import Bytes, Coding, Pieces, alice
 from lib.examples.training_options import a_seed
@@ -121,4 +122,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

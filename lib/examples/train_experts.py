@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.utils import clip_grads_with_norm_
 
+from lib.command import run_command
 from lib.devices import Group
 from lib.examples.text import Text, alice
 from lib.parallel.data.average import shard_batch
@@ -93,4 +94,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.command import run_command
 from lib.costs.zero import model_state
 from lib.devices import Cluster, Group, Mesh, Meters
 from lib.examples import checkpoint
@@ -171,4 +172,4 @@ def tell(group: Group, results: list[Learned], meters: Meters, text: Text, optio
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

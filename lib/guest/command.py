@@ -15,6 +15,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from lib.command import nobody_reads
 from lib.devices.cluster import Cluster
 from lib.guest.failure import exit_code, message
 from lib.guest.hints import NO_GPU
@@ -54,6 +55,8 @@ class Run:
         try:
             self.start(self.options.size, program)
         except BaseException as error:
+            if nobody_reads(error):
+                raise
             self.told = message(error, self.options.no_gpu)
             _say(self.told)
             return exit_code(error)

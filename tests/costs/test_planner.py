@@ -113,11 +113,26 @@ def test_the_command(capsys):
     assert "rule" in text
     assert "Why the first:" in text
     assert "Its time: products" in text
-    assert max(map(len, text.splitlines())) <= 100
-    head, *plans = text.splitlines()[2:7]
+    head, *rows = text.split("\n\n")[1].splitlines()
+    plans = [line for line in rows if not line.startswith(" ")]  # a row that goes on below begins with spaces
     assert [line.split()[0] for line in plans] == ["plan", "plan", "plan", "rule"]
     ends = {"MFU": "%", "a step": "s", "device": "GB"}
     assert all(line[: head.index(of) + len(of)].endswith(unit) for line in plans for of, unit in ends.items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "whole"),
+    [
+        ("--model llama-3-70b --devices 256", "micro-batch 1, 4 stages each,\n ZeRO 1"),
+        ("--model gpt2 --devices 1024 --batch 1024", "micro-batch 4, 3 stages each,\n all recomputed"),
+        ("--model gpt2 --devices 8 --batch 64 --memory 1.5GB", "ZeRO 1,\n all recomputed, does not fit"),
+    ],
+)
+def test_the_answer_fits_a_terminal_and_says_all(asked, whole, capsys):
+    assert planner.main(asked.split()) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) < 80
+    assert whole in re.sub(" +", " ", text)
 
 
 @pytest.mark.parametrize(
