@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from book.exercises.check.answers import unfinished
-from book.exercises.check.failed import kind
+from book.exercises.check.failed import kind, oddness
 from book.exercises.check.planning import planning
 from book.exercises.check.simulated import simulated
 from book.exercises.check.verdict import Fault
@@ -216,18 +216,21 @@ def numbers(rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 3, generator=random, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5]).double()
 
 
-def check_loss(loss: Any, program: Callable[[Tensor], Tensor]) -> None:
-    """Raises Fault unless backward() can be called on what the reader's function returned."""
+def go_back(loss: Any, weights: Tensor, program: Callable[[Tensor], Tensor]) -> None:
+    """Calls backward() on what the reader's function returned. Raises Fault unless that comes to the weights."""
     devices = dist.get_world_size()
     on = f"{devices} device{'s' * (devices > 1)}."
     if loss is ... or loss is None and unfinished(program):
         raise NotImplementedError
     if loss is None:
         raise Fault(f"returns None for {on}", "Cause: is a return missing?")
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise Fault(f"is wrong for {on}", f"it returned {kind(loss)}; asked for is a tensor of one number, for "
+    if not isinstance(loss, Tensor) or oddness(loss) or loss.is_complex() or loss.numel() != 1:
+        given = "a complex number" if isinstance(loss, Tensor) and loss.is_complex() else kind(loss)
+        raise Fault(f"is wrong for {on}", f"it returned {given}; asked for is a tensor of one number, for "
                     "backward() is called on it")  # fmt: skip
-    if not loss.requires_grad:
+    if loss.requires_grad:
+        loss.backward()
+    if weights.grad is None:
         raise Fault(f"is wrong for {on}", "the tensor that it returned is not connected with `losses` (by item(), "
                     "detach() or a new tensor?), so backward() finds no way to the weights")  # fmt: skip
 
@@ -236,8 +239,7 @@ def averaged(program: Callable[[Tensor], Tensor], rows: Tensor) -> list[float]:
     """What DDP does with the loss that the reader's function returns: the gradients' mean over the devices."""
     weights = numbers(len(rows))[1].requires_grad_()
     loss = program((rows @ weights).square())
-    check_loss(loss, program)
-    loss.backward()
+    go_back(loss, weights, program)
     dist.all_reduce(weights.grad, op=dist.ReduceOp.AVG)
     return weights.grad.tolist()
 

@@ -162,6 +162,8 @@ def judge_halves(given: Any, right: tuple[Tensor, Tensor], x: Tensor, w: Tensor,
         if not isinstance(mine, Tensor) or mine.shape != wanted.shape:
             told = tuple(mine.shape) if isinstance(mine, Tensor) else kind(mine)
             raise Fault("is wrong.", f"{name} must be of shape {tuple(wanted.shape)}, given {told}")
+        if mine.dtype != wanted.dtype:
+            raise Fault("is wrong.", f"{name} must be {wanted.dtype}, given {mine.dtype}")
         if not torch.allclose(mine, wanted):
             raise Fault("is wrong.", f"{name} is not the gradient of one device")
     if counter.get_total_flops() == 0:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from book.exercises.check.failed import is_stub
+from book.exercises.check.endless import ended
+from book.exercises.check.failed import is_stub, is_unwritten, oddness
 from book.exercises.check.verdict import Fault
 from lib.devices import DeadlockError
 
@@ -20,10 +21,13 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
     """What `program(*case)` returns, `plain`. NotImplementedError where it is not written yet; else a Fault, `told` the
     case."""
     try:
-        given = plain(program(*case))
-    except (NotImplementedError, Fault):
+        with ended(program, f"for {told}"):
+            given = plain(program(*case))
+    except Fault:
         raise
     except Exception as error:
+        if is_unwritten(error):
+            raise
         if "ellipsis" in str(error):
             raise NotImplementedError from None  # a `...` of the stub is still in the way of the code
         ends = "hangs" if isinstance(error, DeadlockError) else "fails"
@@ -39,7 +43,10 @@ def answer(program: Callable[..., Any], case: tuple[Any, ...], told: str) -> Any
 
 def plain(given: Any) -> Any:
     """What is as good as a list or a number, as that: an array or a number of NumPy, a tensor with one dim or none, a
-    range, a generator. A matrix of PyTorch stays one, unless it counts. Fault where a generator does not end."""
+    range, a generator. A matrix of PyTorch stays one, unless it counts. Fault where a generator does not end, and of a
+    tensor that cannot be read."""
+    if isinstance(given, Tensor) and (odd := oddness(given)):
+        raise Fault(f"gives a tensor that {odd}.", "Return a number, a list or an ordinary tensor.")
     if isinstance(given, np.ndarray | np.generic) or isinstance(given, Tensor) and _is_list(given):
         return given.tolist()
     if type(given) is dict:

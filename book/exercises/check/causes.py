@@ -155,7 +155,7 @@ def _over_a_dim(wrong: Wrong) -> str | None:
         if same(mine.detach().sum(dim), right):
             return f"these are terms: added up over dim {dim} they are right."
     for dim in range(right.ndim if mine.ndim == right.ndim - 1 else 0):
-        for done, reduced in (("added up", right.sum(dim)), ("averaged", right.mean(dim))):
+        for done, reduced in (("added up", right.sum(dim)), ("averaged", right.double().mean(dim))):
             if same(mine, reduced):
                 return f"the right numbers, {done} over dim {dim}: the shape {tuple(right.shape)} is asked for."
     return None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from book.exercises.check.causes import cause_of
-from book.exercises.check.failed import kind
+from book.exercises.check.failed import kind, oddness
 from book.exercises.check.finite import Births, began, watched
 from book.exercises.check.known import Look, recognized
 from book.exercises.check.runs import both_ways, columns, gradients_of, is_right, rights, run, several
@@ -33,6 +33,12 @@ def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial],
         if len(names) > 1 and not (isinstance(returned, tuple | list) and len(returned) == len(names)):
             given = f"{len(returned)} values" if isinstance(returned, tuple | list) else kind(returned)
             raise Fault(f"is wrong on {trial}.", f"rank {rank}: expected {' and '.join(names)}, given {given}")
+        for name, y in zip(names, several(returned), strict=False):
+            if isinstance(y, Tensor) and (odd := oddness(y)):
+                raise Fault(
+                    f"is wrong on {trial}.",
+                    f"{name} on rank {rank} {odd}. Return an ordinary tensor, as the inputs are.",
+                )
     all_given = columns(task, outcome)
     sent = outcome.meters.count().bytes_sent if task.forward else 1  # where nothing need be sent, silence is no cause
     for i, (name, given, whole) in enumerate(zip(names, all_given, wholes, strict=True)):

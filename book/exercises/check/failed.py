@@ -5,10 +5,12 @@ from __future__ import annotations
 import dis
 import inspect
 import linecache
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from book.exercises.check.causes import CHUNK
@@ -24,6 +26,35 @@ def is_stub(program: Callable[..., Any]) -> bool:
     """Whether the body does nothing at all: `...`, `pass`, a docstring."""
     code = getattr(program, "__code__", None)
     return code is not None and {step.opname for step in dis.get_instructions(code)} <= _NOTHING
+
+
+def is_unwritten(error: BaseException) -> bool:
+    """Whether it is the NotImplementedError of a stub. PyTorch raises one, too, of what it cannot do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, NotImplementedError):
+        return False
+    code = trace.tb_frame.f_code
+    raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # by a line of Python, not by a call
+    return raised and not code.co_filename.startswith(os.path.dirname(torch.__file__))
+
+
+def oddness(x: Tensor) -> str | None:
+    """What keeps a tensor from being compared, if anything does."""
+    if x.is_nested:
+        return "is nested"
+    if x.is_quantized:
+        return "is quantized"
+    if x.layout is not torch.strided:
+        return f"has the layout {str(x.layout).removeprefix('torch.')}"
+    if x.is_meta:
+        return "is on device 'meta' and has no numbers"
+    if x.device.type != "cpu":
+        return f"is on device {x.device.type!r}"
+    if x.is_floating_point() and x.itemsize == 1:
+        return f"is {str(x.dtype).removeprefix('torch.')}"  # PyTorch does not compute with it
+    return None
 
 
 def check_callable(name: str, program: object, inputs: tuple[str, ...]) -> None:
@@ -98,7 +129,7 @@ def _cause(message: str) -> str | None:
 def kind(value: object) -> str:
     """A value in a few words."""
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+        return f"a tensor that {odd}" if (odd := oddness(value)) else f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, dict):
         return f"a dict with the keys {', '.join(map(repr, value)) or 'none'}"
     if isinstance(value, list | tuple):

@@ -166,6 +166,8 @@ def _refusal(task: Task, program: Program, remarks: dict[str, None]) -> None:
         trial = next(t for t in trials(inputs, task.devices, SEED) if t.devices > 1)
         try:
             attempt(program, trial, inputs)
+        except Fault:
+            raise  # it does not end
         except Exception:
             continue
         if task.must_refuse:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from book.exercises.check.endless import ended
 from book.exercises.check.inputs import Input, OnRank0, drawn
 from lib.devices import Cluster, Group, Hardware, Link, Meters
 from lib.parallel.sharding.placement import Partial, Placement, Replicate
@@ -148,7 +149,7 @@ def attempt(
 
     Of an input in `usable` a device can use only that part: elsewhere it is NaN. With `watch`, messages are
     counted in steps, and by who sends to whom; with `count`, multiplications, which slows every operation down. Raises
-    what the program or the engine raises.
+    what the program or the engine raises; Fault where it does not end.
     """
     placed = {name: hand_over(trial.inputs[name], given.at, trial.devices) for name, given in inputs.items()}
     placed |= {name: spoil(trial.inputs[name], part, trial.devices) for name, part in (usable or {}).items()}
@@ -168,7 +169,8 @@ def attempt(
         return returned
 
     cluster = Cluster(trial.devices, hardware=STEPS if watch else None)
-    returned = cluster.run(device)
+    with ended(program, f"on {trial}"):
+        returned = cluster.run(device)
     if not watch:
         return Outcome(handed, returned, work, 0, set(), cluster.meters)
     named = ((event.rank, event.name.removeprefix("send to ")) for event in cluster.trace.events)

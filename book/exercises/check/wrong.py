@@ -29,7 +29,7 @@ def close(given: object, expected: Tensor) -> bool:
         return False
     if not (given.is_floating_point() and expected.is_floating_point() and expected.numel()):
         return same(given, expected)
-    return bool(((given.detach() - expected).abs() <= ROUNDED * expected.abs().max()).all())
+    return bool(((_numbers(given) - expected).abs() <= ROUNDED * expected.abs().max()).all())
 
 
 def exact(given: object, expected: Tensor) -> bool:
@@ -39,7 +39,12 @@ def exact(given: object, expected: Tensor) -> bool:
 
 def differs(given: Tensor, expected: Tensor) -> Tensor:
     """Where two tensors of one shape differ (a NaN always does)."""
-    return ~((given.detach() - expected).abs() <= TOLERANCE * expected.abs().clamp(min=1))
+    return ~((_numbers(given) - expected).abs() <= TOLERANCE * expected.abs().clamp(min=1))
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """In a dtype that can be subtracted: bool cannot."""
+    return x.detach() if x.is_complex() else x.detach().double()
 
 
 @dataclass(frozen=True)
