@@ -124,14 +124,14 @@ def test_tables_show_target_and_reached(found):
     text = re.sub(" +", " ", tables(found))
     assert "| target | wanted | reached | met | cpu time / dense |" in text
     for row in (
-        "MLP forward + backward, 4 devices, 1 thread(s) | <= 1.15 x dense",
-        "GPT-2 block TP forward, 4 devices, 1 thread(s) | <= 1.15 x dense",
-        "GPT-2 block TP forward + backward, 4 devices, 2 thread(s) | <= 1.08 x dense",
-        "GPT-2 block TP + SP forward + backward, 4 devices, 2 thread(s) | <= 1.08 x dense",
-        "GPT-2 block TP + SP forward + backward, 12 devices, 1 thread(s) | <= 1.2 x dense",
-        "GPT-2 small TP forward, 4 devices, 1 thread(s) | <= 1.15 x dense",
-        "GPT-2 small TP forward + backward, 4 devices, 2 thread(s) | <= 1.15 x dense",
-        "attention ring, zigzag forward + backward, 8 devices, 1 thread(s) | <= 1.3 x dense",
+        "MLP forward + backward, 4 devices, 1 thread | <= 1.15 x dense",
+        "GPT-2 block TP forward, 4 devices, 1 thread | <= 1.15 x dense",
+        "GPT-2 block TP forward + backward, 4 devices, 2 threads | <= 1.08 x dense",
+        "GPT-2 block TP + SP forward + backward, 4 devices, 2 threads | <= 1.08 x dense",
+        "GPT-2 block TP + SP forward + backward, 12 devices, 1 thread | <= 1.2 x dense",
+        "GPT-2 small TP forward, 4 devices, 1 thread | <= 1.15 x dense",
+        "GPT-2 small TP forward + backward, 4 devices, 2 threads | <= 1.15 x dense",
+        "attention ring, zigzag forward + backward, 8 devices, 1 thread | <= 1.3 x dense",
         "memory of GPT-2 small for inference, 4 devices | <= 1.15 x dense",
         "all_reduce, 8 devices | <= 50",
     ):

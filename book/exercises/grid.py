@@ -11,6 +11,7 @@ from book.exercises.check.failed import kind
 from book.exercises.check.planning import planning
 from book.exercises.check.verdict import Fault
 from lib.costs.grid import axis_seconds
+from lib.devices.counts import counted
 from lib.devices.hardware import H100, Hardware
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.grid.config import AXES, ParallelConfig
@@ -123,7 +124,7 @@ def broken_but(config: ParallelConfig, devices: int, batch: int, **as_if: int) -
 
 def judge_rules(given: Any, right: set[str], config: ParallelConfig, devices: int, batch: int) -> None:
     """The same set."""
-    on = f"for {config} on {devices} devices, {batch} texts a step"
+    on = f"for {config} on {counted(devices, 'device')}, {counted(batch, 'text')} a step"
     if isinstance(given, str) or not isinstance(given, set | list | tuple | frozenset):
         raise Fault(f"is wrong {on}.", f"expected a set of names, given {kind(given)}")
     if strange := set(given) - set(RULES):

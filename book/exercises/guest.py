@@ -18,6 +18,7 @@ from book.exercises.check.planning import planning
 from book.exercises.check.simulated import simulated
 from book.exercises.check.verdict import Fault
 from lib.devices.cluster import Cluster
+from lib.devices.counts import counted
 from lib.examples.guests import greedy
 from lib.guest.program import script
 from lib.guest.report import reported
@@ -150,7 +151,7 @@ def of_rank_0(losses: Tensor) -> Tensor:
 
 def judge_epochs(given: list[Any], right: int, losses: list[Tensor]) -> None:
     """All devices stop, and after the right epoch."""
-    on = f"is wrong for {len(losses)} device{'s' * (len(losses) > 1)}."
+    on = f"is wrong for {counted(len(losses), 'device')}."
     for rank, epochs in enumerate(given):
         if isinstance(epochs, bool) or not isinstance(epochs, int | float):
             raise Fault(on, f"rank {rank} returned {kind(epochs)}; asked for is a number of epochs")
@@ -218,8 +219,7 @@ def numbers(rows: int) -> tuple[Tensor, Tensor]:
 
 def go_back(loss: Any, weights: Tensor, program: Callable[[Tensor], Tensor]) -> None:
     """Calls backward() on what the reader's function returned. Raises Fault unless that comes to the weights."""
-    devices = dist.get_world_size()
-    on = f"{devices} device{'s' * (devices > 1)}."
+    on = f"{counted(dist.get_world_size(), 'device')}."
     if loss is ... or loss is None and unfinished(program):
         raise NotImplementedError
     if loss is None:
@@ -257,7 +257,7 @@ def judge_gradient(given: list[list[float]], right: Tensor, pieces: list[Tensor]
     if not apart < 1e-5:
         sizes = ", ".join(str(len(piece)) for piece in pieces)
         percent = f"{apart:.0%}" if apart > 0.01 else f"{100 * apart:.2g}%"
-        raise Fault(f"is wrong for {len(pieces)} device{'s' * (len(pieces) > 1)} with {sizes} samples.",
+        raise Fault(f"is wrong for {counted(len(pieces), 'device')} with {sizes} samples.",
                     f"the gradient that DDP makes of it is off by {percent} of that of one device")  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def cut_into(rows: int, sizes: tuple[int, ...]) -> list[Tensor]:
     return list(numbers(rows)[0].split(sizes))
 
 
-def counted(scale: Callable[[Tensor, float, int], Tensor]) -> Callable[[Tensor], Tensor]:
+def knowing_all_samples(scale: Callable[[Tensor, float, int], Tensor]) -> Callable[[Tensor], Tensor]:
     """Slips: from the losses, the number of all samples and of devices."""
 
     def program(losses: Tensor) -> Tensor:
@@ -289,11 +289,11 @@ def counted(scale: Callable[[Tensor, float, int], Tensor]) -> Callable[[Tensor],
             lambda losses: losses.sum()
         ),
         "DDP divides the sum of the gradients by P. You have divided by the number of all samples already, so multiply "
-        "by P.": counted(lambda losses, samples, p: losses.sum() / samples),
-        "multiply by P, where you have divided by it: DDP divides once more.": counted(
+        "by P.": knowing_all_samples(lambda losses, samples, p: losses.sum() / samples),
+        "multiply by P, where you have divided by it: DDP divides once more.": knowing_all_samples(
             lambda losses, samples, p: losses.sum() / samples / p
         ),
-        "a mean is divided by the device's own samples already: take the sum.": counted(
+        "a mean is divided by the device's own samples already: take the sum.": knowing_all_samples(
             lambda losses, samples, p: losses.mean() * p / samples
         ),
     },

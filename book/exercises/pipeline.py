@@ -15,6 +15,7 @@ from book.exercises.check.failed import kind
 from book.exercises.check.planning import planning
 from book.exercises.check.verdict import Fault
 from lib.costs.pipeline import bubble
+from lib.devices.counts import counted
 from lib.parallel.pipeline import schedules
 from lib.parallel.pipeline.check import check_schedule
 from lib.parallel.pipeline.clock import Times, timeline
@@ -30,7 +31,7 @@ def judge_lists(given: Any, right: Lists, p: int, m: int) -> None:
     on = f"p={p}, m={m}"
     if not isinstance(given, list | tuple) or len(given) != p or not all(isinstance(x, list | tuple) for x in given):
         fix = " Return the lists, not the Schedule." if isinstance(given, Schedule) else ""
-        asked = f"expected {p} list(s) of steps, one for each device, given {kind(given)}."
+        asked = f"expected {counted(p, 'list')} of steps, one for each device, given {kind(given)}."
         raise Fault(f"is wrong for {on}.", f"{asked}{fix}")
     strange = [step for steps in given for step in steps if not isinstance(step, Forward | Backward)]
     if strange:

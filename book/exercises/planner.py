@@ -12,6 +12,7 @@ from lib.costs.machine import H100_RUNS
 from lib.costs.plans_that_fit import describe
 from lib.costs.runs import Run, h100
 from lib.costs.scaling import strong_efficiency
+from lib.devices.counts import counted
 
 Times = dict[int, float]
 LECTURE = {1: 100.0, 2: 52.0, 4: 27.0, 8: 15.0, 16: 9.0, 32: 6.0}
@@ -25,9 +26,9 @@ def judge_efficiencies(given: Any, right: Times, seconds: Times) -> None:
         try:
             off = abs(float(given[n]) - wanted)
         except (TypeError, ValueError):
-            raise Fault("is wrong.", f"for {n} devices: expected a number, given {given[n]!r}") from None
+            raise Fault("is wrong.", f"for {counted(n, 'device')}: expected a number, given {given[n]!r}") from None
         if not off < 1e-9:
-            raise Fault("is wrong.", f"for {n} devices: expected {wanted:.4g}, given {float(given[n]):.4g}")
+            raise Fault("is wrong.", f"for {counted(n, 'device')}: expected {wanted:.4g}, given {float(given[n]):.4g}")
 
 
 @planning(

@@ -19,6 +19,7 @@ from book.exercises.check.planning import planning
 from book.exercises.check.verdict import Fault
 from lib.costs.recovery import daly, goodput
 from lib.devices import Cluster, Group
+from lib.devices.counts import counted
 from lib.devices.pieces import shard_sizes
 from lib.examples import resumed
 from lib.parallel.recovery.checkpoint import complete, manifest_of
@@ -81,7 +82,7 @@ def judge_reads(given: Any, right: Reads, rows: int, before: int, after: int, ra
     said = [
         f"missing: {_rows(missing)}" if missing else "",
         f"not its own: {_rows(more)}" if more else "",
-        f"{twice} row(s) read twice" if twice else "",
+        f"{counted(twice, 'row')} read twice" if twice else "",
     ]
     raise Fault(on, f"its piece is {_rows(set(wanted))}; {'; '.join(filter(None, said))}")
 

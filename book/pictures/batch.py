@@ -12,6 +12,7 @@ from book.pictures.kit.holders import check_devices, shape_text, stretch
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture
 from lib.devices import Cluster, Group
+from lib.devices.counts import counted
 from lib.parallel.sharding.shards import shard, shard_sizes
 
 WIDTH, TILE, STEP = 480, 20, 44
@@ -35,7 +36,7 @@ def draw_batch(shape: Sequence[int], devices: int, out: int = 10) -> Picture:
     sizes, first, told = shard_sizes(samples, devices), 0, []
     body: list[Element | None] = [
         label(8, 24, f"x {shape_text(tuple(shape))}", bold=True, size=15),
-        label(472, 24, f"Shard(0) on {devices} device{'s' * (devices > 1)}", "end"),
+        label(472, 24, f"Shard(0) on {counted(devices, 'device')}", "end"),
         label(70, 48, "its samples", size=12),
         label(250, 48, "all weights", size=12),
         label(340, 48, "its outputs", size=12),
@@ -60,8 +61,8 @@ def draw_batch(shape: Sequence[int], devices: int, out: int = 10) -> Picture:
     body.append(label(8, bottom, f"Side by side, the outputs are y {shape_text((samples, out))}."))
     explained, height = legend(8, bottom + 8, ["sharded", "replicated"])
     desc = (
-        f"A batch {shape_text(tuple(shape))} on {devices} devices, cut along dim 0; all weights on every device: "
-        f"{'; '.join(told)}. The outputs side by side are {shape_text((samples, out))}."
+        f"A batch {shape_text(tuple(shape))} on {counted(devices, 'device')}, cut along dim 0; all weights on every "
+        f"device: {'; '.join(told)}. The outputs side by side are {shape_text((samples, out))}."
     )
     return Picture(
         WIDTH, bottom + height + 16, "A batch over devices", desc, [n for n in (*body, *explained) if n is not None]

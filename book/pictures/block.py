@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from book.pictures.kit.holders import count
 from book.pictures.kit.lanes import Gate, Stage, gates, lanes, seen, sentence, told
 from book.pictures.kit.svg import Picture
+from lib.devices.counts import counted
 from lib.parallel.gpt.block import ParallelBlock
 from lib.parallel.sequence.model import SequenceBlock
 
@@ -43,7 +43,7 @@ def draw_block(
         Stage("z = y + dropout", found.outputs[""], **outside),
     ]
     name = "TP + SP" if sequence_parallel else "TP"
-    title = f"A layer on {count(devices, 'device')}, {name}"
+    title = f"A layer on {counted(devices, 'device')}, {name}"
     sent = [f"forward: {sentence(found.forward)}", f"backward: {sentence(found.backward)}"]
     notes = ["Each device sends (bfloat16)", *sent]
     small = "With sequence parallelism, the backward also sums the small gradients of LayerNorm and bias."

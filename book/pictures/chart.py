@@ -10,6 +10,7 @@ from book.pictures.kit.axis import log_ticks, readable, ticks
 from book.pictures.kit.blocks import label
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 
 # No wider than a phone shows: the names of the lines stand at the right end.
 WIDTH, LEFT, TOP, BOTTOM = 420, 64, 44, 264
@@ -74,7 +75,7 @@ def _check(lines: Mapping[str, Points], log: bool) -> None:
         raise ValueError(f"a chart has 1 to {len(LOOKS)} lines, not {len(lines)}")
     for name, points in lines.items():
         if len(points) < 2:
-            raise ValueError(f"line {name!r} has {len(points)} point(s): two or more make a line")
+            raise ValueError(f"line {name!r} has {counted(len(points), 'point')}: two or more make a line")
         for point in points:
             if not all(map(math.isfinite, point)) or log and min(point) <= 0:
                 raise ValueError(

@@ -8,10 +8,11 @@ from xml.etree.ElementTree import Element
 import torch
 
 from book.pictures.kit.blocks import label
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
 from lib.costs.context import pairs_by_hop
+from lib.devices.counts import counted
 from lib.parallel.context.cut import Order, token_places
 
 WIDTH, LEFT, TOP, SIDE = 480, 34, 82, 400  # of the square of the mask
@@ -42,7 +43,7 @@ def draw_context(
     owner = {i: rank for rank, piece in enumerate(pieces) for part in piece for i in part}
     cell = SIDE / tokens
     name = order if isinstance(order, str) else "each document in zigzag"
-    title = f"{name}, {count(devices, 'device')}" + ("" if hop is None else f", hop {hop}")
+    title = f"{name}, {counted(devices, 'device')}" + ("" if hop is None else f", hop {hop}")
     body: list[Element | None] = [label(8, 24, title, bold=True, size=15)]
     body += [label(LEFT, 48, "keys, and who has them", size=12), *_owners(owner, tokens, cell)]
     body += _cells(owner, document, devices, cell, hop)
@@ -128,9 +129,9 @@ def _lanes(work: list[list[int]], top: float, hop: int | None) -> list[Element]:
 
 def _says(name: str, devices: int, lengths: tuple[int, ...], work: list[list[int]], hop: int | None) -> str:
     packed = f" in documents of {', '.join(map(str, lengths))}" if len(lengths) > 1 else ""
-    told = f"The causal mask of {sum(lengths)} tokens{packed} over {count(devices, 'device')}, {name}. "
+    told = f"The causal mask of {sum(lengths)} tokens{packed} over {counted(devices, 'device')}, {name}. "
     if hop is not None:
-        now = "; ".join(f"rank {rank} computes {count(hops[hop], 'pair')}" for rank, hops in enumerate(work))
+        now = "; ".join(f"rank {rank} computes {counted(hops[hop], 'pair')}" for rank, hops in enumerate(work))
         return f"{told}At hop {hop}: {now}."
     totals = "; ".join(f"rank {rank}: {sum(hops)} ({' + '.join(map(str, hops))})" for rank, hops in enumerate(work))
     slower = max(map(sum, work)) * devices / sum(map(sum, work))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from book.pictures.kit.blocks import arrow, label, tag
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
 from lib.costs.context import pairs_by_hop
+from lib.devices.counts import counted
 from lib.parallel.context.cut import Order, token_places
 
 WIDTH, TOP, HIGH = 480, 76, 58
@@ -50,8 +51,8 @@ def draw_ring(order: Order, devices: int, hop: int, phase: Literal["forward", "b
         frame = {"x": WORK, "y": y + 4, "height": 12, "stroke": paint(rank).ink}
         body.append(element("rect", width=96, fill="none", stroke_opacity=".5", **frame))
         body.append(element("rect", width=96 * share, fill=paint(rank).fill, data_pairs=pairs, **frame))
-        body.append(label(WORK, y + 32, f"{count(pairs, 'pair')}" if pairs else "nothing to see", size=12))
-        now = f"rank {rank} has the keys of rank {source} and computes {count(pairs, 'pair')}"
+        body.append(label(WORK, y + 32, f"{counted(pairs, 'pair')}" if pairs else "nothing to see", size=12))
+        now = f"rank {rank} has the keys of rank {source} and computes {counted(pairs, 'pair')}"
         if phase == "backward":
             who = [(source + step) % devices for step in range(1 if hop else 0, hop + 1)]
             now += f"; the sum of their gradients holds the terms of {', '.join(map(str, who))}"
@@ -83,5 +84,5 @@ def draw_ring(order: Order, devices: int, hop: int, phase: Literal["forward", "b
     else:
         travels = "Nothing travels any more." if last else "Keys and values travel on while the blocks are computed."
     body.append(label(8, bottom + 14, travels, size=12))
-    desc = f"Ring attention on {devices} devices, {order}, {title}. {'; '.join(told)}. {travels}"
+    desc = f"Ring attention on {counted(devices, 'device')}, {order}, {title}. {'; '.join(told)}. {travels}"
     return Picture(WIDTH, bottom + 26, f"Ring attention, {title}", desc, body)

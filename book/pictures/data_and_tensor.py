@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from book.pictures.bars import draw_bars
-from book.pictures.kit.holders import count
 from book.pictures.kit.svg import Picture, stack
 from lib.costs.activations import LayerShape
 from lib.costs.tensor import LayerCosts, data_parallel_costs, tensor_parallel_costs
 from lib.costs.zero import zero_bytes
+from lib.devices.counts import counted
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
@@ -23,7 +23,7 @@ def draw_data_and_tensor(shape: LayerShape, devices: int, scale_of: Sequence[int
 
     Errors: ValueError when the devices do not divide the batch, the heads or the sequence.
     """
-    on, mine = count(devices, "device"), _bytes(shape, devices)
+    on, mine = counted(devices, "device"), _bytes(shape, devices)
     all_states = [mine, *(_bytes(shape, other) for other in scale_of)]
     titles = (
         f"Weights, gradients, Adam, on each of {on}",

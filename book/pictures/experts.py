@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from book.pictures.kit.blocks import ghost, label, tag
-from book.pictures.kit.holders import check_devices, count, pieces
+from book.pictures.kit.holders import check_devices, pieces
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element
+from lib.devices.counts import counted
 
 WIDTH, LEFT, CELL, TALL, ROW = 480, 104, 20, 20, 26
 MOST = 18  # rows of one expert that have room
@@ -39,7 +40,7 @@ def draw_experts(
     dropped = sum(gone for queue in queues for _, gone in queue)
     rows = sum(map(len, queues))
     room = "no limit" if capacity is None else f"capacity {capacity}"
-    title = f"{count(len(chosen), 'token')}, {count(experts, 'expert')}, {count(devices, 'device')}, {room}"
+    title = f"{counted(len(chosen), 'token')}, {counted(experts, 'expert')}, {counted(devices, 'device')}, {room}"
     body: list[Element] = [label(8, 24, title, bold=True, size=15)]
     body += _tokens(home)
     top, busiest = 92.0, 0

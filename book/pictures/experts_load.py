@@ -7,9 +7,10 @@ from itertools import accumulate
 from xml.etree.ElementTree import Element
 
 from book.pictures.kit.blocks import label
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices
 from book.pictures.kit.language import PAPER, paint
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480, 56, 400, 48, 208
 
@@ -53,5 +54,5 @@ def draw_load(rows: Sequence[Sequence[float]], title: str) -> Picture:
     told = f"The busiest device: {first:.2f} times an even share at first, {last:.2f} at last."
     body.append(label(8, BOTTOM + 42, told, size=12))
     listed = "; ".join(f"rank {rank}: {100 * share:.0f} %" for rank, share in enumerate(shares[-1]))
-    desc = f"{title}. Shares of the rows of {count(devices, 'device')} over {len(rows)} steps. {told} Last: {listed}."
+    desc = f"{title}. Shares of the rows of {counted(devices, 'device')} over {len(rows)} steps. {told} Last: {listed}."
     return Picture(WIDTH, BOTTOM + 54, title, desc, body)

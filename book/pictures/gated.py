@@ -8,9 +8,10 @@ from xml.etree.ElementTree import Element
 import torch
 
 from book.pictures.kit.blocks import block, label
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element
+from lib.devices.counts import counted
 from lib.parallel.sharding.placement import Placement, Shard, ShardBlocks
 
 WIDTH, LEFT, RIGHT, TALL = 480, 8, 472, 30
@@ -29,10 +30,10 @@ def draw_gated(devices: int, cut: str = "each block", inner: int = 8) -> Picture
     if cut not in WAYS:
         raise ValueError(f"cut={cut!r} must be one of {', '.join(map(repr, WAYS))}")
     if inner % check_devices(devices, MOST):
-        raise ValueError(f"inner={inner} cannot be divided over {count(devices, 'device')}")
+        raise ValueError(f"inner={inner} cannot be divided over {counted(devices, 'device')}")
     owner = _owners(WAYS[cut], devices, inner)
     wide = (RIGHT - LEFT - 20) / (2 * inner)
-    title = f"[gate | up] on {count(devices, 'device')}, cut {'block by block' if cut == 'each block' else cut}"
+    title = f"[gate | up] on {counted(devices, 'device')}, cut {'block by block' if cut == 'each block' else cut}"
     body: list[Element | None] = [label(LEFT, 24, title, bold=True, size=15)]
     starts = (LEFT, LEFT + inner * wide + 20)
     for name, start in zip(("gate", "up"), starts, strict=True):

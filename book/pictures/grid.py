@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 from book.pictures.kit.blocks import label
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element
+from lib.devices.counts import counted
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.grid.config import AXES, ParallelConfig
 from lib.parallel.grid.ranks import RankGrid
@@ -57,7 +58,8 @@ def draw_grid(
     for line in held:
         body.append(label(8, bottom + 18, line))
         bottom += 20
-    desc = f"{title}. {'; '.join(told)}. {' '.join(f'{line}.' for line in held)} Nodes have {per_node} devices each."
+    nodes = f"Nodes have {counted(per_node, 'device')} each."
+    desc = f"{title}. {'; '.join(told)}. {' '.join(f'{line}.' for line in held)} {nodes}"
     return Picture(WIDTH, bottom + 12, title, desc, body)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.heat import above_diagonal, heatmap
-from book.pictures.kit.holders import check_devices, count, shape_text
+from book.pictures.kit.holders import check_devices, shape_text
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture
+from lib.devices.counts import counted
 
 WIDTH, LEFT, MAPS, SIDE, GAP, ACROSS = 480, 8, 74, 92, 8, 4
 MOST_HEADS, MOST_POSITIONS = 16, 24
@@ -35,8 +36,8 @@ def draw_head_scores(local: Sequence[Tensor], what: str = "weights") -> Picture:
     heads, positions = shape[0] * len(local), shape[1]
     if not 1 <= heads <= MOST_HEADS or not 1 <= positions <= MOST_POSITIONS:
         raise ValueError(
-            f"{heads} heads of {positions} positions do not fit this picture: at most {MOST_HEADS} heads and "
-            f"{MOST_POSITIONS} positions"
+            f"{counted(heads, 'head')} of {positions} positions do not fit this picture: at most {MOST_HEADS} heads "
+            f"and {MOST_POSITIONS} positions"
         )
     tables = [x.detach().double().tolist() for x in local]
     later = above_diagonal(positions, positions)
@@ -49,7 +50,7 @@ def draw_head_scores(local: Sequence[Tensor], what: str = "weights") -> Picture:
     if not all(map(math.isfinite, seen)):
         raise ValueError(f"the {what} hold a value that is not finite; only what a causal mask hides may be -inf")
     least, most = min(0.0, *seen), max(seen)
-    title = f"{what.capitalize()} of {count(heads, 'head')} on {count(len(local), 'device')}"
+    title = f"{what.capitalize()} of {counted(heads, 'head')} on {counted(len(local), 'device')}"
     body: list[Element] = [
         label(LEFT, 24, title, bold=True, size=15),
         label(LEFT, 48, "In each map a row per query, a column per key."),

@@ -11,10 +11,11 @@ import torch
 
 from book.pictures.kit.axis import readable
 from book.pictures.kit.blocks import block, label, tag
-from book.pictures.kit.holders import check_devices, count, stretch
+from book.pictures.kit.holders import check_devices, stretch
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element, number
 from lib.devices import Cluster, Group
+from lib.devices.counts import counted
 from lib.devices.pieces import cut
 from lib.parallel.attention.attention import ParallelSelfAttention
 from lib.parallel.attention.cache import KVCache
@@ -53,7 +54,7 @@ def draw_heads(heads: int, kv_heads: int, devices: int, head_size: int = 64, pos
     copies = kv_copies(kv_heads, devices)
 
     groups = f", {kv_heads} of keys and values" if kv_heads != heads else ""
-    title = f"{count(heads, 'head')}{groups}, on {count(devices, 'device')}"
+    title = f"{counted(heads, 'head')}{groups}, on {counted(devices, 'device')}"
     body: list[Element | None] = [
         label(LEFT, 24, title, bold=True, size=15),
         label(RIGHT, 48, "cache", "end"),

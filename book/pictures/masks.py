@@ -10,6 +10,7 @@ from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.holders import check_devices
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 
 WIDTH, LEFT, CELL = 480, 72, 16
 
@@ -44,7 +45,7 @@ def draw_masks(masks: Mapping[str, Sequence[Tensor]], title: str = "What dropout
             body.append(_mask(x, y, mask, rank))
         says = "one pattern" if patterns == 1 else f"{patterns} patterns"
         body.append(label(x, 60 + (tall + 14) * devices + 6, says, size=12))
-        told.append(f"{name}: {says} on {devices} devices")
+        told.append(f"{name}: {says} on {counted(devices, 'device')}")
     bottom = 60 + (tall + 14) * devices + 28
     body.append(label(8, bottom, "Filled: kept. Empty: dropped.", size=12))
     return Picture(WIDTH, bottom + 10, title, f"{title}. {'; '.join(told)}. Filled is kept, empty is dropped.", body)

@@ -15,9 +15,10 @@ from book.pictures.kit.blocks import (
     label,
     tag,
 )
-from book.pictures.kit.holders import check_devices, count, holdings, indexed, pieces, shape_of, shape_text
+from book.pictures.kit.holders import check_devices, holdings, indexed, pieces, shape_of, shape_text
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 
 WIDTH = 480
 MARGIN = 8
@@ -155,16 +156,16 @@ def draw_matmul(
         )
     elif not gather:
         end = "The outputs stay where they are."
-    desc = f"{what}, split by {split}s on {count(devices, 'device')}. Of {W}, {holdings(held)}. {work} {end}"
+    desc = f"{what}, split by {split}s on {counted(devices, 'device')}. Of {W}, {holdings(held)}. {work} {end}"
     heading = [
         label(MARGIN, 24, f"{Y} = {X} {W}", bold=True, size=15),
-        label(full - MARGIN, 24, f"{W} split by {split}s, {count(devices, 'device')}", "end"),
+        label(full - MARGIN, 24, f"{W} split by {split}s, {counted(devices, 'device')}", "end"),
     ]
     defs = [] if column else [hatches(range(devices))]
     return Picture(
         full,
         y + height + 8,
-        f"{Y} = {X} {W}, {split} split on {count(devices, 'device')}",
+        f"{Y} = {X} {W}, {split} split on {counted(devices, 'device')}",
         desc,
         [*defs, *heading, *body, *explained],
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from book.pictures.kit.holders import count
 from book.pictures.kit.lanes import Gate, Stage, gates, lanes, seen, sentence, told
 from book.pictures.kit.svg import Picture
+from lib.devices.counts import counted
 from lib.parallel.sequence.model import SequenceMLP
 from lib.parallel.tensor.mlp import ParallelMLP
 
@@ -36,7 +36,7 @@ def draw_mlp(
         Stage("Z", found.outputs["down"], **outside),
     ]
     name = "TP + SP" if sequence_parallel else "TP"
-    title = f"The MLP on {count(devices, 'device')}, {name}"
+    title = f"The MLP on {counted(devices, 'device')}, {name}"
     sent = [f"forward: {sentence(found.forward)}", f"backward: {sentence(found.backward)}"]
     notes = ["Each device sends (bfloat16)", *sent, "Boxes are not to scale."]
     desc = f"{title}. {told(rows)}. Each device sends {'; '.join(sent)}."

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from book.pictures.kit.blocks import Look, arrow, block, label, tag
-from book.pictures.kit.holders import check_devices, count, shape_text
+from book.pictures.kit.holders import check_devices, shape_text
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element
 from lib.costs.gpt import gpt_synchronizations
 from lib.devices import Cluster, Group
+from lib.devices.counts import counted
 from lib.parallel.attention.heads import FusedHeads
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
@@ -70,7 +71,7 @@ def draw_model(config: GPTConfig, devices: int) -> Picture:
         for meeting in gpt_synchronizations(config, batch=1, sequence=1)
         if meeting.direction == "forward" and not meeting.where.startswith("loss")
     )
-    title = f"{count(config.layers, 'layer')} of {config.hidden:,} on {count(devices, 'device')}"
+    title = f"{counted(config.layers, 'layer')} of {config.hidden:,} on {counted(devices, 'device')}"
     body: list[Element | None] = [
         label(LEFT, 24, title, bold=True, size=15),
         label(LEFT, 54.5, "rank"),
@@ -83,8 +84,8 @@ def draw_model(config: GPTConfig, devices: int) -> Picture:
     for weight in weights:
         if weight.name == "norm1":
             top, y = y, y + 30
-            body.append(label(LEFT + 10, y - 10, count(config.layers, "time"), bold=True))
-            told.append(f"Then, {count(config.layers, 'time')}")
+            body.append(label(LEFT + 10, y - 10, counted(config.layers, "time"), bold=True))
+            told.append(f"Then, {counted(config.layers, 'time')}")
         body += _row(y, weight, devices)
         told.append(_says(weight))
         y += STEP
@@ -109,7 +110,7 @@ def draw_model(config: GPTConfig, devices: int) -> Picture:
     if devices > 1:
         desc += f" A forward pass has {forward} all-reduces of the whole activation, and 3 small ones for the loss."
     nodes = [node for node in (*body, *explained) if node is not None]
-    return Picture(WIDTH, y + height + 8, f"A GPT on {count(devices, 'device')}", desc, nodes)
+    return Picture(WIDTH, y + height + 8, f"A GPT on {counted(devices, 'device')}", desc, nodes)
 
 
 def _described(config: GPTConfig, group: Group) -> tuple[list[Weight], int, int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from book.pictures.kit.blocks import block, ghost, label, tag
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture
 from lib.costs.zero import zero_bytes
+from lib.devices.counts import counted
 
 WIDTH, LEFT, BYTE, GAP, ROW, TOP = 480, 70, 24, 10, 36, 64  # BYTE: the width of one byte per parameter
 MOST = 8
@@ -42,7 +43,7 @@ def draw_ownership(devices: int, stage: int) -> Picture:
     looks = [look for look, some in (("sharded", stage > 0), ("replicated", stage < 3)) if some]
     explained, height = legend(8, bottom + 8, looks)
     desc = (
-        f"Stage {stage} of ZeRO on {count(devices, 'device')}. Each device holds {', '.join(told)}: {held.total:.4g} "
+        f"Stage {stage} of ZeRO on {counted(devices, 'device')}. Each device holds {', '.join(told)}: {held.total:.4g} "
         "of 16 bytes per parameter."
     )
     drawn = [part for part in body if part is not None]

@@ -12,6 +12,7 @@ from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.language import Paint, paint
 from book.pictures.kit.svg import Picture, element, number
 from lib.costs.pipeline import Bubble, bubble_of
+from lib.devices.counts import counted
 from lib.parallel.pipeline.clock import Slot, Times, timeline
 from lib.parallel.pipeline.held import held, in_flight
 from lib.parallel.pipeline.steps import BackwardWeight, Forward, Schedule
@@ -193,7 +194,8 @@ def _key(y: float, schedule: Schedule) -> list[Element]:
 def _says(schedule: Schedule, found: Bubble, tops: list[float]) -> str:
     holds = ", ".join(f"{top:g}" for top in tops[:MOST_LANES])
     return (
-        f"{schedule.name}, {schedule.micros} micro-batches on {schedule.devices} devices in {schedule.stages} stages: "
+        f"{schedule.name}, {counted(schedule.micros, 'micro-batch')} on {counted(schedule.devices, 'device')} in "
+        f"{counted(schedule.stages, 'stage')}: "
         f"the slowest device takes {found.total:g} and works {found.ideal:g}. Idle: {found.of_ideal:.1%} of the work, "
         f"{found.of_total:.1%} of the time. Micro-batches held at most, by device: {holds}."
     )

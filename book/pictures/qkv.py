@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from book.pictures.kit.holders import count
 from book.pictures.kit.lanes import Gate, Stage, gates, lanes, seen, sentence, told
 from book.pictures.kit.svg import Picture
 from lib.costs.measure import Shape
+from lib.devices.counts import counted
 from lib.parallel.attention.attention import ParallelSelfAttention
 from lib.parallel.attention.kernels import attend
 
@@ -52,10 +52,10 @@ def draw_qkv(devices: int, sequence: int = 1024, hidden: int = 768, heads: int =
         Stage("output", found.outputs[""], "replicated"),
     ]
     size = hidden // heads
-    title = f"Self-attention, {count(heads, 'head')} on {count(devices, 'device')}"
+    title = f"Self-attention, {counted(heads, 'head')} on {counted(devices, 'device')}"
     sent = [f"forward: {sentence(found.forward)}", f"backward: {sentence(found.backward)}"]
     notes = [
-        f"{count(heads, 'head')} of d = {size} columns, {mine} on each device",
+        f"{counted(heads, 'head')} of d = {size} columns, {mine} on each device",
         "Each device sends (bfloat16)",
         *sent,
         "Boxes are not to scale.",

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from book.pictures.kit.blocks import block, label, tag
-from book.pictures.kit.holders import check_devices, count, stretch
+from book.pictures.kit.holders import check_devices, stretch
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 from lib.devices.pieces import shard_sizes
 
 WIDTH, LEFT, HIGH = 480, 16, 30
@@ -27,7 +28,7 @@ def draw_resharding(before: int, after: int, rows: int = 24) -> Picture:
             raise ValueError(f"{devices} devices must be from 1 to {min(MOST, rows)}, or the pieces cannot be seen")
     each = (WIDTH - 2 * LEFT) / rows
     top, bottom = 64, 176
-    title = f"Written by {count(before, 'device')}, read by {after}"
+    title = f"Written by {counted(before, 'device')}, read by {after}"
     body: list[Element | None] = [label(8, 22, title, bold=True, size=15), label(LEFT, top - 10, "files", size=12)]
     spans = {devices: _spans(shard_sizes(rows, devices)) for devices in (before, after)}
     told, bands = [], []
@@ -48,7 +49,7 @@ def draw_resharding(before: int, after: int, rows: int = 24) -> Picture:
         width = min(56.0, each * (b - a) - 2)
         body.append(tag(LEFT + each * (a + b) / 2 - width / 2, bottom + HIGH + 16, rank, width))
     read = sum(text.count("rows ") for text in told)
-    body.append(label(LEFT, bottom + HIGH + 48, f"{count(read, 'block')} read, each row once", size=13))
+    body.append(label(LEFT, bottom + HIGH + 48, f"{counted(read, 'block')} read, each row once", size=13))
     desc = f"{title}, {rows} rows: {'; '.join(told)}."
     return Picture(WIDTH, bottom + HIGH + 58, title, desc, [part for part in body if part is not None])
 

@@ -8,9 +8,10 @@ from xml.etree.ElementTree import Element
 import torch
 
 from book.pictures.kit.blocks import label, tag
-from book.pictures.kit.holders import check_devices, count
+from book.pictures.kit.holders import check_devices
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 from lib.parallel.llama.rotary import turn_of
 from lib.parallel.sharding.placement import Shard
 
@@ -33,7 +34,7 @@ def draw_rotary(devices: int, positions: str = "of the whole text") -> Picture:
         raise ValueError(f"{TOKENS} tokens cannot be divided over {devices} devices")
     whole = torch.arange(TOKENS)
     theta = (16 / (2 * math.pi)) ** 2  # plane 1 of 2 then turns by 2 pi / 16 at each position
-    title = f"Positions {positions}, on {count(devices, 'device')}"
+    title = f"Positions {positions}, on {counted(devices, 'device')}"
     body: list[Element] = [label(8, 24, title, bold=True, size=15), label(8, 48, "token, and below it its position")]
     y, told, first = float(TOP), [], []
     for rank in range(devices):

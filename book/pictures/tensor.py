@@ -7,9 +7,10 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from book.pictures.kit.blocks import MOST_CELLS, block, cells, hatches, label, tag
-from book.pictures.kit.holders import Values, check_devices, count, holdings, pieces, shape_of, shape_text, values_of
+from book.pictures.kit.holders import Values, check_devices, holdings, pieces, shape_of, shape_text, values_of
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture
+from lib.devices.counts import counted
 from lib.parallel.sharding.placement import Partial, Placement, Replicate, Shard
 
 WIDTH = 480  # narrow on purpose: the text of a wider picture would be too small on a phone
@@ -86,7 +87,7 @@ def draw_tensor(
         bottom += 20
     explained, height = legend(MARGIN, bottom + 6, [look]) if key else ([], 0)
     argument = dim if isinstance(placement, Shard) else "" if getattr(placement, "op", "sum") == "sum" else placement.op
-    where = f"{type(placement).__name__}({argument}) on {count(devices, 'device')}"
+    where = f"{type(placement).__name__}({argument}) on {counted(devices, 'device')}"
     heading = [
         label(MARGIN, 24, f"{name} {shape_text(shape)}", bold=True, size=15),
         label(WIDTH - MARGIN, 24, where, "end"),

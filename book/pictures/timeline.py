@@ -10,6 +10,7 @@ from book.pictures.kit.axis import readable, ticks, under
 from book.pictures.kit.blocks import label, tag
 from book.pictures.kit.language import paint
 from book.pictures.kit.svg import Picture, element, number
+from lib.devices.counts import counted
 from lib.devices.trace import Event, Kind, Trace
 
 WIDTH, LEFT, RIGHT = 480, 70, 472
@@ -156,7 +157,7 @@ def _says(trace: Trace, title: str) -> str:
     spans = [f"{min(s):.0%}" + (f" to {max(s):.0%}" if max(s) - min(s) > 0.005 else "") for s in shares.values()]
     overlap = any(sum(of_rank) > 1.005 for of_rank in zip(*shares.values(), strict=True))
     return (
-        f"{title}: {trace.size} device{'s' * (trace.size > 1)}, {readable(trace.seconds, 's')} in all. Shares of time: "
+        f"{title}: {counted(trace.size, 'device')}, {readable(trace.seconds, 's')} in all. Shares of time: "
         f"computing {spans[0]}, communicating {spans[1]}, waiting {spans[2]}"
         f"{', some of it at the same time' * overlap}."
     )

@@ -14,6 +14,7 @@ from book.pictures.kit.holders import check_devices
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element
 from lib.devices import Cluster, Group
+from lib.devices.counts import counted
 
 WIDTH = 480
 
@@ -87,7 +88,7 @@ def draw_verb(verb: str, devices: int = 4) -> Picture:
     bottom = top + step * devices + 12
     counts = [cluster.meters.count(rank) for rank in range(devices)]
     busiest = max(counts, key=lambda count: (count.bytes_sent, count.messages_sent))
-    messages = f"{busiest.messages_sent} message{'s' * (busiest.messages_sent != 1)}"
+    messages = f"{counted(busiest.messages_sent, 'message')}"
     cost = f"The busiest device sends {busiest.bytes_sent} bytes in {messages} (8 per number)."
     body.append(label(8, bottom, cost))
     explained, height = legend(8, bottom + 8, sorted({example.brings, example.gets}, reverse=True))
@@ -97,7 +98,7 @@ def draw_verb(verb: str, devices: int = 4) -> Picture:
     return Picture(
         WIDTH,
         bottom + height + 16,
-        f"{verb} on {devices} device{'s' * (devices > 1)}",
+        f"{verb} on {counted(devices, 'device')}",
         f"{verb}: {told}. {cost}",
         [node for node in (*body, *explained) if node is not None],
     )
@@ -139,7 +140,7 @@ def draw_verbs(verbs: Sequence[str] = tuple(EXAMPLES), devices: int = 4) -> Pict
     explained, height = legend(8, bottom, ["sharded", "replicated", "partial", "arrow"])
     desc = (
         "Before and after on "
-        + f"{devices} devices. "
+        + f"{counted(devices, 'device')}. "
         + " ".join(
             f"{verb}: {_holders(run(verb, devices)[0], EXAMPLES[verb].brings)} to "
             f"{_holders(run(verb, devices)[1], EXAMPLES[verb].gets)}."
@@ -147,7 +148,7 @@ def draw_verbs(verbs: Sequence[str] = tuple(EXAMPLES), devices: int = 4) -> Pict
         )
         + " barrier: nothing is moved, but nobody goes on before all have come."
     )
-    title = f"The collectives on {devices} devices"
+    title = f"The collectives on {counted(devices, 'device')}"
     return Picture(WIDTH, bottom + height + 8, title, desc, [n for n in (*body, *explained) if n is not None])
 
 
@@ -199,7 +200,7 @@ def _barrier(devices: int) -> Picture:
     wall = _wall(275, 44, 8 + 40 * devices)
     told = ", ".join(f"{i}. rank {rank} {what}" for i, (what, rank) in enumerate(order, 1))
     desc = f"barrier: nothing is moved, but nobody goes on before all have come. In this run: {told}."
-    return Picture(WIDTH, 64 + 40 * devices, f"barrier on {devices} devices", desc, [*body, wall])
+    return Picture(WIDTH, 64 + 40 * devices, f"barrier on {counted(devices, 'device')}", desc, [*body, wall])
 
 
 def _wall(x: float, top: float, tall: float) -> Element:

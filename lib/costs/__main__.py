@@ -19,7 +19,7 @@ from lib.costs.money import TrainingRun, share_of_peak
 from lib.costs.shapes import ModelShape
 from lib.costs.training_plan import PRECISIONS, Optimizer, TrainingPlan
 from lib.devices.aligned import aligned
-from lib.devices.counts import check_counts
+from lib.devices.counts import check_counts, counted
 from lib.devices.hardware import Hardware
 
 COMMAND = "lib.costs"
@@ -76,9 +76,9 @@ def answer(shape: ModelShape, plan: TrainingPlan, options: argparse.Namespace) -
     lines = [
         f"{options.model}: {shape.parameters:,} parameters"
         + (f", {shape.active_parameters:,} of them active" if shape.experts > 1 else ""),
-        f"{plan.devices} device{'s' * (plan.devices > 1)}: data {plan.data} x tensor {plan.tensor} x "
-        f"pipeline {plan.pipeline}, ZeRO {plan.zero}",
-        f"{plan.global_batch} text{'s' * (plan.global_batch > 1)} of {plan.sequence} tokens per step: "
+        f"{counted(plan.devices, 'device')}: data {plan.data} x tensor {plan.tensor} x pipeline {plan.pipeline}, "
+        f"ZeRO {plan.zero}",
+        f"{counted(plan.global_batch, 'text')} of {counted(plan.sequence, 'token')} per step: "
         f"{plan.micro_batches} x {plan.micro_batch} for each replica",
         "",
         f"Bytes of one device (stage {fullest} of {plan.pipeline}), at {moment.name}:",

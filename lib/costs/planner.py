@@ -21,7 +21,7 @@ from lib.costs.plans_that_fit import Proposal, best_grids, describe, judged, mac
 from lib.costs.shapes import ModelShape
 from lib.costs.why_this_plan import reasons
 from lib.devices.aligned import aligned
-from lib.devices.counts import check_counts
+from lib.devices.counts import check_counts, counted
 from lib.devices.hardware import Link
 
 COMMAND = "lib.costs.planner"
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machine = machine_of(options)
         head = (
             f"{options.model or 'a GPT'}: {shape.parameters / 1e9:,.1f}B parameters on {options.devices} x "
-            f"{machine.hardware.name}, {batch} texts of {sequence} tokens in a step"
+            f"{machine.hardware.name}, {counted(batch, 'text')} of {counted(sequence, 'token')} in a step"
         )
         head = textwrap.fill(head, WIDTH, break_on_hyphens=False)
         return f"{head}\n\n{answer(shape, options.devices, batch, sequence, machine)}"

@@ -14,7 +14,7 @@ from lib.costs.shapes import ModelShape
 from lib.costs.step_plan import StepPlan
 from lib.costs.time import check_known, step_seconds
 from lib.costs.will_it_fit import Room, room_needed
-from lib.devices.counts import check_counts
+from lib.devices.counts import check_counts, counted
 from lib.devices.hardware import Hardware
 from lib.parallel.grid.config import ParallelConfig, valid_configs
 from lib.parallel.grid.nearest import divisors
@@ -51,7 +51,7 @@ class NothingFits(ValueError):
         largest = sorted(room.parts.items(), key=lambda part: -part[1])[:3]
         more = f"; {enough:,} such devices would be enough" if enough else ""
         super().__init__(
-            f"no plan fits on {nearest.plan.devices} devices. The nearest, {describe(nearest.plan)}, needs "
+            f"no plan fits on {counted(nearest.plan.devices, 'device')}. The nearest, {describe(nearest.plan)}, needs "
             f"{room.total / 1e9:,.1f} GB of each device, and {memory / 1e9:,.1f} GB are there: "
             f"{(room.total - memory) / 1e9:,.1f} GB are short. Most of it: "
             + ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in largest)
@@ -145,7 +145,8 @@ def propose(shape: ModelShape, devices: int, batch: int, sequence: int, machine:
     fitting, rest = judged(shape, devices, batch, sequence, machine)
     if not fitting and not rest:
         raise ValueError(
-            f"no grid of {devices} devices is valid for {shape.layers} layers, {shape.heads} heads and a batch of "
+            f"no grid of {counted(devices, 'device')} is valid for {counted(shape.layers, 'layer')}, "
+            f"{counted(shape.heads, 'head')} and a batch of "
             f"{batch}: ParallelConfig(...).problems says which rules a grid breaks. The devices should divide the batch"
         )
     if not fitting:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from lib.costs.machine import Machine
 from lib.costs.plans_that_fit import Proposal, describe, judged
 from lib.costs.shapes import ModelShape
+from lib.devices.counts import counted
 
 CHOICES = {
     "tensor": "TP {}",
     "pipeline": "PP {}",
     "micro_batch": "micro-batch {}",
-    "interleaved": "{} stages on each device",
+    "interleaved": "{stages} on each device",
     "zero": "ZeRO {}",
 }
 BECAUSE = {
@@ -56,7 +57,7 @@ def reasons(shape: ModelShape, chosen: Proposal, batch: int, machine: Machine) -
 
 def _named(words: str, value: int) -> str:
     """ "4 stages on each device", "1 stage on each device"."""
-    return words.format(value).replace("1 stages", "1 stage") if value == 1 else words.format(value)
+    return words.format(value, stages=counted(value, "stage"))
 
 
 def _of(every: Sequence[Proposal], field: str, value: object, chosen: Proposal) -> list[Proposal]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lib.devices.clock import Charge, Clock
-from lib.devices.counts import is_count
+from lib.devices.counts import counted, is_count
 from lib.devices.engine.exchange import Exchange
 from lib.devices.engine.heap import keep_freed_memory
 from lib.devices.engine.modes import modes_of_the_caller, refuse_what_devices_would_not_see
@@ -154,6 +154,6 @@ def check_program(program: Callable[..., Any], args: tuple, kwargs: dict[str, An
         name = getattr(program, "__name__", type(program).__name__)
         raise TypeError(
             f"{name}{signature} cannot be called as {name}(group, ...) with the {len(args)} positional and "
-            f"{len(kwargs)} keyword argument(s) after the program: {error}. "
+            f"{counted(len(kwargs), 'keyword argument')} after the program: {error}. "
             "Every device is handed its group first, then what follows the program in run(program, ...)"
         ) from None

@@ -1,4 +1,4 @@
-"""What can count something: devices, layers, tokens."""
+"""What can count something: devices, layers, tokens; and how a count is said."""
 
 from collections.abc import Mapping
 
@@ -17,3 +17,9 @@ def check_counts(whose: str, sizes: Mapping[str, object]) -> None:
     """Raises one ValueError that names all of the sizes that are no counts, and `whose` they are."""
     if wrong := no_counts(sizes):
         raise ValueError(f"{whose}: {'; '.join(wrong)}")
+
+
+def counted(number: int, word: str) -> str:
+    """ "1 device", "4 devices"; "2 processes", "2 micro-batches"."""
+    ending = "es" if word.endswith(("s", "ch")) else "s"
+    return f"{number} {word}" if number == 1 else f"{number} {word}{ending}"

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lib.devices.counts import is_count
+from lib.devices.counts import counted, is_count
 from lib.devices.group import Group
 
 
@@ -33,8 +33,8 @@ class Mesh:
         if not axes or product != group.size:
             grid = " x ".join(f"{name}={size}" for name, size in axes.items()) or "no axes"
             raise ValueError(
-                f"Mesh on rank {group.rank}: {grid} needs {product} devices, but the group has {group.size}. "
-                "The sizes of all axes must multiply to the size of the group"
+                f"Mesh on rank {group.rank}: {grid} needs {counted(product, 'device')}, but the group has "
+                f"{group.size}. The sizes of all axes must multiply to the size of the group"
             )
         self.group, self.axes = group, dict(axes)
         self.coordinates: dict[str, int] = {}

@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass
 
 from lib.devices.aligned import aligned
+from lib.devices.counts import counted
 from lib.devices.rooted import COLLECTIVES
 from lib.devices.traffic import Traffic
 
@@ -53,7 +54,9 @@ class Meters:
     def count(self, rank: int | None = None, verb: str | None = None) -> Count:
         """The sum over all devices, or over device `rank` alone; over all verbs, or over `verb` alone."""
         if rank is not None and not 0 <= rank < self.size:
-            raise ValueError(f"there is no rank {rank} among {self.size} devices: ranks are 0 to {self.size - 1}")
+            raise ValueError(
+                f"there is no rank {rank} among {counted(self.size, 'device')}: ranks are 0 to {self.size - 1}"
+            )
         if verb is not None and verb not in VERBS:
             raise ValueError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
         chosen = (

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lib.devices.counts import counted
 from lib.devices.pieces import shard_sizes
 from lib.parallel.gpt.block import Recompute
 
@@ -44,7 +45,7 @@ class Recipe:
             )
         if size // self.data_parallel % self.pipeline_parallel:
             raise ValueError(
-                f"the {size // self.data_parallel} device(s) of a replica cannot be divided into "
+                f"the {counted(size // self.data_parallel, 'device')} of a replica cannot be divided into "
                 f"{self.pipeline_parallel} equal stages; pipeline_parallel must divide them"
             )
         if self.pipeline_parallel > 1 and self.zero:
@@ -66,9 +67,9 @@ class Recipe:
         fewest = min(shard_sizes(self.batch, self.data_parallel))
         if fewest < self.accumulate:
             raise ValueError(
-                f"a batch of {self.batch} texts over {self.data_parallel} replica(s) leaves one with {fewest}, which "
-                f"cannot be cut into {self.accumulate} micro-batch(es). Take a batch of at least "
-                f"{self.accumulate * self.data_parallel}"
+                f"a batch of {counted(self.batch, 'text')} over {counted(self.data_parallel, 'replica')} leaves one "
+                f"with {fewest}, which cannot be cut into {counted(self.accumulate, 'micro-batch')}. Take a batch of "
+                f"at least {self.accumulate * self.data_parallel}"
             )
 
     @property

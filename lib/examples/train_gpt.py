@@ -26,6 +26,7 @@ from torch import Tensor
 from lib.command import run_command
 from lib.costs.zero import model_state
 from lib.devices import Cluster, Group, Mesh, Meters
+from lib.devices.counts import counted
 from lib.examples import checkpoint
 from lib.examples.log import Log, peak_flops
 from lib.examples.small_training import gathered
@@ -109,7 +110,7 @@ def learn(
     here, mesh = torch.get_default_device(), trainer.mesh
     if group.rank == 0:
         what = f"a GPT of {config.parameters:,} parameters, {options.dtype} on {options.device}"
-        print(f"{machine}: {what}, {options.data_parallel} replica(s)", flush=True)
+        print(f"{machine}: {what}, {counted(options.data_parallel, 'replica')}", flush=True)
     done, fingerprint = 0, hashlib.sha256(text.tokens.numpy().tobytes()).hexdigest()[:16]
     if options.resume and checkpoint.latest(options.checkpoint) is not None:
         done, wrong = checkpoint.load(options.checkpoint, trainer, config, group, fingerprint)

@@ -13,6 +13,7 @@ from typing import Any
 
 from lib.devices.aligned import aligned
 from lib.devices.cluster import Cluster
+from lib.devices.counts import counted
 from lib.devices.engine.wording import short_ranks
 from lib.devices.memory import USES
 from lib.devices.trace import Trace
@@ -83,7 +84,7 @@ class Report:
         """One line."""
         number = sum(call.calls for call in self.calls)
         time = "" if self.seconds is None else f", {self.seconds * 1e6:,.1f} us on {self.hardware}"
-        return f"{_devices(self.size)} simulated: {number:,} calls, {self.sent:,} bytes sent{time}"
+        return f"{counted(self.size, 'device')} simulated: {number:,} calls, {self.sent:,} bytes sent{time}"
 
     def __str__(self) -> str:
         parts = [self.summary(), *self._calls(), *self._lines()]
@@ -188,7 +189,3 @@ def _some(rows: list[list[str]]) -> list[list[str]]:
 
 def _table(title: str, rows: list[list[str]], left: set[int] = frozenset()) -> list[str]:
     return ["", title, *(f"  {line}" for line in aligned(rows, left=left))]
-
-
-def _devices(size: int) -> str:
-    return "1 device" if size == 1 else f"{size} devices"

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lib.devices.counts import counted
 from lib.devices.engine.wording import short_ranks
 from lib.devices.errors import MismatchError
 from lib.devices.meters import VERBS, Count, Meters
@@ -99,7 +100,7 @@ def _check_nothing_left(reports: list[Report]) -> None:
             if left:
                 raise MismatchError(
                     f"in group {short_ranks(address.ranks)} rank {address.src} sent to rank {address.dst} "
-                    f"(tag={address.tag}) what nobody received: {left} message(s), the first of shape "
+                    f"(tag={address.tag}) what nobody received: {counted(left, 'message')}, the first of shape "
                     f"{report.shapes[address][-left]}. Add recv(src={address.src}, tag={address.tag}) to the program "
                     f"of rank {address.dst}, or take the send away"
                 )

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from lib.devices.cluster import run_program
+from lib.devices.counts import counted
 from lib.devices.group import Group
 from lib.real.channel import Hookup
 from lib.real.lookout import PatientStore
@@ -60,10 +61,10 @@ def own_gpu(local_rank: int, local_size: int) -> torch.device | None:
     except (AssertionError, RuntimeError):  # PyTorch asks the default device for its number, and there is none
         wanted = True
     if wanted:
-        why = "was built without NCCL" if local_size <= count else f"sees {count} GPU(s)"
+        why = "was built without NCCL" if local_size <= count else f"sees {counted(count, 'GPU')}"
         raise RuntimeError(
-            f"device 'cuda' was asked for by {local_size} process(es), but this PyTorch {why}; each needs a GPU of its "
-            "own. Start fewer processes, install PyTorch for CUDA, or take device='cpu'"
+            f"device 'cuda' was asked for by {counted(local_size, 'process')}, but this PyTorch {why}; each needs a "
+            "GPU of its own. Start fewer processes, install PyTorch for CUDA, or take device='cpu'"
         )
     return None
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from lib.devices.cluster import Cluster, check_program
+from lib.devices.counts import counted
 from lib.devices.meters import Meters
 from lib.real.one_voice import is_silent, let_one_speak
 from lib.real.parcel import pack
@@ -66,8 +67,8 @@ class Torchrun:
         started = int(os.environ["WORLD_SIZE"])
         if size is not None and size != started:
             raise ValueError(
-                f"the program asks for {size} devices, but torchrun started {started} processes: start it with "
-                f"--nproc-per-node {size}, or ask for {started}"
+                f"the program asks for {counted(size, 'device')}, but torchrun started {counted(started, 'process')}: "
+                f"start it with --nproc-per-node {size}, or ask for {started}"
             )
         self.size, self.meters = started, Meters(started)
 

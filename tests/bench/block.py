@@ -14,6 +14,7 @@ from bench.plan import Plan, progress
 from bench.processes import Processes
 from bench.rounds import Work, compare, time_dense, time_simulated
 from lib import Group, ParallelBlock, SequenceBlock, load_dense, shard
+from lib.devices.counts import counted
 
 SEQUENCE = 1  # the dim of (batch, tokens, width) that sequence parallelism cuts
 
@@ -53,6 +54,6 @@ def measure(plan: Plan, threads: int, processes: bool) -> list[dict]:
             team = opened.enter_context(Processes(n, max(1, threads // n), PlainBlock, dense))
             variants["processes, TP", n] = team.time
         for backward in (False, True):
-            progress(f"  GPT-2 block, forward{' + backward' * backward}, {threads} thread(s) ...")
+            progress(f"  GPT-2 block, forward{' + backward' * backward}, {counted(threads, 'thread')} ...")
             rows += compare(variants, backward, plan, work="GPT-2 block", threads=threads)
     return rows

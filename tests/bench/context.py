@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from bench.plan import Plan, progress
 from bench.rounds import Work, compare, time_dense, time_simulated
 from lib import CutTokens, Group, RingAttention
+from lib.devices.counts import counted
 
 TOKENS = -2  # the dim of (3, batch, heads, tokens, d) that is cut
 
@@ -55,6 +56,6 @@ def measure(plan: Plan, threads: int) -> list[dict]:
         split = partial(device_attention, order)
         variants |= {(f"ring, {order}", n): partial(time_simulated, n, split, dense) for n in plan.in_ring}
     for backward in (False, True):
-        progress(f"  attention, forward{' + backward' * backward}, {threads} thread(s) ...")
+        progress(f"  attention, forward{' + backward' * backward}, {counted(threads, 'thread')} ...")
         rows += compare(variants, backward, plan, work="attention", threads=threads)
     return rows

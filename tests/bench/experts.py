@@ -7,6 +7,7 @@ import torch
 from bench.plan import Plan, progress
 from bench.rounds import Work, compare, time_simulated
 from lib import Group, MixtureOfExperts, RoutingRule
+from lib.devices.counts import counted
 
 EXPERTS, CHOSEN, SIZE = 16, 2, 8  # devices: the target names so many
 
@@ -26,6 +27,6 @@ def measure(plan: Plan, threads: int) -> list[dict]:
     variants = {("dense", 1): partial(time_simulated, 1, split, ())}
     variants["simulated", SIZE] = partial(time_simulated, SIZE, split, ())
     for backward in (False, True):
-        progress(f"  experts, forward{' + backward' * backward}, {threads} thread(s) ...")
+        progress(f"  experts, forward{' + backward' * backward}, {counted(threads, 'thread')} ...")
         rows += compare(variants, backward, plan, work="experts", threads=threads)
     return rows

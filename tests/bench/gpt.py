@@ -12,6 +12,7 @@ from bench.memory import resident
 from bench.plan import Plan, progress
 from bench.rounds import Work, compare, time_dense, time_simulated
 from lib import Cluster, Group, load_dense
+from lib.devices.counts import counted
 from lib.parallel.gpt.config import GPTConfig
 from lib.parallel.gpt.model import GPT
 
@@ -68,7 +69,7 @@ def measure(plan: Plan, threads: int) -> list[dict]:
     variants = {("dense", 1): partial(time_dense, dense)}
     variants |= {("TP", n): partial(time_simulated, n, partial(device_gpt, plan), dense) for n in plan.in_gpt}
     for backward in (False, True):
-        progress(f"  {WORK}, forward{' + backward' * backward}, {threads} thread(s) ...")
+        progress(f"  {WORK}, forward{' + backward' * backward}, {counted(threads, 'thread')} ...")
         rows += compare(variants, backward, replace(plan, rounds=plan.long_rounds), work=WORK, threads=threads)
     return rows
 

@@ -11,6 +11,7 @@ from bench.plan import Plan, Reading, now, progress, spent
 from bench.processes import Processes
 from bench.rounds import Work, compare, step, time_dense, time_simulated
 from lib import Cluster, ColumnParallelLinear, Group, RowParallelLinear, shard
+from lib.devices.counts import counted
 
 WORKS = ("column", "row", "MLP")
 
@@ -64,7 +65,7 @@ def measure(plan: Plan, threads: int, processes: bool) -> list[dict]:
                 for size in plan.processes:
                     real[size] = opened.enter_context(Processes(size, max(1, threads // size), PlainMLP, dense))
             for backward in (False, True):
-                progress(f"  {work}, forward{' + backward' * backward}, {threads} thread(s) ...")
+                progress(f"  {work}, forward{' + backward' * backward}, {counted(threads, 'thread')} ...")
                 split = partial(device_work, work)
                 variants = {("simulated", n): partial(time_simulated, n, split, dense) for n in plan.devices}
                 if work == "MLP":

@@ -11,6 +11,7 @@ from bench.dense import DenseGPT
 from bench.plan import Plan, progress
 from bench.rounds import Work, compare, time_dense, time_simulated
 from lib import GPT, GPTConfig, Group, cut_gpt, load_dense, one_f_one_b, run_pipeline
+from lib.devices.counts import counted
 
 
 class OneDevice(nn.Module):
@@ -67,7 +68,7 @@ def measure(plan: Plan, threads: int) -> list[dict]:
     dense: Work = OneDevice(plan), torch.randint(plan.vocabulary, (plan.micros, plan.text + 1)), torch.ones(())
     variants = {("dense", 1): partial(time_dense, dense)}
     variants |= {("1F1B", n): partial(time_simulated, n, partial(in_stages, plan), dense) for n in plan.in_pipeline}
-    progress(f"  pipeline, forward + backward, {threads} thread(s) ...")
+    progress(f"  pipeline, forward + backward, {counted(threads, 'thread')} ...")
     return list(
         compare(variants, True, replace(plan, rounds=plan.long_rounds), work="GPT-2 in stages", threads=threads)
     )

@@ -3,6 +3,7 @@
 from itertools import chain
 
 from lib.devices.aligned import aligned
+from lib.devices.counts import counted
 
 TARGETS = {  # times the dense time, by (work, how, devices, with the backward)
     ("MLP", "simulated", 4, True): 1.15,
@@ -48,7 +49,7 @@ def head(found: dict) -> str:
         f"MLP {plan['width']} -> {plan['hidden']} -> {plan['width']}, GPT-2 block {plan['width']} wide with "
         f"{plan['heads']} heads, batch {plan['batch']} x {plan['tokens']}; GPT-2 with {plan['layers']} such layers and "
         f"{plan['vocabulary']} tokens, batch 1 x {plan['text']}; float32; torch {machine['torch']}, "
-        f"{machine['cores']} core(s), load {machine['load']:.1f} at the start; "
+        f"{counted(machine['cores'], 'core')}, load {machine['load']:.1f} at the start; "
         f"{plan['rounds']} interleaved rounds, median (quartiles)."
     )
 
@@ -72,7 +73,7 @@ def targets(found: dict) -> str:
         if wanted:
             how = "" if row["how"] == "simulated" else f" {row['how']}"
             direction = "forward + backward" if row["backward"] else "forward"
-            what = f"{row['work']}{how} {direction}, {row['devices']} devices, {row['threads']} thread(s)"
+            what = f"{row['work']}{how} {direction}, {row['devices']} devices, {counted(row['threads'], 'thread')}"
             rows.append([*verdict(what, wanted, row["ratio"], 2, " x dense"), spread(row["cpu ratio"])])
     largest = max(row["devices"] for row in found["collectives"])
     for row in found["collectives"]:
@@ -169,5 +170,5 @@ def memory(found: dict) -> str:
     for row in found["memory"]:
         if row["devices"]:
             mib, ratio = row["peak"] / 2**20, row["peak"] / max(dense, 1)
-            rows.append([f"{row['devices']} device(s)", f"{mib:.1f}", f"{ratio:.2f}"])
+            rows.append([counted(row["devices"], "device"), f"{mib:.1f}", f"{ratio:.2f}"])
     return table(["peak memory that forward + backward adds", "MiB", "x dense"], rows)

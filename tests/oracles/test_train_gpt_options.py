@@ -55,7 +55,7 @@ def test_every_option_arrives(tmp_path):
     assert list(losses(said)) == list(range(7))
     for found, loss in zip(losses(said).values(), expected, strict=True):
         assert abs(found - loss) < 1e-7
-    assert " float64 on cpu, 2 replica(s)\n" in said
+    assert " float64 on cpu, 2 replicas\n" in said
     assert re.search(r"^ +\d +reduce_scatter ", said, re.M)
     written, state = read_gpt2(file)
     assert (written.layers, written.hidden, written.heads, written.positions) == (2, 24, 2, 12)
@@ -147,12 +147,12 @@ def test_seeds_that_are_none(seed, capsys):
         (["--heads", 5], "a hidden size of 32 cannot be divided into 5 heads"),
         (
             ["--data-parallel", 4, "--batch", 3],
-            "a batch of 3 texts over 4 replica(s) leaves one with 0, which cannot be cut into 1 micro-batch(es). "
+            "a batch of 3 texts over 4 replicas leaves one with 0, which cannot be cut into 1 micro-batch. "
             "Take a batch of at least 4",
         ),
         (["--device", "meta", "--save", "x"], "--save: on --device meta there are no weights. Train on cpu or cuda"),
         (["--device", "meta", "--checkpoint", "x"], "--checkpoint: on --device meta there are no weights"),
-        (["--accumulate", 9], "a batch of 8 texts over 1 replica(s) leaves one with 8, which cannot be cut into 9"),
+        (["--accumulate", 9], "a batch of 8 texts over 1 replica leaves one with 8, which cannot be cut into 9"),
         (["--zero", 3, "--recompute", "full"], "zero=3 with recompute='full'"),
         (["--clip", 0], "clip=0.0 must be above 0"),
         (["--rate", "nan"], "rate=nan must be above 0"),

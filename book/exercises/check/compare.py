@@ -16,6 +16,7 @@ from book.exercises.check.task import Program, Task
 from book.exercises.check.trials import Trial, hand_over, place
 from book.exercises.check.verdict import Fault
 from book.exercises.check.wrong import Wrong, close, differs, same
+from lib.devices.counts import counted
 
 ROUNDED = (
     "Right to 7 digits: there is a float32 on the way (torch.tensor(2.0) is one; say dtype=x.dtype), or a small eps "
@@ -31,7 +32,7 @@ def judge_values(task: Task, program: Program, trial: Trial, every: list[Trial],
         if returned is ...:
             raise NotImplementedError
         if len(names) > 1 and not (isinstance(returned, tuple | list) and len(returned) == len(names)):
-            given = f"{len(returned)} values" if isinstance(returned, tuple | list) else kind(returned)
+            given = counted(len(returned), "value") if isinstance(returned, tuple | list) else kind(returned)
             raise Fault(f"is wrong on {trial}.", f"rank {rank}: expected {' and '.join(names)}, given {given}")
         for name, y in zip(names, several(returned), strict=False):
             if isinstance(y, Tensor) and (odd := oddness(y)):

@@ -13,6 +13,7 @@ from book.exercises.check.failed import kind
 from book.exercises.check.shown import Shown
 from book.exercises.check.trials import one_core
 from book.exercises.check.verdict import Fault, Verdict
+from lib.devices.counts import counted
 
 Slips = Mapping[str, Callable[..., int]]  # a sentence: f(*numbers), the count that its mistake gives
 
@@ -85,7 +86,7 @@ class Counting(Shown):
             given = (given,)
         if not isinstance(given, tuple | list) or len(given) != len(self.returns):
             asked = " and ".join(self.returns)
-            told = f"{len(given)} values" if isinstance(given, tuple | list) else kind(given)
+            told = counted(len(given), "value") if isinstance(given, tuple | list) else kind(given)
             raise Fault(f"is wrong for {on}.", f"expected {asked}, given {told}")
         for name, number in zip(self.returns, given, strict=True):
             if not isinstance(number, int | float):

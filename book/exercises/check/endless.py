@@ -45,7 +45,8 @@ def ended(program: Callable[..., Any], told: str) -> Iterator[None]:
         finally:
             with sending:
                 over.set()
-                raise_in(me, None)  # what has not arrived yet is taken back
+                if lines:
+                    raise_in(me, _Endless)  # at once, here: what was sent may not arrive later
     except _Endless:
         raise Fault(
             f"does not end {told}.",

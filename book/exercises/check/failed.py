@@ -37,7 +37,7 @@ def is_unwritten(error: BaseException) -> bool:
         return False
     code = trace.tb_frame.f_code
     raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # by a line of Python, not by a call
-    return raised and not code.co_filename.startswith(os.path.dirname(torch.__file__))
+    return (raised or not str(error)) and not code.co_filename.startswith(os.path.dirname(torch.__file__))
 
 
 def oddness(x: Tensor) -> str | None:

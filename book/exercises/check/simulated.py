@@ -13,6 +13,7 @@ from book.exercises.check.failed import is_stub
 from book.exercises.check.planning import Planning
 from book.exercises.check.verdict import Verdict
 from lib.devices.cluster import Cluster
+from lib.devices.counts import counted
 from lib.guest.program import guest
 
 
@@ -47,7 +48,7 @@ class Simulated(Planning):
 
     def told(self, case: tuple[Any, ...]) -> str:
         """The case in words."""
-        return f"{len(case[0])} device{'s' * (len(case[0]) > 1)}"
+        return counted(len(case[0]), "device")
 
 
 def simulated(**parts: Any) -> Callable[[Callable[..., Any]], Simulated]:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from book.exercises.check.endless import ended
 from book.exercises.check.inputs import Input, OnRank0, drawn
 from lib.devices import Cluster, Group, Hardware, Link, Meters
+from lib.devices.counts import counted
 from lib.parallel.sharding.placement import Partial, Placement, Replicate
 
 SEED = 2  # of all trials: the same program gets the same verdict
@@ -34,7 +35,7 @@ class Trial:
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.inputs.items())
-        return f"{self.devices} device{'s' * (self.devices > 1)} with {shapes}"
+        return f"{counted(self.devices, 'device')} with {shapes}"
 
 
 def trials(inputs: Mapping[str, Input], devices: tuple[int, ...], seed: int, empty: bool = False) -> Iterator[Trial]:

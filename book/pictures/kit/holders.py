@@ -20,10 +20,6 @@ def indexed(name: str, rank: int) -> str:
     return name + str(rank).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
-def count(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
-
-
 def stretch(word: str, numbers: Sequence[int]) -> str:
     """Consecutive numbers of things: "heads 0 to 3", or "head 2" of one alone."""
     return f"{word} {numbers[0]}" if len(numbers) == 1 else f"{word}s {numbers[0]} to {numbers[-1]}"

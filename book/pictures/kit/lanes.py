@@ -10,11 +10,12 @@ from torch import nn
 
 from book.pictures.kit.axis import readable
 from book.pictures.kit.blocks import Look, arrow, block, ghost, hatches, label, tag
-from book.pictures.kit.holders import check_devices, count, shape_text
+from book.pictures.kit.holders import check_devices, shape_text
 from book.pictures.kit.legend import legend
 from book.pictures.kit.svg import Picture, element
 from lib.costs.measure import Measured, Phase, measure
 from lib.devices import Group
+from lib.devices.counts import counted
 from lib.parallel.sharding.placement import Replicate, Shard
 
 WIDTH, LEFT, RIGHT = 480, 8, 472
@@ -43,7 +44,7 @@ def sentence(phase: Phase) -> str:
     if not phase.bytes_sent:
         return "nothing"
     verbs = sorted(phase.sent.items())
-    calls = ", ".join(count(c.calls, verb.replace("_", "-")) for verb, c in verbs if c.bytes_sent)
+    calls = ", ".join(counted(c.calls, verb.replace("_", "-")) for verb, c in verbs if c.bytes_sent)
     return f"{calls}: {readable(phase.bytes_sent, 'B')}"
 
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from torch import Tensor
 
 from lib.devices.clock import Clock
+from lib.devices.counts import counted
 from lib.devices.engine.mail import Address, Letter, Mail, Message, Recv
 from lib.devices.engine.waiting import Waiting
 from lib.devices.engine.wording import short_ranks, where
@@ -115,6 +116,6 @@ class Post:
                 first, ranks = letters[0].x, letters[0].ranks
                 raise MismatchError(
                     f"in group {short_ranks(ranks)} rank {src} sent to rank {dst} (tag={tag}) what nobody received: "
-                    f"{len(letters)} message(s), the first of shape {tuple(first.shape)}. "
+                    f"{counted(len(letters), 'message')}, the first of shape {tuple(first.shape)}. "
                     f"Add recv(src={src}, tag={tag}) to the program of rank {dst}, or take the send away"
                 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
+from lib.devices.counts import counted
 from lib.parallel.grid.nearest import divisors, nearest, nearest_multiple
 
 
@@ -51,7 +52,7 @@ def _device_count(case: Case) -> str | None:
         else f"one replica takes pp x cp x tp = {one} devices, so the count must be a multiple of {one}: "
         f"{nearest_multiple(devices, one)}"
     )
-    return f"devices: {grid} = {config.devices} devices, not {devices}; {advice}"
+    return f"devices: {grid} = {counted(config.devices, 'device')}, not {devices}; {advice}"
 
 
 def _heads(case: Case) -> str | None:
@@ -146,7 +147,7 @@ def _experts(case: Case) -> str | None:
     if experts % config.ep == 0:
         return None
     return (
-        f"experts: ep={config.ep} does not divide {experts} expert{'s' * (experts > 1)}; nearest ep: "
+        f"experts: ep={config.ep} does not divide {counted(experts, 'expert')}; nearest ep: "
         f"{nearest(config.ep, divisors(experts))}"
     )
 

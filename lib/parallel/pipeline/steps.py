@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
+from lib.devices.counts import counted
+
 What = Literal["F", "B"]  # what a message carries: an activation forward, or its gradient backward
 
 
@@ -145,7 +147,7 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [f"  {device}: {' '.join(map(str, steps))}" for device, steps in enumerate(self.steps)]
-        return "\n".join([f"{self.name}, {self.micros} micro-batches", *lines])
+        return "\n".join([f"{self.name}, {counted(self.micros, 'micro-batch')}", *lines])
 
 
 def _read_step(text: str) -> Step:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lib.devices import Group, Handle
+from lib.devices.counts import counted
 from lib.parallel.pipeline.check import check_schedule
 from lib.parallel.pipeline.halves import Later
 from lib.parallel.pipeline.messages import with_messages
@@ -185,7 +186,9 @@ def _check(group: Group, schedule: Schedule, stages: Mapping[int, Stage], inputs
     if not isinstance(schedule, Schedule):
         raise TypeError(f"{who} needs a Schedule, not {type(schedule).__name__}")
     if schedule.devices != group.size:
-        raise ValueError(f"{who}: {schedule.name} is for {schedule.devices} devices; make it for {group.size}")
+        raise ValueError(
+            f"{who}: {schedule.name} is for {counted(schedule.devices, 'device')}; make it for {group.size}"
+        )
     check_schedule(schedule)
     mine = schedule.stages_of(group.rank)
     if sorted(stages) != mine:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.devices import Cluster, Group
+from lib.devices.counts import counted
 from lib.parallel.sharding.dense import dense_state, layout_of, load_dense
 from lib.parallel.sharding.placement import Placement, Replicate
 
@@ -48,7 +49,8 @@ class Comparison:
 
     def __str__(self) -> str:
         count = len(self.differences)
-        told = f"{self.devices} devices: {count - len(self.unequal)} of {count} tensors equal to {self.tolerance:g}"
+        equal = f"{count - len(self.unequal)} of {count} tensors equal to {self.tolerance:g}"
+        told = f"{counted(self.devices, 'device')}: {equal}"
         return told + "".join(f"; {name} differs by {self.differences[name]:.1e}" for name in self.unequal[:1])
 
 

@@ -164,7 +164,7 @@ test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
         (tasks.gpipe_lists, gpipe_without_backwards, "0 backwards (B)"),
         (tasks.gpipe_lists, gpipe_all_stages_everywhere, "needs the gradient of micro-batch 0 from stage 1"),
         (tasks.gpipe_lists, gpipe_one_micro_batch_less, "it has 2 micro-batches"),
-        (tasks.gpipe_lists, gpipe_one_list, "expected 1 list(s) of steps, one for each device, given a list of 6"),
+        (tasks.gpipe_lists, gpipe_one_list, "expected 1 list of steps, one for each device, given a list of 6"),
         (tasks.gpipe_lists, gpipe_with_text, "expected steps Forward and Backward, given 'F'"),
         (tasks.gpipe_lists, gpipe_that_stops, "TypeError"),
         (tasks.one_f_one_b_lists, GPIPE, "this is GPipe"),

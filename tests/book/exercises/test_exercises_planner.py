@@ -81,7 +81,7 @@ test_right_answers_pass = checks.right_answers_pass(
 )
 test_wrong_answers_are_rejected = checks.wrong_answers_are_rejected(
     [
-        (tasks.efficiencies, efficiencies_in_percent, "for 1 devices: expected 1, given 100"),
+        (tasks.efficiencies, efficiencies_in_percent, "for 1 device: expected 1, given 100"),
         (tasks.efficiencies, efficiencies_as_a_list, "expected a dict with the keys [1, 2, 4, 8, 16, 32]"),
         (tasks.efficiencies, speedup, "that is the speedup"),
         (tasks.efficiencies, from_one_device, "need not begin with one device"),

@@ -228,7 +228,7 @@ def test_digits_are_readable_on_every_color():
         (lambda: draw_head_scores([torch.ones(2, 2)]), "pass (heads/P, T, T)"),
         (lambda: draw_head_scores([torch.ones(1, 2, 3)]), "pass (heads/P, T, T)"),
         (lambda: draw_head_scores([torch.ones(17, 2, 2)]), "17 heads of 2 positions"),
-        (lambda: draw_head_scores([torch.ones(1, 25, 25)]), "1 heads of 25 positions"),
+        (lambda: draw_head_scores([torch.ones(1, 25, 25)]), "1 head of 25 positions"),
         (lambda: draw_head_scores([torch.full((1, 2, 2), -torch.inf)]), "not finite"),
         (lambda: draw_head_scores([torch.full((1, 2, 2), torch.nan)], "scores"), "the scores hold a value"),
     ],

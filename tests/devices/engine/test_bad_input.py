@@ -45,7 +45,7 @@ def test_a_program_that_takes_other_arguments(args, kwargs, complaint):
         Cluster(2).run(needs_two, *args, **kwargs)
     text = str(error.value)
     assert "needs_two(group, x, w) cannot be called as needs_two(group, ...)" in text
-    assert f"{len(args)} positional and {len(kwargs)} keyword argument(s)" in text
+    assert f"{len(args)} positional and {len(kwargs)} keyword argument{'s' * (len(kwargs) != 1)} after" in text
     assert complaint in text
     assert "handed its group first" in text
 
