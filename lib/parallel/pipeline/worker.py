@@ -198,3 +198,5 @@ def _check(group: Group, schedule: Schedule, stages: Mapping[int, Stage], inputs
             f"{who}: {len(inputs)} micro-batches for a schedule of {schedule.micros}; cut the batch into "
             f"{schedule.micros}, or make the schedule for {len(inputs)}"
         )
+    if 0 in stages and (empty := [k for k, x in enumerate(inputs) if not x.numel()]):
+        raise ValueError(f"{who}: nothing is in micro-batch {empty[0]}; make fewer than {len(inputs)} of this batch")
