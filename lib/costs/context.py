@@ -22,6 +22,7 @@ from lib.costs.compute import forward_flops
 from lib.costs.memory_terms import layer_activations
 from lib.costs.shapes import ModelShape
 from lib.costs.training_plan import TrainingPlan
+from lib.devices.counts import check_counts
 from lib.devices.hardware import Hardware, Link
 from lib.parallel.attention.heads import check_heads
 from lib.parallel.context.blocks import blocks_between
@@ -61,7 +62,7 @@ def cut_imbalance(
 
 def attention_bytes(shape: ModelShape, tokens: int, devices: int, way: Way, itemsize: int = 2) -> tuple[float, float]:
     """Bytes that each device sends for one layer, forward and backward, of a text of `tokens` in all."""
-    _check(shape, devices, way)
+    _check(shape, tokens, devices, way)
     queries, keys = shape.heads * shape.head_size, 2 * shape.kv_heads * shape.head_size
     n = tokens / devices * itemsize
     if way == "Ulysses":
@@ -124,6 +125,7 @@ def attention_seconds(
 
 def layer_flops(shape: ModelShape, tokens: int, devices: int) -> dict[str, float]:
     """FLOPs of one layer's forward on each device: what grows with the tokens, and the scores, with their square."""
+    check_counts("layer_flops", {"tokens": tokens, "devices": devices})
     parts = forward_flops(shape, 1, tokens, causal_half=True)
     linear = parts["projections"] + parts["MLP"]
     return {"linear": linear / shape.layers / devices, "scores": parts["scores"] / shape.layers / devices}
@@ -138,7 +140,7 @@ def context_memory(
     `keep_all`, only the input of each layer is kept and the rest computed anew ("full" recomputation); the layer in
     work is then counted once. "visiting keys": what a device holds beside its own pieces, in one layer.
     """
-    _check(shape, devices, way)
+    _check(shape, tokens, devices, way)
     if tokens % (devices * tensor):
         raise ValueError(f"{tokens} tokens cannot be cut evenly over {devices} x {tensor} devices")
     plan = TrainingPlan(sequence=tokens // devices, tensor=tensor, sequence_parallel=tensor > 1)
@@ -159,7 +161,8 @@ def context_memory(
     return {**kept, "visiting keys": others, **logits}
 
 
-def _check(shape: ModelShape, devices: int, way: Way) -> None:
+def _check(shape: ModelShape, tokens: int, devices: int, way: Way) -> None:
+    check_counts("context parallelism", {"tokens": tokens, "devices": devices})
     if way not in get_args(Way):
         raise ValueError(f"way={way!r} must be one of {', '.join(map(repr, get_args(Way)))}")
     if way == "Ulysses":

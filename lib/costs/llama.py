@@ -12,6 +12,7 @@ from lib.costs.compute import step_flops
 from lib.costs.gpt import Synchronization, loss_synchronization, tensor_parallel_synchronizations
 from lib.costs.shapes import ModelShape
 from lib.devices import Cluster, Group, Hardware
+from lib.devices.counts import check_counts
 from lib.parallel.attention.heads import check_heads, kv_copies
 from lib.parallel.attention.kernels import fused_attend
 from lib.parallel.gpt.block import Recompute
@@ -127,6 +128,7 @@ def simulate_step(
     Layers are equal, so models of `runs` layers tell how long all of them take; with None all layers are run. What the
     clock leaves out: contention, and the time to start a kernel unless `hardware` has one.
     """
+    check_counts("simulate_step", {"devices": devices, "sequence": sequence})
 
     def run(layers: int) -> tuple[float, int, int]:
         return _run(replace(config, layers=layers), devices, sequence, hardware, sequence_parallel, recompute)

@@ -10,6 +10,7 @@ for GPipe and for 1F1B alike: the two have the same bubble.
 
 from dataclasses import dataclass
 
+from lib.devices.counts import check_counts
 from lib.parallel.pipeline.clock import Slot, Times, timeline
 from lib.parallel.pipeline.messages import with_messages
 from lib.parallel.pipeline.steps import Schedule, Send
@@ -65,6 +66,8 @@ def pipeline_bytes(
     as much, a copy. Cut over t = `scatter` devices, which must divide hidden, each sends 1/t of it (`scatter` of
     `run_pipeline`; or sequence parallelism); the receivers' all-gathers are not counted.
     """
+    sizes = {"batch": batch, "sequence": sequence, "hidden": hidden, "itemsize": itemsize, "scatter": scatter}
+    check_counts("pipeline_bytes", sizes)
     if hidden % scatter:
         raise ValueError(f"pipeline_bytes: hidden={hidden} cannot be cut over scatter={scatter} devices alike")
     lists = (schedule if schedule.has_messages else with_messages(schedule, "beside")).steps
@@ -78,5 +81,6 @@ def split_flops(batch: int, sequence: int, hidden: int) -> tuple[int, int, int]:
     The products with weights are the same in all three; those of attention are twice in the second, and not in the
     third. So T_B is above T_W, the more so the longer the text. Qi et al. 2023, table 1.
     """
+    check_counts("split_flops", {"batch": batch, "sequence": sequence, "hidden": hidden})
     weights, attention = 24 * batch * sequence * hidden**2, 4 * batch * sequence**2 * hidden
     return weights + attention, weights + 2 * attention, weights

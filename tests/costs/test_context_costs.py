@@ -189,6 +189,9 @@ def test_the_long_context_run_of_llama_3():
             "6 heads of keys and values cannot be laid out over 4 devices",
             lambda: attention_bytes(replace(SMALL, heads=12, kv_heads=6), 64, 4, "Ulysses"),
         ),
+        ("tokens=0 must be an integer of at least 1", lambda: attention_bytes(SMALL, 0, 4, "ring")),
+        ("devices=0 must be an integer of at least 1", lambda: context_memory(SMALL, 64, 0)),
+        ("layer_flops: devices=0 must be", lambda: layer_flops(SMALL, 64, 0)),
         ("65 tokens cannot be cut evenly over 4 x 1 devices", lambda: context_memory(SMALL, 65, 4)),
         ("8 heads cannot be split over 3 devices", lambda: cut_heads(SMALL, 3)),
         (

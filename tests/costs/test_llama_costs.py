@@ -120,3 +120,8 @@ def test_heads_that_no_device_can_have_whole_are_named():
     for count in (llama_parameters, lambda config, devices: kv_cache_bytes(config, devices, 1, 8)):
         with pytest.raises(ValueError, match="6 heads of keys and values cannot be laid out over 4 devices"):
             count(uneven, 4)
+
+
+def test_a_step_of_nothing():
+    with pytest.raises(ValueError, match="simulate_step: sequence=0 must be an integer of at least 1"):
+        simulate_step(CONFIG, 2, 0, Hardware.preset("H100"))

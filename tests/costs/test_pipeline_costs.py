@@ -1,5 +1,8 @@
 """Bubbles, bytes and FLOPs of a pipeline: the formulas, and what Qi et al. 2023 measured."""
 
+import math
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +35,23 @@ def test_bytes():
     assert pipeline_bytes(one_f_one_b(3, 5), 2, 3, 4, scatter=4) == [5 * one // 4, 10 * one // 4, 5 * one // 4]
     with pytest.raises(ValueError, match="4 cannot be cut over scatter=3"):
         pipeline_bytes(one_f_one_b(3, 5), 2, 3, 4, scatter=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("pipeline_bytes: batch=0 must be", lambda: pipeline_bytes(gpipe(2, 2), 0, 3, 4)),
+        ("pipeline_bytes: scatter=0 must be", lambda: pipeline_bytes(gpipe(2, 2), 2, 3, 4, scatter=0)),
+        ("split_flops: sequence=-1 must be", lambda: split_flops(1, -1, 8)),
+        ("Times: forward=-1 must be at least 0 seconds", lambda: Times(forward=-1)),
+        ("Times: weight=(1, nan) must be at least 0 seconds, and finite", lambda: Times(weight=(1, math.nan))),
+        ("Times: message=inf must be at least 0 seconds, and finite", lambda: Times(message=math.inf)),
+        ("Times.cut: chunks=0 must be an integer", lambda: Times().cut(0)),
+    ],
+)
+def test_what_is_no_time_and_no_size(words, call):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
 
 
 def test_flops_of_the_halves_are_what_they_compute():

@@ -7,11 +7,13 @@
 Left out: what a device loses by sending and receiving while it computes, and links that are busy.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from lib.devices.counts import check_counts
 from lib.parallel.pipeline.steps import (
     Backward,
     BackwardInput,
@@ -29,12 +31,20 @@ Seconds = float | Sequence[float]  # of every stage, or one number for each
 @dataclass(frozen=True)
 class Times:
     """Seconds that a stage needs for one micro-batch: `forward`, backward for the `input`, backward for the `weight`
-    (each one number, or one per stage), and `message`, from the end of a step until its result is at the next stage."""
+    (each one number, or one per stage), and `message`, from the end of a step until its result is at the next stage.
+
+    Raises ValueError for what is no time: a negative number, nan, an endless one.
+    """
 
     forward: Seconds = 1.0
     input: Seconds = 1.0
     weight: Seconds = 1.0
     message: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, seconds in vars(self).items():
+            if not all(0 <= one < math.inf for one in (seconds if hasattr(seconds, "__len__") else [seconds])):
+                raise ValueError(f"Times: {name}={seconds!r} must be at least 0 seconds, and finite")
 
     def of(self, step: Step) -> float:
         """Seconds of computing."""
@@ -51,6 +61,7 @@ class Times:
 
     def cut(self, chunks: int) -> "Times":
         """The same layers in stages that are smaller by `chunks`. A message stays as long as it is."""
+        check_counts("Times.cut", {"chunks": chunks})
         return replace(self, forward=self.forward / chunks, input=self.input / chunks, weight=self.weight / chunks)
 
 
