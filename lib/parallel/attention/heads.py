@@ -28,7 +28,7 @@ def check_heads(hidden: int, heads: int, kv_heads: int, devices: int) -> None:
         raise ValueError(f"a hidden size of {hidden} cannot be divided into {heads} heads")
     if heads % kv_heads:
         raise ValueError(f"{heads} heads cannot share {kv_heads} heads of keys and values: it must divide {heads}")
-    if heads % devices:
+    if devices < 1 or heads % devices:
         fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ValueError(f"{heads} heads cannot be split over {devices} devices: possible are {fits}")
     if kv_heads % devices and devices % kv_heads:

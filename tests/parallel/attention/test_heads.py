@@ -148,6 +148,13 @@ def test_heads_that_do_not_fit(numbers, message):
     refuses([message], lambda group: ParallelQKV(hidden, heads, kv_heads, group), size)
 
 
+@pytest.mark.parametrize("devices", [0, -2])
+def test_heads_need_a_device(devices):
+    """Formulas ask, which have no group."""
+    with pytest.raises(ValueError, match=f"12 heads cannot be split over {devices} devices: possible are 1, 2, 3, 4"):
+        check_heads(12, 12, 12, devices)
+
+
 @pytest.mark.parametrize("numbers", [(12, 12, 4, 4), (12, 12, 4, 2), (12, 12, 2, 4), (12, 12, 12, 12), (12, 12, 1, 12)])
 def test_heads_that_fit(numbers):
     check_heads(*numbers)
