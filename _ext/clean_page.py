@@ -8,10 +8,24 @@ from textwrap import dedent
 REPLACEMENTS = {'role="doc-biblioentry"': 'role="listitem"'}
 
 
+# Between the words of a name: after "_", "(" and "=", before "." and a capital: all_|reduce, dist|.send, Row|Parallel.
+WORDS = re.compile(r"(?<=[_(=])(?=\w)|(?<=\w)(?=\.\w)|(?<=[a-z])(?=[A-Z])")
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+NAME = re.compile(r'(?<=<span class="pre">)[^<]+')
+OPTION = re.compile(r'(?<=<span class="pre">)--?\w+')
+
+
+def names_break_well(body: str) -> str:
+    """In a narrow table a long name may go on in the next line, between two words. An option never loses its dashes."""
+    body = CELL.sub(lambda cell: NAME.sub(lambda name: WORDS.sub("<wbr>", name[0]), cell[0]), body)
+    return OPTION.sub(r'<span class="whole">\g<0></span>', body)
+
+
 def repair_body(app, pagename, templatename, context, doctree) -> None:
-    for old, new in REPLACEMENTS.items():
-        if "body" in context:
+    if "body" in context:
+        for old, new in REPLACEMENTS.items():
             context["body"] = context["body"].replace(old, new)
+        context["body"] = names_break_well(context["body"])
 
 
 def is_python(text: str) -> bool:

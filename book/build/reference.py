@@ -41,7 +41,10 @@ def first_line(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
 
 
 def for_table(text: str) -> str:
-    return text.replace("|", r"\|").replace("*", r"\*")
+    """`text` in a cell: no bar ends the cell, and no star begins an emphasis. In code a star needs no escape."""
+    parts = text.replace("|", r"\|").split("`")
+    parts[::2] = [part.replace("*", r"\*") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def front_matter(path: Path) -> dict:

@@ -60,6 +60,22 @@ def test_loads_cleanly_and_light(desk, site, path):
     assert len(weights) > 5, "the page's scripts and styles were not counted"
 
 
+# Names in tables that go on in the next line in the middle of a word, or behind the dashes of an option.
+TORN_NAMES = r"""() => [...document.querySelectorAll(".bd-article td code .pre")].flatMap(name => {
+    const letters = [], texts = document.createTreeWalker(name, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) for (let at = 0; at < texts.currentNode.length; at++) {
+        const letter = document.createRange();
+        letter.setStart(texts.currentNode, at);
+        letter.setEnd(texts.currentNode, at + 1);
+        letters.push([texts.currentNode.data[at], letter.getBoundingClientRect().top]);
+    }
+    const torn = letters.some(([letter, top], at) => at && top > letters[at - 1][1] + 5
+        && (/[A-Za-z0-9][a-z0-9]/.test(letters[at - 1][0] + letter)
+            || /^--?$/.test(letters.slice(0, at).map(one => one[0]).join(""))));
+    return torn ? [name.textContent] : [];
+})"""
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_never_scrolls_sideways_on_a_phone(phone, path):
     opened = phone(path)
@@ -73,6 +89,7 @@ def test_never_scrolls_sideways_on_a_phone(phone, path):
         .map(e => e.outerHTML.slice(0, 120)).slice(0, 5).concat(document.documentElement.scrollWidth)"""
     )
     assert wide == []
+    assert page.evaluate(TORN_NAMES) == []
     assert unreachable(page) == []
     icons = page.evaluate(
         """() => [...document.querySelectorAll("*:not(svg *, math *, pre *)")].flatMap(e => ["::before", "::after"]

@@ -50,6 +50,10 @@ def test_a_page_names_its_file_and_the_chapters_that_explain_it():
         assert 40 <= len(description) <= 200
 
 
+def test_a_cell_of_the_index_escapes_what_would_end_it_or_slant_it():
+    assert reference.for_table("`make(*inputs)` or f(*x) | y") == r"`make(*inputs)` or f(\*x) \| y"
+
+
 def test_only_what_changed_is_written_and_what_has_no_module_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "FOLDER", tmp_path / "reference")
     reference.generate()
