@@ -20,7 +20,7 @@ def read_bytes(text: str) -> float:
     """
     found = re.fullmatch(rf"({NUMBER}) *((?:[kKMGT]i?)?B)", text.strip())
     if not found or not 0 < float(found[1]) < math.inf:
-        raise ValueError(f"{text!r} is no number of bytes: write 80GB (1e9 bytes each) or 80GiB (2**30)")
+        raise ValueError(f"{text!r} is no number of bytes above 0: write 80GB (1e9 bytes each) or 80GiB (2**30)")
     return float(found[1]) * UNITS[found[2].upper()]
 
 
@@ -28,7 +28,7 @@ def read_count(text: str) -> float:
     """ "15.6T" -> 15.6e12, "300B" -> 300e9, "2e12" as it is. Raises ValueError for what is no number of tokens."""
     found = re.fullmatch(rf"({NUMBER}(?:e\d+)?) *([KMBT]?)", text.strip(), re.IGNORECASE)
     if not found or not 0 < float(found[1]) < math.inf:
-        raise ValueError(f"{text!r} is no number of tokens: write 300B, 15.6T or 2e12")
+        raise ValueError(f"{text!r} is no number of tokens above 0: write 300B, 15.6T or 2e12")
     return float(found[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2].upper()]
 
 

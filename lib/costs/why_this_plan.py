@@ -74,13 +74,14 @@ def _beside(chosen: Proposal, others: Sequence[Proposal], name: str, machine: Ma
         return None
     memory = machine.hardware.memory
     fitting = [one for one in others if one.room.total <= memory]
+    many = "stages" in name  # "2 stages take", "TP 2 takes"
     if not fitting:
         least = min(one.room.total for one in others)
-        return f"{name} does not fit, {(least - memory) / 1e9:,.1f} GB are short"
+        return f"{name} {'do' if many else 'does'} not fit, {(least - memory) / 1e9:,.1f} GB are short"
     best = min(fitting, key=lambda one: one.seconds)
     slower = best.seconds / chosen.seconds - 1
     if slower < 0.0005:
-        return f"{name} is as fast"
+        return f"{name} {'are' if many else 'is'} as fast"
     grown = {term: best.terms.get(term, 0.0) - chosen.terms.get(term, 0.0) for term in {*best.terms, *chosen.terms}}
     term = max(sorted(grown), key=grown.get)
     why = BECAUSE[term]
@@ -94,4 +95,4 @@ def _beside(chosen: Proposal, others: Sequence[Proposal], name: str, machine: Ma
         if word not in describe(chosen.plan) + name and not word.startswith(name.removesuffix(" on each device"))
     ]
     at_best = f" at best (with {', '.join(changed)})" if changed else ""
-    return f"{name} takes {slower:.1%} longer{at_best}: {why} (+{grown[term]:.3g} s)"
+    return f"{name} {'take' if many else 'takes'} {slower:.1%} longer{at_best}: {why} (+{grown[term]:.3g} s)"

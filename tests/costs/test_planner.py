@@ -106,6 +106,13 @@ def test_the_rule_of_thumb(name, devices, grid):
     assert (rule["data"], rule["tensor"], rule["pipeline"]) == grid
 
 
+def test_one_stage_takes_and_two_take():
+    shape = ModelShape.preset("gpt3-175b")
+    told = " ".join(reasons(shape, propose(shape, 1024, 2048, 2048, MACHINE)[0], 2048, MACHINE))
+    assert re.search(r"[2-9] stages on each device take ", told)
+    assert not re.search(r"stages on each device (takes|does|is) |(TP|PP|ZeRO|micro-batch) \d+ (take|do|are) ", told)
+
+
 def test_the_command(capsys):
     assert planner.main(["--model", "llama-3-8b", "--devices", "16", "--batch", "64"]) == 0
     text = capsys.readouterr().out
@@ -147,11 +154,13 @@ def test_the_answer_fits_a_terminal_and_says_all(asked, whole, capsys):
         ("--devices 8", "give --model, or all of --layers, --hidden and --heads"),
         ("--layers 4 --hidden 100 --heads 3 --devices 1", "cannot be divided into heads=3"),
         ("--model llama-3-405b --devices 8", "GB are short"),
+        ("--model gpt3-175b --devices 1", "no plan fits on 1 device. The nearest"),
         ("--model mixtral-8x7b --devices 8", "knows no experts"),
         ("--model gpt2 --layers 4 --vocabulary 9", "--model has sizes of its own: leave out --layers, --vocabulary"),
         ("--model gpt2 --devices 1000000007", "devices=1,000,000,007 are more than it plans for, 1,048,576"),
         ("--model gpt2 --memory=", "'' is no number of bytes"),
         ("--model gpt2 --devices 2 --inside=", "'' is no number of bytes"),
+        ("--model gpt2 --devices 2 --between 0GB", "'0GB' is no number of bytes above 0"),
     ],
 )
 def test_nonsense_is_refused_by_name(asked, says, capsys):
