@@ -5,6 +5,7 @@ group kept in a global must find that of its own device. So PyTorch is told once
 """
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ import torch
 from lib.guest import own, private, private_tensors
 from lib.guest.callers import is_a_guests
 
-_ON_THE_WAY = tuple(f"{torch.__path__[0]}/{part}" for part in ("library.py", "_library/"))
+_ON_THE_WAY = (*(f"{torch.__path__[0]}/{part}" for part in ("library.py", "_library/")), functools.__file__)
 
 
 class Operators:

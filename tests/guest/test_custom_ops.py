@@ -104,6 +104,20 @@ def test_operators_of_the_caller_are_left_alone():
     assert not hasattr(torch.ops.tests_guest, "other")
 
 
+def defines_by_functions():
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.library.define("tests_guest_named::times_rank", "(Tensor x) -> Tensor")
+    torch.library.impl("tests_guest_named::times_rank", "cpu", lambda x: x * rank)
+    dist.barrier()
+    return torch.ops.tests_guest_named.times_rank(torch.ones(1)).item()
+
+
+def test_the_functions_of_torch_library_are_heard_too():
+    for _ in range(2):
+        assert Cluster(3).run(guest(defines_by_functions)) == [0.0, 1.0, 2.0]
+
+
 def imports_a_library():
     """Modules of libraries are run by the device that needs them first, and never again."""
     dist.init_process_group("gloo")
