@@ -17,7 +17,7 @@ from lib.guest import private_python
 from lib.guest.callers import is_a_guests
 
 # Packages that keep one state for the process in their modules. Each device imports them anew.
-SINGLETONS = ("hydra", "tqdm", "absl", "accelerate", "fire", "tyro", "draccus")
+SINGLETONS = ("hydra", "omegaconf", "tqdm", "absl", "accelerate", "fire", "tyro", "draccus")
 
 
 class Modules:

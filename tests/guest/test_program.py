@@ -229,6 +229,19 @@ def by_number():
     os.close(root)
 
 
+def test_registries_of_some_libraries_are_each_devices_own(tmp_path, monkeypatch):
+    """What the first device enters there would else be found by all: `if not OmegaConf.has_resolver(...)`."""
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "omegaconf.py").write_text("resolvers = {}\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    (tmp_path / "train.py").write_text(
+        "import omegaconf\nimport torch.distributed as dist\ndist.init_process_group('gloo')\n"
+        "omegaconf.resolvers.setdefault('rank', dist.get_rank())\ndist.barrier()\n"
+        "assert omegaconf.resolvers['rank'] == dist.get_rank()\n"
+    )
+    Cluster(2).run(script(tmp_path / "train.py"))
+
+
 @pytest.mark.skipif(not hasattr(os, "fchdir"), reason="this system goes to a folder by its name only")
 def test_each_device_goes_to_folders_by_itself():
     before = os.getcwd()
