@@ -29,6 +29,7 @@ def take(module: str, name: str) -> Any:
 
 
 c10d = importlib.import_module("torch.distributed.distributed_c10d")
+rendezvous = importlib.import_module("torch.distributed.rendezvous")
 logger = importlib.import_module("torch.distributed.c10d_logger")
 CPP = "torch._C._distributed_c10d"
 
@@ -141,6 +142,16 @@ def ddps_first_look(unseen: Callable[[], Any]) -> Any:
             look(*args)
 
     return patched(dist, _verify_params_across_processes=look_unseen)
+
+
+def reducer() -> type:
+    """What sums up the gradients of a DDP: a class of C++."""
+    return take(CPP, "Reducer")
+
+
+def collect_all() -> Callable:
+    """By which `torch.futures` waits for several."""
+    return take("torch._C", "_collect_all")
 
 
 def after_backward(function: Callable[[], None]) -> None:

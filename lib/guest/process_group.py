@@ -141,7 +141,7 @@ class GuestGroup(Meeting):
     def barrier(self, opts: Any = None) -> Work:
         return self._meet(Barrier(), None, _nothing, [], opts)
 
-    def monitored_barrier(self, *args: Any) -> None:
+    def monitored_barrier(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("monitored_barrier: call dist.barrier(). Here, who does not come is always named")
 
     # ---- messages ----

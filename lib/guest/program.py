@@ -22,6 +22,7 @@ from lib.guest.custom_ops import Operators
 from lib.guest.dtensors import DTensors
 from lib.guest.exits import Exit
 from lib.guest.globals import Globals
+from lib.guest.handed_to_cpp import fetched_before
 from lib.guest.refusals import refusals
 from lib.guest.seeds import Seeds
 from lib.guest.settings import ForAWhile, shared
@@ -58,9 +59,12 @@ class Guest:
         if size % self.nodes:
             raise ValueError(f"{size} devices cannot stand in {self.nodes} equal nodes")
         set_by = (lambda rank: variables(rank, size, self.nodes)) if self.torchrun else (lambda rank: {})
-        own_ways = (world.patches, charged, simulated_stores, numbers_and_signals, refusals, shared, endings.endings)
+        own_ways = (
+            world.patches, charged, fetched_before, simulated_stores, numbers_and_signals, refusals, shared,
+            endings.endings, self._launching,
+        )  # fmt: skip
         return [
-            own.Outside((*own_ways, self._launching, *self.outside), size),
+            own.Outside((*own_ways, *self.outside), size),
             Seeds(size),
             own.Worlds(size),
             *own.of_python(size),

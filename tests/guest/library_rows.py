@@ -172,6 +172,41 @@ def ddp_join():
     return losses, whole(model.module)
 
 
+def ddp_join_those_left():
+    """The mean is over those that still have batches."""
+    model = DDP(without_rare(make()))
+    with model.join(divide_by_initial_world_size=False):
+        losses = train(model, sgd(model.parameters()), 1 + dist.get_rank() % 2)
+    return losses, whole(model.module)
+
+
+class Counts(nn.Module):
+    """A layer with a buffer that the forward changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.register_buffer("seen", torch.ones(2, dtype=torch.float64))
+
+    def forward(self, x):
+        self.seen += dist.get_rank() + 1
+        return (self.weight * x).sum()
+
+
+def ddp_buffers_by_hook():
+    """A hook of the program's own sums up the buffers after the forward; DDP waits for it at the end of the backward."""
+    model = DDP(Counts())
+    group = model.process_group
+
+    def hook(state, buffers):
+        return [dist.all_reduce(x, group=group, async_op=True).get_future() for x in buffers.values()]
+
+    model._register_buffer_comm_hook(None, hook)
+    for step in range(2):
+        model(torch.ones(2, dtype=torch.float64) * (step + dist.get_rank())).backward()
+    return model.module.seen, model.module.weight.grad
+
+
 def zero_redundancy():
     model = DDP(without_rare(make()))
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -409,8 +444,8 @@ def load(folder):
 
 
 ROWS = [
-    ddp, ddp_unused, ddp_sparse, ddp_hooks, ddp_in_half, ddp_join, zero_redundancy, hooks_of_all, fsdp1, fsdp2,
-    fsdp2_mixed, dtensors, tensor_parallel, sequence_parallel,
+    ddp, ddp_unused, ddp_sparse, ddp_hooks, ddp_in_half, ddp_join, ddp_join_those_left, ddp_buffers_by_hook,
+    zero_redundancy, hooks_of_all, fsdp1, fsdp2, fsdp2_mixed, dtensors, tensor_parallel, sequence_parallel,
 ]  # fmt: skip
 OF_GROUPS = [  # on two devices, these groups would have one
     fsdp1_hybrid, hsdp, uneven_dtensors, tensor_and_fully_sharded, several_ways,

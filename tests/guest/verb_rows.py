@@ -380,6 +380,15 @@ def stores():
     return value, count, gone, changed, prefixed.get(f"of {size - 1}"), store.check(["key"]), store.check(["no"])
 
 
+def futures():
+    """Several together, which C++ waits for."""
+    xs = [numbers(2), numbers(3, seed=1)]
+    begun = [dist.all_reduce(x, async_op=True).get_future() for x in xs]
+    together = torch.futures.collect_all(begun).wait()
+    more = torch.futures.wait_all([dist.all_reduce(x, async_op=True).get_future() for x in xs])
+    return xs, len(together), len(more)
+
+
 def ranks_alone():
     """Some call what others do not: only the members of a group need to come."""
     rank, size, *_ = here()
@@ -395,5 +404,5 @@ def ranks_alone():
 ROWS = [
     all_reduce, of_every_form, sparse, broadcast_reduce, all_gather, reduce_scatter, gather_scatter, all_to_all_single,
     all_to_all, objects, messages, batched_messages, coalesced, later, written, groups, subgroups, functionals,
-    functionals_backward, nn_functional, meshes, names, stores, ranks_alone,
+    functionals_backward, nn_functional, meshes, names, stores, futures, ranks_alone,
 ]  # fmt: skip
