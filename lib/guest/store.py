@@ -3,6 +3,7 @@
 The stores of C++ would wait with the turn in their hands, and so for ever. `simulated_stores` puts these there.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,7 @@ class TCPStore(Store):
             )
         shelf.served, shelf.members = shelf.served or is_master, shelf.members + 1
         self._tell()
-        self._until(lambda: shelf.served, f"the server of TCPStore({host_name!r}, {port})")
+        self._until(lambda: shelf.served or _is_torchruns(host_name, port), f"the server of TCPStore({host_name!r}, {port})")
         if is_master and wait_for_workers and world_size:
             self._until(lambda: shelf.members >= world_size, f"{world_size} clients of TCPStore({host_name!r}, {port})")
 
@@ -155,8 +156,15 @@ def simulated_stores(size: int) -> Iterator[None]:
     """Around a run: `dist.TCPStore` and `dist.FileStore` are simulated."""
     shelves: dict[Any, Shelf] = defaultdict(Shelf)
     kinds = {kind.__name__: type(kind.__name__, (kind,), {"shelves": shelves}) for kind in (TCPStore, FileStore)}
-    with private.patched(dist, **kinds):
+    # What a program calls as dist.rendezvous has names of its own for them.
+    with private.patched(dist, **kinds), private.patched(private.rendezvous, **kinds):
         yield
+
+
+def _is_torchruns(host: str, port: int) -> bool:
+    """Whether torchrun itself is the server there, so that no device has to be."""
+    address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and (host, str(port)) == address
 
 
 def _bytes(value: str | bytes) -> bytes:

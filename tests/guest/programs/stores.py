@@ -1,4 +1,4 @@
-"""Stores used directly, and the other ways to meet: `stores.py tcp|file|store|url`."""
+"""Stores used directly, and the other ways to meet: `stores.py tcp|met|file|store|url`."""
 
 import os
 import sys
@@ -20,6 +20,9 @@ if case == "tcp":
     assert dist.PrefixStore("a", store).add("n", 1) in range(1, size + 1)
     while store.add("a/n", 0) < size:
         time.sleep(0.001)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+elif case == "met":  # by hand, at the store that torchrun keeps
+    store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
 elif case == "url":
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:23456", rank=rank, world_size=size)
