@@ -136,7 +136,9 @@ class TCPStore(Store):
             )
         shelf.served, shelf.members = shelf.served or is_master, shelf.members + 1
         self._tell()
-        self._until(lambda: shelf.served or _is_torchruns(host_name, port), f"the server of TCPStore({host_name!r}, {port})")
+        self._until(
+            lambda: shelf.served or _is_torchruns(host_name, port), f"the server of TCPStore({host_name!r}, {port})"
+        )
         if is_master and wait_for_workers and world_size:
             self._until(lambda: shelf.members >= world_size, f"{world_size} clients of TCPStore({host_name!r}, {port})")
 

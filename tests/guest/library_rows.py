@@ -194,7 +194,7 @@ class Counts(nn.Module):
 
 
 def ddp_buffers_by_hook():
-    """A hook of the program's own sums up the buffers after the forward; DDP waits for it at the end of the backward."""
+    """A hook of the program sums up the buffers after the forward. DDP waits for it at the end of the backward."""
     model = DDP(Counts())
     group = model.process_group
 
