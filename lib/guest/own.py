@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 from lib.devices.group import Group
 from lib.devices.handle import Handle
 from lib.guest import private, private_tensors
@@ -133,7 +135,8 @@ class Attributes:
     dicts."""
 
     def __init__(self, module: Any, names: tuple[str, ...], size: int):
-        self._values, self._names, self._read = vars(module), names, itemgetter(*names)
+        self._values, self._names = vars(module), names
+        self._read = itemgetter(*names) if len(names) > 1 else lambda values: (values[names[0]],)
         self._size, self._caller = size, ()
         self._mine: list[tuple] = []
         self._gone = False  # whether any device has deleted one
@@ -175,5 +178,7 @@ def of_python(size: int) -> list[Attributes]:
 
 
 def of_torch(size: int) -> list[Attributes]:
-    """The hooks that a program registers for all modules, and for all optimizers: its own ones alone."""
-    return [Attributes(module, names, size) for module, names in private_tensors.hooks_of_all()]
+    """The hooks that a program registers for all modules, and for all optimizers: its own ones alone. And attention,
+    in whose place `context_parallel` puts its own for a while."""
+    places = (*private_tensors.hooks_of_all(), (torch.nn.functional, ("scaled_dot_product_attention",)))
+    return [Attributes(module, names, size) for module, names in places]

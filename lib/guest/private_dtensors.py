@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -59,3 +60,34 @@ def shardings_of(**rules: Callable) -> Iterator[None]:
         for content, old in zip(kept, before, strict=True):
             content.clear()
             content.update(old)
+
+
+@contextmanager
+def within_context_parallel(**handlers: Callable) -> Iterator[None]:
+    """While entered, `context_parallel` also has `handlers` of operations of `torch.ops.aten`, each called with the
+    operation, its arguments and its keywords."""
+    known = take("torch.distributed.tensor.experimental._context_parallel._attention", "custom_ops")
+    replaced = take("torch.distributed.tensor.experimental._context_parallel._attention", "_replaced_functions")
+    options = vars(take("torch.distributed.tensor.experimental._context_parallel._attention", "_cp_options"))
+    before = [(content, dict(content)) for content in (known, replaced, options)]
+    known.update((getattr(torch.ops.aten, name).default, handler) for name, handler in handlers.items())
+    try:
+        yield
+    finally:
+        for content, old in before:
+            content.clear()
+            content.update(old)
+
+
+def ring_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    """PyTorch's ring: its group, the dimension of tokens, the kernel, and what the kernel takes."""
+    return take("torch.distributed.tensor.experimental._context_parallel._attention", "_templated_ring_attention")(
+        *args, **kwargs
+    )
+
+
+def ring_attention_backward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    """Its backward; the fourth and fifth argument are the gradient that comes, and what the kernel calls it."""
+    return take(
+        "torch.distributed.tensor.experimental._context_parallel._attention", "_templated_ring_attention_backward"
+    )(*args, **kwargs)

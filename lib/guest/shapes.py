@@ -46,5 +46,7 @@ class Shapes(KnownShapes):
         """Views lie in the memory of what they are made of: this is not remembered, but quickly made."""
         with in_kernel(self._mode):
             out = func(*args, **kwargs)
-        wrapped = [FakeTensor(self._mode, x, CPU) for x in (out if isinstance(out, list | tuple) else [out])]
+        made = out if isinstance(out, list | tuple) else [out]
+        # `x.to(dtype)` of a tensor that has it is x itself.
+        wrapped = [x if isinstance(x, FakeTensor) else FakeTensor(self._mode, x, CPU) for x in made]
         return type(out)(wrapped) if isinstance(out, list | tuple) else wrapped[0]
