@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lib.devices import Group
 from lib.parallel.data.buckets import BUCKET_BYTES, pack, plan_buckets, unpack
+from lib.parallel.data.samples import check_samples
 from lib.parallel.experts.grid import ExpertGrid, ShardExperts
 from lib.parallel.sharding.dense import layout_of
 from lib.parallel.sharding.named import named
@@ -33,19 +34,22 @@ def sum_gradients(model: nn.Module, grid: ExpertGrid, bucket_bytes: float = BUCK
     """After the backward of each device's share of the loss: gradients become those of one device.
 
     Communication: one all-reduce per bucket, those of experts over the replicas, all others over the batch. What the
-    tensor group shares, its layers have summed already. Raises ValueError when a gradient is missing.
+    tensor group shares, its layers have summed already. Raises ValueError when a gradient is missing, or a layer does
+    not treat each sample by itself.
     """
+    who = f"sum_gradients on rank {grid.everyone.rank} of {grid.everyone.size}"
+    check_samples(model, grid.batch, who)
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if missing:
         raise ValueError(
-            f"sum_gradients on rank {grid.everyone.rank} of {grid.everyone.size}: no gradient reached "
-            f"{', '.join(missing)}. Call (share * loss).backward() first, or freeze them with requires_grad_(False)"
+            f"{who}: no gradient reached {', '.join(missing)}. Call (share * loss).backward() first, or freeze them "
+            "with requires_grad_(False)"
         )
     sharded = [name for name, p in model.named_parameters() if hasattr(p, "origin") and p.origin.devices > 1]
     if sharded:
         raise ValueError(
-            f"sum_gradients on rank {grid.everyone.rank} of {grid.everyone.size}: {', '.join(sharded[:3])} was cut by "
-            "FullySharded, and its pieces would be mixed: beside experts, take ShardedOptimizer"
+            f"{who}: {', '.join(sharded[:3])} was cut by FullySharded, and its pieces would be mixed: beside experts, "
+            "take ShardedOptimizer"
         )
     divided = {p: is_divided(layout) for p, layout in _parameters(model) if p.requires_grad}
     for is_expert, group in ((True, grid.replicas), (False, grid.batch)):

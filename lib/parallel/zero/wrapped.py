@@ -33,8 +33,11 @@ class Wrapped(Optimizer):
 
 
 class ShardedGradScaler(GradScaler):
-    """`GradScaler` for pieces (of `ShardedOptimizer` and `FullySharded`): an infinity in one device's piece is one for
-    all, so that all skip the same steps and keep the same scale. One all-reduce of 4 bytes per step."""
+    """`GradScaler` for pieces of `ShardedOptimizer` and `FullySharded`, and for weights that are cut over `group`.
+
+    An infinity in one device's piece is one for all, so that all skip the same steps and keep the same scale. One
+    all-reduce of 4 bytes per step. With a plain `GradScaler`, devices whose piece is finite would step alone.
+    """
 
     def __init__(self, group: Group, device: str = "cpu", **options: Any):
         super().__init__(device, **options)

@@ -5,7 +5,16 @@ import torch
 from parallel.small_model import one_thread  # noqa: F401
 from torch import nn
 
-from lib import Cluster, FullySharded, ShardedOptimizer, average_gradients, averaging, shard_batch
+from lib import (
+    Cluster,
+    ExpertGrid,
+    FullySharded,
+    ShardedOptimizer,
+    average_gradients,
+    averaging,
+    shard_batch,
+    sum_gradients,
+)
 
 X = torch.linspace(-1, 1, 48, dtype=torch.float64).view(4, 3, 4).sin()
 TOKENS = torch.arange(12).view(4, 3)
@@ -27,6 +36,14 @@ class Overlapped(Averaged):
         self.optimizer.zero_grad()
         with averaging(self.model, self.group):
             self.model(x).square().mean().backward()
+        self.optimizer.step()
+
+
+class Summed(Averaged):
+    def step(self, x):
+        self.optimizer.zero_grad()
+        (self.model(x).square().mean() / self.group.size).backward()
+        sum_gradients(self.model, ExpertGrid.over(self.group))
         self.optimizer.step()
 
 
@@ -62,7 +79,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("train", [Averaged, Overlapped, Zero, Sharded])
+@pytest.mark.parametrize("train", [Averaged, Overlapped, Summed, Zero, Sharded])
 def test_layers_that_look_at_the_batch(train, name):
     make, x, told = LAYERS[name]
 
@@ -89,7 +106,7 @@ def test_they_are_looked_at_in_each_step(train):
         Cluster(2).run(program)
 
 
-@pytest.mark.parametrize("train", [Averaged, Overlapped, Zero, Sharded])
+@pytest.mark.parametrize("train", [Averaged, Overlapped, Summed, Zero, Sharded])
 def test_statistics_that_stand_still_are_right(train):
     """An eval() BatchNorm, and layers of each sample alone: the numbers of one device."""
 

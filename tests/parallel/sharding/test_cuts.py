@@ -17,6 +17,7 @@ from lib import (
     Mesh,
     MixtureOfExperts,
     RoutingRule,
+    ShardedGradScaler,
     gradient_norm,
 )
 from lib.parallel.gpt.model import GPT
@@ -191,3 +192,20 @@ def test_what_is_computed_from_pieces_is_refused_where_no_layer_is_called(name):
 
     with pytest.raises(ValueError, match="its (up|weight) is computed from other parameters"):
         Cluster(2).run(program)
+
+
+def test_an_infinity_in_one_piece_is_one_for_all():
+    """A plain GradScaler would let the other device step, and the scales would come apart."""
+
+    def program(group):
+        layer, scaler = layer_of(group), ShardedGradScaler(group, init_scale=4.0)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        before = layer.weight.detach().clone()
+        scaler.scale(layer(X).sum()).backward()
+        if group.rank == 1:
+            layer.weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        return torch.equal(layer.weight, before), scaler.get_scale()
+
+    assert Cluster(2).run(program) == [(True, 2.0)] * 2
