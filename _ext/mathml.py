@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 ALIGNED = re.compile(r"\\(begin|end)\{(?:align|aligned|gather|gathered|eqnarray)\*?\}")
 PLAIN = re.compile(r"\\(begin|end)\{(?:equation|displaymath)\*?\}")
 
+ROWS = {"math", "mrow", "mtd", "mstyle"}  # what sets its children side by side
+SCRIPTS = {"msub", "msup", "msubsup", "munder", "mover", "munderover"}
+
 
 def ancestors(node: nodes.Node):
     while node := node.parent:
@@ -45,11 +48,33 @@ def to_mathml(tex: str, display: bool, node: nodes.Node) -> str:
         # Browsers dropped columnalign from MathML; the style says the same.
         if align := element.attrib.pop("columnalign", None):
             element.set("style", f"text-align: {align}")
+    space_functions(math)
     math.set("alttext", " ".join(tex.split()))
     if any(isinstance(parent, nodes.thead) for parent in ancestors(node)):
         # axe-core sees no text in MathML, so a heading cell with nothing else would count as empty.
         math.set("aria-label", math.get("alttext"))
     return ElementTree.tostring(math, encoding="unicode")
+
+
+def space_functions(math: ElementTree.Element) -> None:
+    """A thin space between a function's name and a letter, a number or another name beside it, as TeX has it."""
+    for row in [element for element in math.iter() if element.tag in ROWS]:
+        for left, right in list(zip(row, row[1:], strict=False)):
+            if (is_function(left) or is_function(right)) and not is_sign(left, -1) and not is_sign(right, 0):
+                row.insert(list(row).index(right), ElementTree.Element("mspace", width="0.167em"))
+
+
+def is_function(element: ElementTree.Element) -> bool:
+    """Whether this is a name such as log, or one with an index."""
+    base = element[0] if element.tag in SCRIPTS else element
+    return base.tag == "mi" and len(base.text or "") > 1
+
+
+def is_sign(element: ElementTree.Element, end: int) -> bool:
+    """Whether `element` begins (`end` 0) or ends (-1) with an operator, a bracket or a space."""
+    while len(element) and element.tag in ROWS | SCRIPTS:
+        element = element[0 if element.tag in SCRIPTS else end]
+    return element.tag in ("mo", "mspace") or element.tag == "mi" and not (element.text or "").isalnum()
 
 
 def visit_inline(self, node: nodes.math) -> None:
