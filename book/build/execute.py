@@ -2,7 +2,7 @@
 
 Running it twice gives the same bytes, so a commit shows what really changed, and strict nbval passes on the result.
 Cells that measure time never give the same twice: they have the tag "nbval-ignore-output", and what is stored of them
-stays until their source changes.
+stays until their source changes, or the code that draws their picture.
 """
 
 import json
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
-from book.build.record import ROOT, code
+from book.build.record import ROOT, code, pictures_changed, record_of
 
 # Ids of live widgets are random; the text/html face beside them is what the page shows and what nbval compares.
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -72,10 +72,11 @@ def executed(path: Path) -> str:
     from nbclient.exceptions import CellExecutionError
 
     notebook = nbformat.read(path, as_version=4)
-    measured = {}
+    measured, redraw = {}, pictures_changed(path, notebook, record_of(path))
     for count, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{count:03d}"  # Jupyter's ids are random
-        if MEASURED in cell.metadata.get("tags", []) and cell.outputs:
+        old_picture = redraw and "<svg" in json.dumps(cell.get("outputs", []))
+        if MEASURED in cell.metadata.get("tags", []) and cell.outputs and not old_picture:
             measured[cell.source] = cell.outputs
     try:
         NotebookClient(

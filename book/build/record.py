@@ -78,11 +78,23 @@ def write(path: Path, notebook: dict, record: Path, root: Path = ROOT) -> None:
     record.write_text(HEAD.format(name=path.name) + "".join(lines), "utf-8")
 
 
+def said_by(record: Path) -> list[list[str]]:
+    """The lines of a record: [fingerprint or version, name]."""
+    return [line.split("  ", 1) for line in record.read_text("utf-8").splitlines() if not line.startswith("#")]
+
+
+def pictures_changed(path: Path, notebook: dict, record: Path, root: Path = ROOT) -> bool:
+    """Whether a file that draws is another one than when the outputs of `notebook` were made."""
+    then = {line[-1]: line[0] for line in said_by(record)} if record.is_file() else {}
+    now = stands_for(path, notebook, root)
+    return any(name.startswith("book/pictures/") and now[name] != then[name] for name in now.keys() & then.keys())
+
+
 def why_stale(path: Path, notebook: dict, record: Path, root: Path = ROOT) -> str:
     """The reason why the outputs of `notebook` cannot be shown, in words; empty if the record is true."""
     if not record.is_file():
         return "it has no record of an execution"
-    lines = [line.split("  ", 1) for line in record.read_text("utf-8").splitlines() if not line.startswith("#")]
+    lines = said_by(record)
     if any(len(line) != 2 for line in lines):
         return "its record cannot be read"
     said = {name: value for value, name in lines}

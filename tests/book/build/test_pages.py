@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import pytest
 
@@ -111,6 +112,24 @@ def test_what_is_executed_is_in_normal_form_and_keeps_what_was_measured(tmp_path
     assert text == normal_form(json.loads(text))
     assert "0.1 s" in text
     assert "12.3\\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "drawn_by", "stays"), [("<svg", "0ld", False), ("<svg", None, True), ("0.1 s", "0ld", True)]
+)
+def test_what_was_measured_is_drawn_anew_when_the_code_that_draws_it_changed(tmp_path, shown, drawn_by, stays):
+    path = tmp_path / "chapters" / "drawn.ipynb"
+    path.parent.mkdir()
+    cells = notebook("from book import draw_chart\nprint(12.3)", f"{shown} of long ago\n")
+    cells["cells"][1]["metadata"]["tags"] = ["nbval-ignore-output"]
+    path.write_text(normal_form(cells), "utf-8")
+    made_with = record.record_of(path)
+    record.write(path, cells, made_with)
+    if drawn_by:
+        said = made_with.read_text("utf-8")
+        assert "book/pictures/chart.py" in said
+        made_with.write_text(re.sub(r"\w+(  book/pictures/chart.py)", rf"{drawn_by}\g<1>", said), "utf-8")
+    assert ("long ago" in executed(path)) == stays
 
 
 def test_outputs_are_made_with_the_simplest_instructions_of_a_processor(tmp_path):
