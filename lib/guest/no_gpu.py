@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from lib.devices.counts import counted
 from lib.guest.gpus.hints import hints
 from lib.guest.gpus.pretend import pretended
 from lib.guest.program import Guest
@@ -27,11 +26,8 @@ def no_gpu(program: Guest, per_node: int | None = None, say: Callable[[str], Non
     @contextmanager
     def around(size: int) -> Iterator[None]:
         count = per_node or size // program.nodes
-        are = "are" if count > 1 else "is"
-        say(
-            f"No GPU: {counted(count, 'GPU')} {are} pretended in each node. All runs on the CPU; "
-            "tensors say device='cpu'."
-        )
+        number = f"{count} are" if count > 1 else "1 is"
+        say(f"No GPU: {number} pretended in each node. All runs on the CPU; tensors say device='cpu'.")
         with pretended(count):
             yield
 

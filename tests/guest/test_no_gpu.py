@@ -25,7 +25,7 @@ def run(program, *args, hardware=None, size=P, **options):
     lines = []
     cluster = Cluster(size, hardware)
     outputs = cluster.run(no_gpu(guest(program, *args), say=lines.append, **options))
-    assert lines == [f"No GPU: {options.get('per_node', size)} GPUs are pretended in each node. All runs on the CPU; "
+    assert lines == [f"No GPU: {options.get('per_node', size)} are pretended in each node. All runs on the CPU; "
                      "tensors say device='cpu'."]  # fmt: skip
     return outputs, cluster
 
