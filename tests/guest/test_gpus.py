@@ -109,6 +109,15 @@ def test_what_is_moved_is_a_copy_and_what_lies_there_stays(cuda):
     assert not torch.equal(saved["weight"], layer.weight)
 
 
+def test_sparse_tensors_move(cuda):
+    x = torch.eye(2).to_sparse()
+    there, made = x.cuda(), torch.sparse_coo_tensor([[0]], [1.0], (2,), device="cuda", check_invariants=True)
+    there.mul_(2)
+    assert x.to_dense().equal(torch.eye(2))
+    assert there.to("cuda").cpu().to_dense().equal(2 * torch.eye(2))
+    assert made.to_dense().tolist() == [1, 0]
+
+
 def test_the_backward_finds_the_gpus_too(cuda):
     class Scale(torch.autograd.Function):
         @staticmethod

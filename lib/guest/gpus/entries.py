@@ -79,7 +79,7 @@ class Entries:
 
     def put(self, x: Any) -> None:
         """From now on, `x` lies on a GPU."""
-        if isinstance(x, torch.Tensor) and not is_traceable_wrapper_subclass(x):
+        if isinstance(x, torch.Tensor) and _has_storage(x):
             storage = x.untyped_storage()
             key = storage._cdata
             self._there[key] = weakref.ref(storage, lambda _: self._there.pop(key, None))
@@ -88,7 +88,7 @@ class Entries:
         """`out`, made of `x` by a function that was to move it. Still `x` itself, it becomes a copy, unless it lies on
         a GPU and was to go there."""
         if out is x and not is_traceable_wrapper_subclass(x):
-            if to_gpu and x.untyped_storage()._cdata in self._there:
+            if to_gpu and _has_storage(x) and x.untyped_storage()._cdata in self._there:
                 return x
             clock = self._cuda._clock
             with clock.paused() if clock else nullcontext():  # not the work of a GPU
@@ -134,6 +134,11 @@ class Entries:
             return original(module, *map(name, args[:1]), *args[1:], **kwargs)
 
         return to
+
+
+def _has_storage(x: torch.Tensor) -> bool:
+    """Whether `x` lies in one piece of memory. Sparse tensors do not, nor those made of other tensors."""
+    return x.layout == torch.strided and not is_traceable_wrapper_subclass(x)
 
 
 def factories() -> list[tuple[Any, str]]:
