@@ -23,6 +23,7 @@ SECONDS = 220  # a slow machine needs a minute for a cell that trains
 # Outputs are made with the simplest instructions that a processor has, and the tests compare them with what the best
 # ones give: what depends on the reader's processor, the last digit of a sum, is seen by the next run of the tests.
 SIMPLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two chapters share the cores, and teams of threads would wait for each other
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
@@ -84,7 +85,7 @@ def executed(path: Path) -> str:
             timeout=SECONDS,
             resources={"metadata": {"path": str(path.parent)}},
             extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it talks over a local port
-        ).execute(env=os.environ | SIMPLE)
+        ).execute(env=os.environ | SIMPLE | ONE_THREAD)
     except CellExecutionError as error:
         raise RuntimeError(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from None
     for cell in code(notebook):

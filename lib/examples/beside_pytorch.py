@@ -169,3 +169,16 @@ def device_mesh(group: Group, steps: int) -> Result:
     for layer in (model.up, model.down):
         layer.unshard()  # whole over dp; over both axes at once, PyTorch would warn that this takes two collectives
     return losses, whole_weights(model)
+
+
+PAIRS = {
+    "data parallel": (data_parallel, distributed_data_parallel),
+    "fully sharded": (fully_sharded, fsdp),
+    "tensor parallel": (tensor_parallel, dtensor),
+    "data x tensor": (grid, device_mesh),
+}
+
+
+def side_by_side(group: Group, steps: int) -> dict[str, dict[str, Tensor]]:
+    """All of them, one after another in the same processes: the whole weights by name, by name of the program."""
+    return {program.__name__: program(group, steps)[1] for pair in PAIRS.values() for program in pair}

@@ -4,12 +4,7 @@ import torch.distributed as dist
 
 from lib.examples import beside_pytorch as beside
 
-PAIRS = {
-    beside.data_parallel: beside.distributed_data_parallel,
-    beside.fully_sharded: beside.fsdp,
-    beside.tensor_parallel: beside.dtensor,
-    beside.grid: beside.device_mesh,
-}
+PAIRS = dict(beside.PAIRS.values())
 
 
 @beside.with_process_group

@@ -135,9 +135,9 @@ def test_what_was_measured_is_drawn_anew_when_the_code_that_draws_it_changed(tmp
 def test_outputs_are_made_with_the_simplest_instructions_of_a_processor(tmp_path):
     """So the tests, which use the best ones, see what depends on the processor."""
     path = tmp_path / "simple.ipynb"
-    asked = "import torch\ntorch.backends.cpu.get_cpu_capability(), torch.ones(8).sum().item()"
+    asked = "import torch\ntorch.backends.cpu.get_cpu_capability(), torch.ones(8).sum().item(), torch.get_num_threads()"
     path.write_text(normal_form(notebook(asked)), "utf-8")
-    assert "('DEFAULT', 8.0)" in executed(path)
+    assert "('DEFAULT', 8.0, 1)" in executed(path)  # and one thread: two chapters share the cores
     assert "ATEN_CPU_CAPABILITY" not in os.environ
 
 
