@@ -34,7 +34,7 @@ def cause_of(wrong: Wrong) -> str | None:
 def _no_tensor(wrong: Wrong) -> str:
     if wrong.gradient_of:
         return _no_gradient(wrong)
-    if wrong.rank and same(wrong.given[0], wrong.expected[0]):
+    if wrong.rank:  # the first one that is wrong
         return "only rank 0 has it. gather and reduce give to one device, all_gather and all_reduce to all."
     return "is a return missing?" if wrong.mine is None else "return tensors, one per value asked for."
 

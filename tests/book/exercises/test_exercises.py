@@ -17,7 +17,7 @@ from book.exercises.check.exercise import exercise
 from book.exercises.check.inputs import Input
 from book.exercises.check.trials import one_core, trials
 from book.exercises.check.verdict import Fault, Folded, Verdict
-from lib import Partial, Replicate, shard
+from lib import Partial, Replicate, gather_from, shard
 from lib.devices.collectives import AllReduce
 
 
@@ -60,7 +60,14 @@ def half_written(group, x, w):
     return group.all_gather(y, 1)
 
 
-@pytest.mark.parametrize("stub", [raises, passes, returns_dots, half_written, lambda group, x, w: ...])
+def computes_and_returns_dots(group, x, w):
+    group.all_gather(x @ shard(w, group, 1), 1)
+    return ...
+
+
+@pytest.mark.parametrize(
+    "stub", [raises, passes, returns_dots, half_written, computes_and_returns_dots, lambda group, x, w: ...]
+)
 def test_it_waits_for_code_that_is_not_there(stub):
     verdict = tasks.column_forward.check(stub)
     assert verdict.state == "waiting"
@@ -215,6 +222,30 @@ def scores_in(x):
 )
 def test_the_operation_that_first_makes_inf_or_nan_is_named(strange, cause):
     checks.rejects(tasks.column_forward, lambda group, x, w: strange(tasks.column_forward.solution(group, x, w)), cause)
+
+
+def test_what_is_no_function_is_told_so():
+    checks.rejects(tasks.column_forward, 3, "check needs the function column_forward(group, x, w) itself")
+
+
+def test_terms_are_told_where_one_device_alone_has_none():
+    def squeezed(group, x, w, bias):
+        terms = gather_from((shard(x, group, 1) @ shard(w, group, 0) + bias / group.size)[None], group, 0)
+        return terms.squeeze(0)  # of one device there is one
+
+    checks.rejects(tasks.row_forward, squeezed, "these are terms: added up over dim 0 they are right")
+
+
+def test_what_is_wrong_at_the_end_is_not_called_zero():
+    def wrong_at_the_end(group, x, w):
+        y = tasks.column_forward.solution(group, x, w)
+        less = y.shape[1] % group.size
+        y[:, y.shape[1] - less :] += 1
+        return y
+
+    verdict = str(tasks.column_forward.check(wrong_at_the_end))
+    assert "is wrong on 2 devices" in verdict
+    assert "are 0" not in verdict
 
 
 def test_numbers_that_are_all_zero_are_no_factor():
