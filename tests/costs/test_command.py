@@ -73,7 +73,7 @@ def test_a_config_json_is_a_model_too(tmp_path, capsys):
         ("--model gpt2 --sequence 4096", "the model has 1024 positions"),
         ("--model gpt2 --memory 80Gb", "'80Gb' is no number of bytes"),
         ("--model gpt2 --memory 2iB", "'2iB' is no number of bytes"),
-        ("--model gpt2 --memory 80", "'80' is no number of bytes: write 80GB"),
+        ("--model gpt2 --memory 80", "'80' is no number of bytes above 0: write 80GB"),
         ("--model gpt2 --tokens many", "'many' is no number of tokens"),
         ("--model gpt2 --mfu 40", "40 % is 0.4"),
     ],

@@ -186,9 +186,7 @@ def _check(group: Group, schedule: Schedule, stages: Mapping[int, Stage], inputs
     if not isinstance(schedule, Schedule):
         raise TypeError(f"{who} needs a Schedule, not {type(schedule).__name__}")
     if schedule.devices != group.size:
-        raise ValueError(
-            f"{who}: {schedule.name} is for {counted(schedule.devices, 'device')}; make it for {group.size}"
-        )
+        raise ValueError(f"{who}: {schedule.name} is for {counted(schedule.devices, 'device')}, not {group.size}")
     check_schedule(schedule)
     mine = schedule.stages_of(group.rank)
     if sorted(stages) != mine:

@@ -180,7 +180,7 @@ def refused(message, *fragments, p=2, **changes):
 
 
 def test_what_does_not_fit():
-    refused(ValueError, "rank 0 of 3", "GPipe is for 2 devices; make it for 3", p=3)
+    refused(ValueError, "rank 0 of 3", "GPipe is for 2 devices, not 3", p=3)
     refused(ValueError, "3 micro-batches for a schedule of 2", "cut the batch into 2", inputs=[torch.ones(1)] * 3)
     one_text = torch.ones(1, 8).tensor_split(2)
     refused(ValueError, "rank 0 of 2: nothing is in micro-batch 1; make fewer than 2", inputs=one_text)

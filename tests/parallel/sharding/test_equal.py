@@ -22,6 +22,7 @@ from lib import (
     reduce_from,
     shard,
 )
+from lib.devices.counts import counted
 
 X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
 
@@ -42,7 +43,7 @@ def test_a_right_program(devices):
     assert found
     assert found.largest < 1e-12
     assert found.differences.keys() == {"output", "input 0", "input 1"}
-    assert str(found) == f"{devices} devices: 3 of 3 tensors equal to 1e-12"
+    assert str(found) == f"{counted(devices, 'device')}: 3 of 3 tensors equal to 1e-12"
 
 
 @pytest.mark.parametrize(("bug", "wrong"), [("no f", {"input 0", "input 1"}), ("no g", {"output"})])
