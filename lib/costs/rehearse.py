@@ -80,7 +80,9 @@ def rehearsed_step(shape: ModelShape, plan: StepPlan, hardware: Hardware) -> flo
         counts = [each - 1] + [each] * (p - 2) + [each - 1]
     elif plan.split == "best" and p > 1:  # whole layers, the last stage with as many less as the head is worth
         each = (shape.layers + 2) // (p * v)
-        counts = [each] * (p * v - 1) + [shape.layers - each * (p * v - 1)]
+        short = each * p * v - shape.layers
+        last = max(0, each - short)  # what it has not to give, the first one has less
+        counts = [2 * each - last - short] + [each] * (p * v - 2) + [last]
     head = [0.0] * (p * v - 1) + [layer.head]
     size = 2 * plan.tokens * shape.hidden / plan.tensor
     link = hardware.link((0, plan.devices - 1)) if p > 1 else hardware.inside
