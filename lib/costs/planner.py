@@ -54,9 +54,13 @@ def row(name: str, one: Proposal, shape: ModelShape, machine: Machine) -> list[s
     _, *choices = describe(plan).split(", ")
     choices += ["does not fit"] * (one.room.total > hardware.memory)
     return [
-        name, str(plan.tensor), str(plan.pipeline), str(plan.data), f"{one.seconds:.3f} s", f"{mfu:.1%}",
+        name, str(plan.tensor), str(plan.pipeline), str(plan.data), f"{_three_digits(one.seconds)} s", f"{mfu:.0%}",
         f"{one.room.total / 1e9:.1f} GB", ", ".join(choices),
     ]  # fmt: skip
+
+
+def _three_digits(x: float) -> str:  # more are not known
+    return f"{x:,.0f}" if x >= 100 else f"{x:#.3g}"
 
 
 def table(shape: ModelShape, devices: int, batch: int, sequence: int, machine: Machine) -> list[str]:

@@ -130,7 +130,7 @@ def test_the_command(capsys):
 @pytest.mark.parametrize(
     ("asked", "whole"),
     [
-        ("--model llama-3-70b --devices 256", "micro-batch 1, 4 stages each,\n ZeRO 1"),
+        ("--model llama-3-70b --devices 256", "micro-batch 1, 4 stages each, ZeRO 1"),
         ("--model gpt2 --devices 1024 --batch 1024", "micro-batch 4, 3 stages each,\n all recomputed"),
         ("--model gpt2 --devices 8 --batch 64 --memory 1.5GB", "ZeRO 1,\n all recomputed, does not fit"),
     ],
