@@ -24,6 +24,7 @@ from lib.guest.exits import Exit
 from lib.guest.globals import Globals
 from lib.guest.handed_to_cpp import fetched_before
 from lib.guest.refusals import refusals
+from lib.guest.replaced import Replaced
 from lib.guest.seeds import Seeds
 from lib.guest.settings import ForAWhile, shared
 from lib.guest.signals import numbers_and_signals
@@ -69,6 +70,7 @@ class Guest:
             own.Worlds(size),
             *own.of_python(size),
             *own.of_torch(size),
+            Replaced(size),
             own.Environments(lambda rank: set_by(rank) | dict(self.environment), size),
             modules.Modules(self.root, self.own, size),
             Globals(self.main, size),
