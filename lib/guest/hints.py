@@ -16,6 +16,7 @@ _NETWORK = re.compile(
     r"|[Tt]unnel connection failed|Proxy"
 )
 _ONCE = re.compile(r"already (been |is |was )?(initiali[sz]ed|set|called|registered|defined|instantiated|exists)|twice")
+_NOT_BUILT = re.compile(r"(has no attribute|cannot import name) '\w*(nccl|cuda|cudnn)\w*'", re.IGNORECASE)
 _GPU = re.compile(r"\b(cuda|gpus?|nccl|nvidia|hip|rocm)\b", re.IGNORECASE)
 
 
@@ -41,6 +42,13 @@ def hint(error: BaseException, no_gpu: bool = False) -> str | None:
         )
     if any(type(each).__name__ == "NoSuchProcess" for each in errors):
         return "os.getpid() gives each device a number of its own. The process that runs them all is psutil.Process()"
+    if any(
+        isinstance(e, AttributeError | ImportError) and "torch" in str(e) and _NOT_BUILT.search(str(e)) for e in errors
+    ):
+        return (
+            "This PyTorch is built for the CPU and has no such name, however many GPUs are pretended. Let the program "
+            "ask for it only where it is there, by hasattr; nothing here would use it"
+        )
     package = installed(error)
     if package not in (None, "torch") and _ONCE.search(str(error)):
         return (

@@ -29,6 +29,14 @@ def test_what_to_do(error, sentence):
     assert sentence in hints.hint(error)
 
 
+def test_names_of_builds_for_gpus(tmp_path, capsys):
+    script = tmp_path / "train.py"
+    for line in ("dist.ProcessGroupNCCL.Options()", "from torch.distributed import ProcessGroupNCCL"):
+        script.write_text(f"import torch.distributed as dist\n{line}\n")
+        assert main(["--nproc-per-node=2", "--no-gpu", str(script)]) == 1
+        assert "This PyTorch is built for the CPU and has no such name" in capsys.readouterr().err
+
+
 def test_errors_that_speak_for_themselves():
     assert hints.hint(ValueError("the batch has 3 texts")) is None
     assert hints.hint(RuntimeError("no CUDA"), no_gpu=True) is None
