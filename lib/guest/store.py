@@ -4,7 +4,7 @@ The stores of C++ would wait with the turn in their hands, and so for ever. `sim
 """
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ class Shelf:
     """What lies in one store, and who waits for something to lie there. Seen by all devices of a run."""
 
     values: dict[str, bytes] = field(default_factory=dict)
+    queues: dict[str, deque[bytes]] = field(default_factory=lambda: defaultdict(deque))
     waiting: list[int] = field(default_factory=list)
     members: int = 0  # devices that have opened it
     served: bool = False  # whether one of them is the server
@@ -46,11 +47,11 @@ class Store(dist.Store):
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Returns when all keys have values. A time limit is not needed: who would wait for ever is found at once."""
-        self._until(lambda: all(key in self._shelf.values for key in keys), f"store.wait({list(keys)})")
+        self._until(lambda: self._have(keys), f"store.wait({list(keys)})")
 
     def check(self, keys: Sequence[str]) -> bool:
         """Whether all keys have values. After a no, the others go first: programs ask again and again."""
-        return all(key in self._shelf.values for key in keys) or self._step_back("store.check()")
+        return self._have(keys) or self._step_back("store.check()")
 
     def add(self, key: str, amount: int) -> int:
         """Counts on; returns where it stands."""
@@ -93,9 +94,34 @@ class Store(dist.Store):
         """Those that have values."""
         return list(self._shelf.values)
 
+    def queue_push(self, key: str, value: str | bytes) -> None:
+        """Puts a value at the end of a queue. Where a PrefixStore lies over this one, C++ knows no queues."""
+        self._shelf.queues[key].append(_bytes(value))
+        self._tell()
+
+    def queue_pop(self, key: str, block: bool = True) -> bytes:
+        """Takes the first of a queue; waits until there is one, or raises QueueEmptyError."""
+        queue = self._shelf.queues[key]
+        if not queue and not block:
+            self._step_back("store.queue_pop(block=False)")
+            raise dist.QueueEmptyError("queue is empty")
+        self._until(lambda: queue, f"store.queue_pop({key!r})")
+        return queue.popleft()
+
+    def queue_len(self, key: str) -> int:
+        """How many are in a queue."""
+        return len(self._shelf.queues[key]) or int(self._step_back("store.queue_len()"))
+
+    def has_extended_api(self) -> bool:
+        """It has append, multi_get, multi_set and the queues."""
+        return True
+
     def clone(self) -> "Store":
         """The same store once more."""
         return Store(self._shelf)
+
+    def _have(self, keys: Sequence[str]) -> bool:
+        return all(key in self._shelf.values or self._shelf.queues[key] for key in keys)
 
     def _put(self, key: str, value: bytes) -> None:
         self._shelf.values[key] = value

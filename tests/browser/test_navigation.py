@@ -79,7 +79,7 @@ def test_the_menu_opens_on_a_phone(phone, path):
     opened = phone(path)
     page = opened.page
     link = page.locator("nav.bd-docs-nav a").last
-    assert not link.is_visible()
+    link.wait_for(state="hidden")
     buttons = [one for one in page.locator(".primary-toggle").all() if one.is_visible()]
     assert len(buttons) == 1, "a phone needs exactly one menu button"
     buttons[0].click()

@@ -131,7 +131,7 @@ def test_files_that_cannot_be_written_are_named_before_the_run(capsys):
     assert "--report-file=/nowhere/report.json: there is no folder /nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("case", ["tcp", "met", "url", "file"])
+@pytest.mark.parametrize("case", ["tcp", "queue", "met", "url", "file"])
 def test_other_ways_to_meet(case, capsys):
     assert run("--nproc-per-node=3", PROGRAMS / "stores.py", case) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == [f"{case} {rank} 3.0" for rank in range(3)]

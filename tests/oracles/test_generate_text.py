@@ -77,7 +77,9 @@ def test_four_devices_and_the_likeliest_characters_unless_said_otherwise(weights
 def test_the_command_as_a_reader_types_it(weights, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["generate_text", "--weights", str(weights), "--count", "3"])
     monkeypatch.delitem(sys.modules, generate_text.__name__)  # it runs under another name
-    runpy.run_module(generate_text.__name__, run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(generate_text.__name__, run_name="__main__")
+    assert ended.value.code in (None, 0)
     assert capsys.readouterr().out == write(weights, "--count", 3) + "\n"
 
 

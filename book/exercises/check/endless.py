@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -15,11 +15,12 @@ from book.exercises.check.verdict import Fault
 from lib.devices.engine import turns
 from lib.devices.engine.raise_in import raise_in
 
+AGAIN = 2.0  # seconds between two attempts to stop it
 PATIENCE = 10.0  # seconds of computing, for what takes milliseconds; who waits in a debugger does not compute
 
 
-class _Endless(BaseException):
-    """Raised in the thread that waits for the program. Not an Exception, which a program may catch."""
+class _Endless(KeyboardInterrupt):
+    """Raised in the thread that waits for the program, as the stop button does: the engine knows what that means."""
 
 
 @contextmanager
@@ -33,26 +34,30 @@ def ended(program: Callable[..., Any], told: str) -> Iterator[None]:
         while time.process_time() - start < PATIENCE:
             if over.wait(PATIENCE / 20):
                 return
-        with sending:
-            if not over.is_set():
-                lines.append(_line(program))
+        while True:  # once more: one that comes while Python cleans up is lost
+            with sending:
+                if over.is_set():
+                    return
+                lines[:] = lines or [_line(program)]
                 raise_in(me, _Endless)
+            if over.wait(AGAIN):
+                return
 
     threading.Thread(target=watch, args=(time.process_time(),), daemon=True).start()
     try:
-        try:
-            yield
-        finally:
-            with sending:
+        yield
+    finally:
+        while not over.is_set():
+            with suppress(_Endless), sending:
                 over.set()
                 if lines:
                     raise_in(me, _Endless)  # at once, here: what was sent may not arrive later
-    except _Endless:
-        raise Fault(
-            f"does not end {told}.",
-            f"It was stopped after {PATIENCE:g} seconds of computing{lines[0]}",
-            "Cause: a loop whose end is never reached?",
-        ) from None
+        if lines:
+            raise Fault(
+                f"does not end {told}.",
+                f"It was stopped after {PATIENCE:g} seconds of computing{lines[0]}",
+                "Cause: a loop whose end is never reached?",
+            ) from None
 
 
 def _line(program: Callable[..., Any]) -> str:

@@ -105,3 +105,20 @@ def test_who_comes_back_in_time_is_not_stopped_later(monkeypatch):
     end = time.process_time() + 1.5
     while time.process_time() < end:
         sum(range(1000))
+
+
+def test_one_that_is_lost_is_sent_again(monkeypatch):
+    """As is one that comes while Python calls a weak reference's function: it is printed, and forgotten."""
+    sent = []
+
+    def lose_the_first(thread, error):
+        sent.append(error)
+        if len(sent) > 1:
+            really(thread, error)
+
+    really = endless.raise_in
+    monkeypatch.setattr(endless, "AGAIN", 0.1)
+    monkeypatch.setattr(endless, "raise_in", lose_the_first)
+    with pytest.raises(endless.Fault, match="does not end for a test"), endless.ended(spin, "for a test"):
+        spin()
+    assert len(sent) == 3  # lost, arrived, and the last one, at the way out

@@ -1,4 +1,4 @@
-"""Stores used directly, and the other ways to meet: `stores.py tcp|met|file|store|url`."""
+"""Stores used directly, and the other ways to meet: `stores.py tcp|queue|met|file|store|url`."""
 
 import os
 import sys
@@ -21,6 +21,23 @@ if case == "tcp":
     while store.add("a/n", 0) < size:
         time.sleep(0.001)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+elif case == "queue":  # rank 0 hands out work, and the others wait for it
+    store = dist.TCPStore("127.0.0.1", 29400, size, rank == 0, timedelta(seconds=30))
+    assert store.has_extended_api()
+    if rank == 0:
+        for task in range(size - 1):
+            store.queue_push("tasks", str(task))
+        while not store.check(["done"]) or store.queue_len("done") < size - 1:
+            time.sleep(0.001)
+        assert {store.queue_pop("done") for _ in range(size - 1)} == {b"%d" % task for task in range(size - 1)}
+        store.set("over", "yes")
+    else:
+        store.queue_push("done", store.queue_pop("tasks"))
+        store.wait(["over"])
+    try:
+        store.queue_pop("tasks", block=False)
+    except dist.QueueEmptyError:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
 elif case == "met":  # by hand, at the store that torchrun keeps
     store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
