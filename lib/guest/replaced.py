@@ -82,8 +82,12 @@ def _is_a_guests(value: Any) -> bool:
     if isinstance(value, type):
         return is_a_guests(getattr(sys.modules.get(value.__module__), "__file__", None) or "<frozen")
     function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value  # of a method, of a property
-    code = getattr(function, "__code__", None)
-    return code is not None and is_a_guests(code.co_filename)
+    while function is not None:  # PyTorch wraps the step of an optimizer, and programs wrap what is PyTorch's
+        code = getattr(function, "__code__", None)
+        if code is not None and is_a_guests(code.co_filename):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def _put(where: tuple[Any, str], value: Any) -> None:
