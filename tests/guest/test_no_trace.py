@@ -115,7 +115,6 @@ def state_of_the_process():
         "loggers": (logging.root.level, list(logging.root.handlers)),
         "folder": Path.cwd(),
         "signals": signal.getsignal(signal.SIGTERM),
-        "threads": threading.active_count(),
     }
 
 
@@ -131,7 +130,7 @@ def test_the_process_is_as_before(how, error, tmp_path):
     (tmp_path / "helper.py").write_text("")
     (tmp_path / "train.py").write_text(HARMFUL)
     importlib.import_module("torch.nn.parallel")
-    before = state_of_the_process()
+    before, threads = state_of_the_process(), set(threading.enumerate())
     if error is None:
         Cluster(2).run(script(tmp_path / "train.py", how))
         after = state_of_the_process()
@@ -144,6 +143,7 @@ def test_the_process_is_as_before(how, error, tmp_path):
         after = state_of_the_process()
     for name, value in before.items():
         assert after[name] == value, name
+    assert set(threading.enumerate()) <= threads  # those of other tests may have ended meanwhile
     assert Cluster(4).run(book_program) == [6.0] * 4
 
 

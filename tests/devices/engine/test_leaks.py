@@ -106,7 +106,7 @@ def test_a_hundred_runs_leave_nothing_behind():
     threads, before, memory = threading.active_count(), tensors(), process.memory_info().rss
     for _ in range(100):
         cluster.run(busy, x)
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # those of other tests may have ended
     assert tensors() == before
     assert process.memory_info().rss - memory < 12e6  # were the four outputs of each run kept, it would be 25 MB
 
@@ -121,4 +121,4 @@ def test_failed_runs_leave_nothing_behind():
     for _ in range(50):
         with pytest.raises(ZeroDivisionError):
             Cluster(4).run(fails)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of other tests may have ended
