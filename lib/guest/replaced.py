@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from operator import is_
+from types import CodeType
 from typing import Any
 
 import torch
@@ -84,9 +85,10 @@ def _is_a_guests(value: Any) -> bool:
     function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value  # of a method, of a property
     while function is not None:  # PyTorch wraps the step of an optimizer, and programs wrap what is PyTorch's
         code = getattr(function, "__code__", None)
-        if code is not None and is_a_guests(code.co_filename):
+        if isinstance(code, CodeType) and is_a_guests(code.co_filename):
             return True
-        function = getattr(function, "__wrapped__", None)
+        # Not getattr: a stand-in for a package may have any attribute that one asks for.
+        function = getattr(function, "__dict__", {}).get("__wrapped__")
     return False
 
 

@@ -100,6 +100,27 @@ def test_each_device_has_its_own(program):
     assert not hasattr(torch.Tensor, "owner")
 
 
+class Anything:
+    """A stand-in for a package that is not there: it has whatever one asks for."""
+
+    def __getattr__(self, name):
+        return self
+
+
+def a_stand_in():
+    rank = start()
+    torch.somewhere = Anything()
+    meet()
+    return rank
+
+
+def test_a_stand_in_that_has_every_attribute():
+    try:
+        assert Cluster(2).run(guest(a_stand_in)) == [0, 1]
+    finally:
+        del torch.somewhere
+
+
 def only_on_rank_0():
     if start() == 0:
         nn.Linear.forward = lambda layer, x: torch.full((1,), 7.0)
