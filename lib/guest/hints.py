@@ -16,7 +16,10 @@ _NETWORK = re.compile(
     r"|[Tt]unnel connection failed|Proxy"
 )
 _ONCE = re.compile(r"already (been |is |was )?(initiali[sz]ed|set|called|registered|defined|instantiated|exists)|twice")
-_NOT_BUILT = re.compile(r"(has no attribute|cannot import name) '\w*(nccl|cuda|cudnn)\w*'", re.IGNORECASE)
+_OF_GPUS = r"'\w*(nccl|cuda|cudnn)\w*'"
+_NOT_BUILT = re.compile(
+    rf"module 'torch[\w.]*' has no attribute {_OF_GPUS}|cannot import name {_OF_GPUS} from 'torch", re.IGNORECASE
+)
 _GPU = re.compile(r"\b(cuda|gpus?|nccl|nvidia|hip|rocm)\b", re.IGNORECASE)
 
 
@@ -42,9 +45,7 @@ def hint(error: BaseException, no_gpu: bool = False) -> str | None:
         )
     if any(type(each).__name__ == "NoSuchProcess" for each in errors):
         return "os.getpid() gives each device a number of its own. The process that runs them all is psutil.Process()"
-    if any(
-        isinstance(e, AttributeError | ImportError) and "torch" in str(e) and _NOT_BUILT.search(str(e)) for e in errors
-    ):
+    if any(isinstance(e, AttributeError | ImportError) and _NOT_BUILT.search(str(e)) for e in errors):
         return (
             "This PyTorch is built for the CPU and has no such name, however many GPUs are pretended. Let the program "
             "ask for it only where it is there, by hasattr; nothing here would use it"

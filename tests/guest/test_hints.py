@@ -40,6 +40,7 @@ def test_names_of_builds_for_gpus(tmp_path, capsys):
 def test_errors_that_speak_for_themselves():
     assert hints.hint(ValueError("the batch has 3 texts")) is None
     assert hints.hint(RuntimeError("no CUDA"), no_gpu=True) is None
+    assert hints.hint(AttributeError("module 'mytorch' has no attribute 'use_cuda'"), no_gpu=True) is None
     error = ValueError("no data")
     error.__cause__ = OSError("Max retries exceeded with url: /wikitext")
     assert "Fetch it once" in hints.hint(error)  # what caused it counts too
